@@ -1,0 +1,108 @@
+"""The vocabulary of the whole package: one task in, one scalar out.
+
+Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queries per class,
+`n` examples, `D` features.
+"""
+
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]  # parameter name -> tensor
+Theta = dict[str, Params]  # component ("backbone", "norm", "head", ...) -> Params
+Metrics = dict[str, Tensor]  # name -> tensor of any shape, for one task
+Split = Literal["train", "val", "test"]
+Kind = Literal["classification", "regression"]
+
+
+class Examples(NamedTuple):
+    """x: [n, *input]; y: [n] class indices, or [n, *output] in regression."""
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One task's data. A batch of tasks is the same type with a leading T on every tensor."""
+
+    support: Examples
+    query: Examples
+
+
+class TaskShape(NamedTuple):
+    """How large a task is: classes, support examples per class, query examples per class."""
+
+    ways: int
+    shots: int
+    queries: int
+
+
+class TaskSpec(NamedTuple):
+    """What a task asks for: `output_size` is the number of classes, or of regressed values."""
+
+    kind: Kind
+    input_shape: tuple[int, ...]
+    output_size: int
+
+
+class TaskSource(Protocol):
+    """A distribution over tasks of one split and one shape."""
+
+    @property
+    def spec(self) -> TaskSpec: ...
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+        """A batch of tasks with a leading T, on the data's device; all randomness is the generator's."""
+        ...
+
+
+class Dataset(Protocol):
+    """A named collection that tasks are drawn from."""
+
+    kind: Kind
+
+    def prepare(self) -> None:
+        """Fetch, verify and pack what is missing; cheap when everything is there."""
+        ...
+
+    def tasks(self, split: Split, shape: TaskShape) -> TaskSource: ...
+
+    def describe(self) -> str:
+        """For a person: where the data was found, what it holds split by split, or what is missing."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What was used, as JSON: counts, hashes and settings that tell two versions apart."""
+        ...
+
+
+class Algorithm(Protocol):
+    """A learning method, as pure functions of the meta-parameters `theta` and one task."""
+
+    @property
+    def norm(self) -> str: ...
+
+    def init(self) -> Theta: ...
+
+    def adapt(self, theta: Theta, support: Examples) -> Any:
+        """The task-specific state phi that `predict` reads."""
+        ...
+
+    def predict(self, theta: Theta, phi: Any, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N] or regressed values [n, *output]."""
+        ...
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """The scalar whose mean over tasks is descended in theta, and metrics to log."""
+        ...
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        """What meta-validation and meta-test measure on one task."""
+        ...
+
+
+class Backbone(nn.Module):
+    """A network from inputs [n, *input_shape] to features [n, feature_size]."""
+
+    feature_size: int
