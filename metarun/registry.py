@@ -9,6 +9,7 @@ Other packages add components through an entry point in the group `metarun`, who
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -16,10 +17,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from metarun import settings
-from metarun.settings import ConfigError, convert_fields, did_you_mean
+from metarun.settings import ConfigError, Range, convert_fields, did_you_mean
 
 GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")
 T = TypeVar("T")
@@ -35,6 +36,7 @@ class Declaration:
     doc: str
     settings: dict[str, Any]  # field name -> type, for what YAML may set
     runtime: tuple[str, ...]  # fields that the wiring gives
+    constants: dict[str, Any]  # class variables with literal values
 
 
 def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
@@ -123,27 +125,31 @@ def _declared_in(module: str, path: Path) -> Iterator[tuple[str, str, Declaratio
 
 def _declaration(module: str, node: ast.ClassDef) -> Declaration:
     types: dict[str, Any] = {}
+    constants: dict[str, Any] = {}
     runtime = []
     for field in node.body:
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and field.value is None:
-            kind = _setting_type(field.annotation)
-            if kind is None:
-                runtime.append(field.target.id)
-            else:
-                types[field.target.id] = kind
-    return Declaration(module, ast.get_docstring(node) or "", types, tuple(runtime))
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+            continue
+        name = field.target.id
+        if field.value is not None:
+            with contextlib.suppress(ValueError):  # not a literal
+                constants[name] = ast.literal_eval(field.value)
+        elif (kind := _setting_type(field.annotation)) is not None:
+            types[name] = kind
+        else:
+            runtime.append(name)
+    return Declaration(module, ast.get_docstring(node) or "", types, tuple(runtime), constants)
 
 
-_VOCABULARY = {
+_VOCABULARY = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, Range)} | {
     name: getattr(settings, name)
-    for name in ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Norm", "Range")
-} | {"Annotated": Annotated, "Any": Any, "Literal": Literal}
+    for name in ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Norm", "Annotated", "Any", "Literal")
+}
 
 
 def _setting_type(annotation: ast.expr) -> Any:
     """The annotation's type if it is in the settings vocabulary, else None."""
     try:
-        return eval(ast.unparse(annotation), {"__builtins__": {"int": int, "float": float, "bool": bool,
-                    "str": str, "list": list, "dict": dict}}, dict(_VOCABULARY))  # fmt: skip
-    except NameError:
+        return eval(ast.unparse(annotation), {"__builtins__": {}}, _VOCABULARY)
+    except (NameError, AttributeError):
         return None

@@ -4,7 +4,7 @@ Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queri
 `n` examples, `D` features.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +60,7 @@ class TaskSource(Protocol):
 class Dataset(Protocol):
     """A named collection that tasks are drawn from."""
 
-    kind: Kind
+    kind: ClassVar[Kind]
 
     def prepare(self) -> None:
         """Fetch, verify and pack what is missing; cheap when everything is there."""
@@ -78,7 +78,13 @@ class Dataset(Protocol):
 
 
 class Algorithm(Protocol):
-    """A learning method, as pure functions of the meta-parameters `theta` and one task."""
+    """A learning method, as pure functions of the meta-parameters `theta` and one task.
+
+    `norm` says what norm layers normalise by at meta-test: "batch" statistics, which make a method
+    transductive, or "running" averages. `kinds` are the kinds of task it can learn.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]]
 
     @property
     def norm(self) -> str: ...
@@ -106,3 +112,10 @@ class Backbone(nn.Module):
     """A network from inputs [n, *input_shape] to features [n, feature_size]."""
 
     feature_size: int
+
+    def head(self, outputs: int) -> nn.Linear:
+        """A last layer for these features: Xavier weights, zero biases."""
+        layer = nn.Linear(self.feature_size, outputs)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer

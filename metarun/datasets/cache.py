@@ -2,9 +2,7 @@
 
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,9 +11,9 @@ from metarun.settings import ConfigError
 
 
 def cache_dir() -> Path:
-    """`$METARUN_CACHE`, else the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("METARUN_CACHE") or Path(base) / "metarun")
+    """`$METARUN_CACHE`, else `metarun` in the user's cache folder; always absolute."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("METARUN_CACHE") or Path(base, "metarun")).expanduser().absolute()
 
 
 def prepared(name: str, make: Callable[[Path], None]) -> Path:
@@ -23,31 +21,40 @@ def prepared(name: str, make: Callable[[Path], None]) -> Path:
 
     `make` writes into a scratch folder that takes the name only when it returned, so a folder that exists is
     complete. A second process waits for the first instead of working beside it.
-    Raises ConfigError where the cache cannot be written.
+    Raises ConfigError where the cache cannot be written, and whatever else `make` raises.
     """
     target = cache_dir() / name
     if target.is_dir():
         return target
-    with _writable(target.parent), FileLock(target.with_name(f"{target.name}.lock")):
-        if not target.is_dir():
-            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-            try:
-                make(scratch)
-                scratch.rename(target)
-            finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.with_name(f"{target.name}.lock")):
+            if not target.is_dir():
+                _fill(target, make)
+    except OSError as error:
+        if not _is_about(target.parent, error):
+            raise
+        raise ConfigError(
+            f"the cache {target.parent} cannot be written ({error.strerror or error}): "
+            "set METARUN_CACHE to a folder that can"
+        ) from error
     return target
 
 
-@contextmanager
-def _writable(folder: Path) -> Iterator[None]:
+def _fill(target: Path, make: Callable[[Path], None]) -> None:
+    scratch = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed: we hold the lock
+    scratch.mkdir()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        if error.filename is None or Path(error.filename).is_relative_to(folder) or error.errno == 28:
-            raise ConfigError(
-                f"the cache {folder} cannot be written ({error.strerror}): "
-                f"set METARUN_CACHE to a folder that can"
-            ) from error
-        raise
+        make(scratch)
+        scratch.rename(target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_about(folder: Path, error: OSError) -> bool:
+    """Whether the error names the folder, something in it or above it, or no file at all (a full disk)."""
+    if error.filename is None:
+        return True
+    path = Path(error.filename)
+    return path.is_relative_to(folder) or folder.is_relative_to(path)

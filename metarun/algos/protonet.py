@@ -1,0 +1,64 @@
+"""Prototypical networks.
+
+Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017,
+https://arxiv.org/abs/1703.05175.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from metarun.inner import initial_theta
+from metarun.objectives import episode_metrics, judged
+from metarun.registry import register
+from metarun.settings import Norm
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+
+
+@register("algo", "protonet")
+@dataclass(frozen=True)
+class ProtoNet:
+    """Learn an embedding in which each class is a cloud around its mean (Snell et al. 2017)."""
+
+    norm: Norm
+    backbone: Backbone
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+
+    def init(self) -> Theta:
+        return initial_theta(self.backbone)
+
+    def embed(self, theta: Theta, x: Tensor) -> Tensor:
+        """x: [n, *input] -> [n, D]."""
+        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+
+    def prototypes(self, z: Tensor, y: Tensor) -> Tensor:
+        """c_k, the mean embedding of class k (Eq. 1). z: [n, D], y: [n] -> [N, D]."""
+        members = F.one_hot(y, self.spec.output_size).to(z.dtype)  # [n, N]
+        return members.T @ z / members.sum(0)[:, None]
+
+    def logits(self, prototypes: Tensor, z: Tensor) -> Tensor:
+        """-||z - c_k||^2 (Eq. 2). [N, D], [n, D] -> [n, N]."""
+        return -(z[:, None] - prototypes).square().sum(-1)
+
+    def adapt(self, theta: Theta, support: Examples) -> Tensor:
+        """support.x: [n, *input] -> prototypes [N, D]."""
+        return self.prototypes(self.embed(theta, support.x), support.y)
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N]."""
+        return self.logits(phi, self.embed(theta, x))
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """Algorithm 1. Support and query pass through the network as one batch, as in the authors' code."""
+        support, query = episode
+        z = self.embed(theta, torch.cat([support.x, query.x]))
+        prototypes = self.prototypes(z[: len(support.y)], support.y)
+        return judged(self.spec.kind, self.logits(prototypes, z[len(support.y) :]), query.y)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        return episode_metrics(self, self.spec.kind, theta, episode)

@@ -1,0 +1,79 @@
+"""The four-block convolutional networks of the few-shot papers."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.norm import BatchNorm
+from metarun.registry import register
+from metarun.settings import ConfigError, Count
+from metarun.types import Backbone
+
+
+@register("backbone", "conv4")
+@dataclass(eq=False)
+class Conv4(Backbone):
+    """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and ReLU, flattened (Vinyals 2016, Snell 2017).
+
+    28x28 with 64 filters gives 64 features, 84x84 with 32 filters 800. Pooling before ReLU is the same function
+    as after it, and cheaper. A convolution needs no bias in front of batch norm.
+    """
+
+    filters: Count
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        channels, side = _image_shape("conv4", self.input_shape, smallest=16)
+        widths = [channels] + 4 * [self.filters]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in zip(widths, widths[1:]))
+        self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
+        self.feature_size = self.filters * (side // 16) ** 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, C, S, S] -> [n, feature_size]."""
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.relu(F.max_pool2d(norm(conv(x)), 2))
+        return x.flatten(1)
+
+
+@register("backbone", "conv4_strided")
+@dataclass(eq=False)
+class Conv4Strided(Backbone):
+    """Finn's Omniglot network: four 3x3 convolutions of stride 2, batch norm, ReLU; mean over space.
+
+    Finn et al. 2017, appendix A.1, and the authors' code: norm layers shift but do not scale, eps 1e-3, weights
+    Xavier. Unlike there, padding is symmetric (TensorFlow's SAME pads an even image at the far side only).
+    """
+
+    filters: Count
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        channels, _ = _image_shape("conv4_strided", self.input_shape, smallest=4)
+        widths = [channels] + 4 * [self.filters]
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in zip(widths, widths[1:])
+        )
+        for conv in self.convs:
+            nn.init.xavier_uniform_(conv.weight)
+        self.norms = nn.ModuleList(BatchNorm(self.filters, scale=False, eps=1e-3) for _ in range(4))
+        self.feature_size = self.filters
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, C, S, S] -> [n, filters]."""
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.relu(norm(conv(x)))
+        return x.mean((-2, -1))
+
+
+def _image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
+    """Channels and side of a square image. Raises ConfigError for anything else."""
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] < smallest:
+        raise ConfigError(
+            f"backbone={name} takes square images [C, S, S] with S at least {smallest}, "
+            f"and this dataset has inputs {list(shape)}: choose another backbone (mlp takes any input)"
+        )
+    return shape[0], shape[1]

@@ -1,0 +1,50 @@
+"""Fully connected networks."""
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.norm import BatchNorm
+from metarun.registry import register
+from metarun.settings import Count
+from metarun.types import Backbone
+
+
+@register("backbone", "mlp")
+@dataclass(eq=False)
+class MLP(Backbone):
+    """Hidden layers of the given widths with ReLU, with or without batch norm; images are flattened.
+
+    Finn et al. 2017: widths 40, 40 without norm for the sinusoid, 256, 128, 64, 64 with norm for Omniglot;
+    weights from a truncated normal (std 0.01), biases zero.
+    """
+
+    hidden: list[Count]
+    batch_norm: bool
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        widths = [math.prod(self.input_shape), *self.hidden]
+        self.layers = nn.ModuleList(nn.Linear(i, o, bias=not self.batch_norm) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(BatchNorm(o) if self.batch_norm else nn.Identity() for o in self.hidden)
+        for layer in self.layers:
+            nn.init.trunc_normal_(layer.weight, std=0.01)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        self.feature_size = widths[-1]
+
+    def head(self, outputs: int) -> nn.Linear:
+        layer = super().head(outputs)
+        nn.init.trunc_normal_(layer.weight, std=0.01)
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, *input_shape] -> [n, hidden[-1]]."""
+        x = x.flatten(1)
+        for layer, norm in zip(self.layers, self.norms):
+            x = F.relu(norm(layer(x)))
+        return x

@@ -1,0 +1,56 @@
+"""Regression of sine waves, generated on the device."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.registry import register
+from metarun.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
+
+
+@register("dataset", "sinusoid")
+@dataclass(frozen=True)
+class Sinusoid:
+    """y = A sin(x - p): amplitude, phase and inputs are drawn anew for every task (Finn et al. 2017, section 5.1).
+
+    A uniform in [0.1, 5], p in [0, pi], x in [-5, 5], for support and query alike. Splits differ only in the
+    random numbers. `ways` has no meaning here.
+    """
+
+    device: torch.device
+    kind: ClassVar[Kind] = "regression"
+
+    def prepare(self) -> None:
+        """Nothing to prepare."""
+
+    def describe(self) -> str:
+        return "sinusoid: generated while training, nothing to fetch"
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": "sinusoid", "amplitude": [0.1, 5.0], "phase": [0.0, math.pi], "x": [-5.0, 5.0]}
+
+    def tasks(self, split: Split, shape: TaskShape) -> "SinusoidTasks":
+        return SinusoidTasks(shape, self.device)
+
+
+@dataclass(frozen=True)
+class SinusoidTasks:
+    shape: TaskShape
+    device: torch.device
+    spec: ClassVar[TaskSpec] = TaskSpec("regression", (1,), 1)
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+        """support.x and support.y [T, K, 1], query.x and query.y [T, Q, 1]."""
+
+        def uniform(low: float, high: float, *size: int) -> Tensor:
+            draw = torch.rand(num_tasks, *size, generator=generator, device=generator.device)
+            return (low + (high - low) * draw).to(self.device)
+
+        _, shots, queries = self.shape
+        amplitude, phase = uniform(0.1, 5.0, 1, 1), uniform(0.0, math.pi, 1, 1)
+        x = uniform(-5.0, 5.0, shots + queries, 1)
+        y = amplitude * torch.sin(x - phase)
+        return Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:]))

@@ -1,0 +1,75 @@
+"""The machine and the software a run happens on."""
+
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from metarun import __version__
+from metarun.settings import ConfigError
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, or a device by name. Raises ConfigError, saying what is there, for one that is not."""
+    here = available_devices()
+    if name == "auto":
+        return torch.device(here[-1])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or str(device) not in [*here, "cuda" if len(here) > 1 and "cuda:0" in here else "cpu"]:
+        raise ConfigError(f"device is {name!r}: here are {', '.join(here)} (and auto, the best of them)")
+    return device
+
+
+def available_devices() -> list[str]:
+    """From the slowest to the best."""
+    devices = ["cpu"]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices + [f"cuda:{i}" for i in reversed(range(torch.cuda.device_count()))]
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of a speed figure needs to know."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def versions() -> dict[str, str]:
+    found = {"metarun": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("torchvision", "hydra-core", "omegaconf"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that metarun runs from, "-dirty" with local changes; None outside one."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

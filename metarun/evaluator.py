@@ -1,0 +1,80 @@
+"""Meta-validation and meta-test: fixed tasks, one score per task, mean and 95 % interval."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from metarun.execution import Execution, chunks, over_tasks
+from metarun.seeding import generator_for
+from metarun.types import Algorithm, Episode, Metrics, Split, TaskSource, Theta
+
+BLOCK = 50  # tasks drawn from one generator: fixed, so that the tasks depend on no batch or chunk size
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured on each task, and which tasks they were."""
+
+    per_task: Metrics  # name -> [tasks, ...]
+    task_hash: str  # of inputs and labels, in order: two equal hashes mean the same test
+
+    def summary(self) -> dict[str, Any]:
+        """name -> {"mean", "ci95"}; lists for vector metrics. ci95 is 1.96 std / sqrt(tasks)."""
+        return {
+            name: {
+                "mean": values.double().mean(0).tolist(),
+                "ci95": (1.96 * values.double().std(0) / math.sqrt(len(values))).tolist(),
+            }
+            for name, values in self.per_task.items()
+        }
+
+
+def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split) -> Iterator[Episode]:
+    """The first `count` of an endless list of tasks that `seed` and `split` determine, block by block.
+
+    Drawn on the CPU whatever the device, so that the list is the same on every machine.
+    """
+    for block in range(math.ceil(count / BLOCK)):
+        tasks = source.sample(BLOCK, generator_for(seed, split, block))
+        yield next(iter(chunks(tasks, min(BLOCK, count - block * BLOCK))))
+
+
+@torch.no_grad()
+def evaluate(
+    algo: Algorithm,
+    theta: Theta,
+    source: TaskSource,
+    *,
+    tasks: int,
+    seed: int,
+    split: Split,
+    tasks_per_chunk: int,
+    execution: Execution,
+    progress: bool = False,
+) -> Scores:
+    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`. The chunk size changes memory only."""
+    results: list[Metrics] = []
+    digest = hashlib.sha256()
+    with tqdm(total=tasks, desc=split, unit="task", disable=not progress, leave=False) as bar:
+        for block in fixed_tasks(source, tasks, seed, split):
+            digest.update(_fingerprint(block))
+            for chunk in chunks(block, tasks_per_chunk):
+                results.append(over_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
+                bar.update(len(chunk.query.y))
+    per_task = {name: torch.cat([result[name] for result in results]).cpu() for name in results[0]}
+    return Scores(per_task, digest.hexdigest())
+
+
+def _fingerprint(tasks: Episode) -> bytes:
+    """Inputs and labels to three decimals: devices may differ in the last bit of a float."""
+
+    def rounded(value: Tensor) -> bytes:
+        return (value * 1000).round().to(torch.int32).cpu().numpy().tobytes()
+
+    return b"".join(rounded(field) for part in tasks for field in part)

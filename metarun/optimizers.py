@@ -1,0 +1,48 @@
+"""Outer optimisers: PyTorch's own, one parameter group per component of theta."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metarun.registry import register
+from metarun.settings import Fraction, NonNegative, Positive
+
+Groups = list[dict[str, Any]]
+
+
+@register("optimizer", "adam")
+@dataclass(frozen=True)
+class Adam:
+    """Adam (Kingma & Ba 2015)."""
+
+    lr: Positive
+    betas: list[Fraction]
+    eps: Positive
+    weight_decay: NonNegative
+
+    def over(self, groups: Groups) -> torch.optim.Optimizer:
+        beta1, beta2 = self.betas
+        return torch.optim.Adam(
+            groups, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay
+        )
+
+
+@register("optimizer", "sgd")
+@dataclass(frozen=True)
+class SGD:
+    """Gradient descent with momentum."""
+
+    lr: Positive
+    momentum: Fraction
+    nesterov: bool
+    weight_decay: NonNegative
+
+    def over(self, groups: Groups) -> torch.optim.Optimizer:
+        return torch.optim.SGD(
+            groups,
+            lr=self.lr,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            weight_decay=self.weight_decay,
+        )

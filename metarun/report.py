@@ -1,0 +1,69 @@
+"""What a person looks at after a run: a few lines, curves, and a table of per-task scores."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+from metarun.evaluator import Scores
+
+
+def result_lines(result: dict[str, Any]) -> list[str]:
+    """One line for each row of the test, with mean, 95 % interval and what the figure means."""
+    lines = []
+    for name, row in result["test"].items():
+        for metric in ("accuracy", "accuracy_inductive", "mse"):
+            if metric in row:
+                lines.append(_line(name, metric, row))
+        if "mse_by_step" in row:
+            lines.append(f"{'':14}mse by inner step: {' '.join(f'{v:.3f}' for v in row['mse_by_step']['mean'])}")
+    return lines
+
+
+def _line(name: str, metric: str, row: dict[str, Any]) -> str:
+    mean, ci95 = row[metric]["mean"], row[metric]["ci95"]
+    if metric == "mse":
+        figure, task = f"mse {mean:.4f} +- {ci95:.4f}", f"{row['shots']} points"
+    else:
+        figure = f"accuracy {100 * mean:.2f} +- {100 * ci95:.2f} %"
+        task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} queries per class"
+    mode = "transductive" if metric == "accuracy" and row["transductive"] else "inductive"
+    return f"{name:14}{figure}  ({task}, {row['tasks']} tasks, {mode})"
+
+
+def write_scores(path: Path, scores: Scores) -> None:
+    """One line per task, a column per metric; an entry of a vector metric has a column of its own."""
+    path.parent.mkdir(exist_ok=True)
+    columns = {
+        name if values.dim() == 1 else f"{name}_{i}": column.tolist()
+        for name, values in scores.per_task.items()
+        for i, column in enumerate(values.flatten(1).T if values.dim() > 1 else [values])
+    }
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["task", *columns])
+        writer.writerows((i, *row) for i, row in enumerate(zip(*columns.values())))
+
+
+def draw_curves(folder: Path) -> None:
+    """`curves.png` from `metrics.jsonl`: the loss, and the headline figure in training and validation."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    headline = "accuracy" if any("accuracy" in row for row in rows) else "mse"
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, metric in zip(axes, ("loss", headline)):
+        for split, style in (("train", {"alpha": 0.8}), ("val", {"marker": "o", "markersize": 3})):
+            points = [(row["step"], row[metric]) for row in rows if row["split"] == split and metric in row]
+            if points:
+                axis.plot(*zip(*points), label=split, **style)
+        axis.set(xlabel="step", ylabel=metric)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    if headline == "mse":
+        axes[1].set_yscale("log")
+    figure.savefig(folder / "curves.png", dpi=120)
+    pyplot.close(figure)

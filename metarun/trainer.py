@@ -1,0 +1,166 @@
+"""The loop: meta-training of every method, and the only place that knows about many tasks and steps."""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
+
+from metarun.execution import meta_gradient
+from metarun.logs import RunLog
+from metarun.seeding import generator_for
+from metarun.settings import TrainerSettings
+from metarun.types import Algorithm, Metrics, TaskSource, Theta
+
+
+class NonFiniteLoss(Exception):
+    """Training diverged: the loss or a weight is not a finite number."""
+
+
+@dataclass
+class Progress:
+    """Where training stands: everything beside the tensors that a checkpoint must bring back."""
+
+    step: int = 0
+    best: float | None = None  # best validation score so far
+    best_step: int | None = None
+    unimproved: int = 0  # validations since then
+    seconds: float = 0.0  # spent training, over all sittings
+    stopped: str | None = None  # the signal that ended this sitting early
+
+
+@dataclass
+class Window:
+    """Sums of what happened since the last log line; they stay on the device."""
+
+    steps: int = 0
+    sums: Metrics = field(default_factory=dict)
+
+    def add(self, losses: Tensor, metrics: Metrics) -> None:
+        self.steps += 1
+        for name, value in {"loss": losses, **metrics}.items():
+            mean = value.mean(0)
+            self.sums[name] = self.sums[name] + mean if name in self.sums else mean
+
+    def flush(self) -> dict[str, Any]:
+        """Means per step since the last flush: the one synchronisation with the device."""
+        means = {name: (total / self.steps).tolist() for name, total in self.sums.items()}
+        self.steps, self.sums = 0, {}
+        return means
+
+
+def train(
+    algo: Algorithm,
+    theta: Theta,
+    source: TaskSource,
+    optimizer: torch.optim.Optimizer,
+    schedule: Callable[[int], float],
+    settings: TrainerSettings,
+    *,
+    seed: int,
+    device: torch.device,
+    progress: Progress,
+    window: Window,
+    validate: Callable[[Theta], tuple[float, dict[str, Any]]],
+    improves: Callable[[float, float], bool],
+    save: Callable[[str], None],
+    log: RunLog,
+) -> None:
+    """Descend the mean task loss in `theta`, in place, from `progress.step` to `settings.steps`.
+
+    `validate` gives the score to select by and what to log; `save("last")`, `save("best")` write checkpoints of
+    theta, optimizer, progress and window. Step s draws its tasks from a generator seeded by (seed, s), so a
+    resumed run is bit-equal to one that never stopped. Raises NonFiniteLoss.
+    """
+    base_rates = [group["initial_lr"] for group in optimizer.param_groups]
+    with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
+        started = time.perf_counter() - progress.seconds
+        while progress.step < settings.steps and not patience_is_over(progress, settings):
+            for group, rate in zip(optimizer.param_groups, base_rates):
+                group["lr"] = rate * schedule(progress.step)
+            tasks = source.sample(settings.tasks_per_step, generator_for(seed, "train", progress.step, device=device))
+            losses, metrics, gradient = meta_gradient(
+                algo, theta, tasks, execution=settings.execution, tasks_per_chunk=settings.tasks_per_chunk
+            )
+            descend(theta, gradient, optimizer, settings)
+            window.add(losses, metrics)
+            progress.step += 1
+            progress.seconds = time.perf_counter() - started
+            bar.update()
+
+            finished = progress.step == settings.steps
+            if progress.step % settings.log_every == 0 or finished:
+                rate = optimizer.param_groups[0]["lr"]
+                log.metrics(progress.step, "train", finite(window.flush(), progress.step) | {"lr": rate})
+            if progress.step % settings.eval_every == 0 or finished:
+                check_weights(theta, progress.step)
+                score, scores = validate(theta)
+                log.metrics(progress.step, "val", scores)
+                progress.unimproved += 1
+                if progress.best is None or improves(score, progress.best):
+                    progress.best, progress.best_step, progress.unimproved = score, progress.step, 0
+                    save("best")
+                save("last")
+            if stop.signal:
+                check_weights(theta, progress.step)
+                progress.stopped = stop.signal
+                save("last")
+                return
+
+
+def descend(theta: Theta, gradient: Theta, optimizer: torch.optim.Optimizer, settings: TrainerSettings) -> None:
+    """Clip the gradient as configured and take one step of the outer optimiser."""
+    for component, params in theta.items():
+        for name, p in params.items():
+            p.grad = gradient[component][name]
+    for clip, limits in ((clip_grad_norm_, settings.clip_norm), (clip_grad_value_, settings.clip_value)):
+        if isinstance(limits, dict):
+            for component, limit in limits.items():
+                clip(theta[component].values(), limit)
+        elif limits is not None:
+            clip([p for params in theta.values() for p in params.values()], limits)
+    optimizer.step()
+
+
+def patience_is_over(progress: Progress, settings: TrainerSettings) -> bool:
+    return settings.patience is not None and progress.unimproved >= settings.patience
+
+
+def finite(means: dict[str, Any], step: int) -> dict[str, Any]:
+    if not torch.tensor(means["loss"]).isfinite():
+        raise NonFiniteLoss(f"the loss is {means['loss']} at step {step}")
+    return means
+
+
+def check_weights(theta: Theta, step: int) -> None:
+    for component, params in theta.items():
+        if not all(bool(p.isfinite().all()) for p in params.values()):
+            raise NonFiniteLoss(f"a weight of the {component} is not finite at step {step}")
+
+
+@dataclass
+class StopRequest:
+    signal: str | None = None
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopRequest]:
+    """The first Ctrl-C or SIGTERM asks the loop to save and stop after the current step; a second one kills."""
+    request = StopRequest()
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.signal = signal.Signals(number).name
+        signal.signal(number, signal.SIG_DFL if number != signal.SIGINT else signal.default_int_handler)
+
+    previous = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield request
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
