@@ -51,7 +51,12 @@ def _check_meta_test(settings: Settings, problems: list[str]) -> None:
         unknown = {setting: did_you_mean(setting, variables) for setting in changes.keys() - variables.keys()}
         problems += [f"{key}.{setting}: no such setting{hint}" for setting, hint in unknown.items()]
         convert_fields({setting: changes[setting] for setting in declared}, declared, key, problems)
-        check("algo", {**settings.algo, **settings.eval.algo, **changes.get("algo", {})}, problems, f"{key}.algo")
+        check(
+            "algo",
+            {**settings.algo, **settings.eval.algo, **changes.get("algo", {})},
+            problems,
+            f"{key}.algo",
+        )
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -70,7 +75,9 @@ def run_name(*, _root_: DictConfig) -> str:
     values = plain(OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in ("hydra", *WHERE)]))
     values["dataset"].pop("path", None)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
+    return (
+        f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
+    )
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -84,7 +91,9 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("metarun", search_path)
     try:
-        return hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        return hydra.compose_config(
+            config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
+        )
     except HydraException as error:
         raise ConfigError(_explained(error, hydra)) from error
     finally:
@@ -109,15 +118,24 @@ def options(hydra: Hydra, group: str) -> list[str]:
     """Every option of a config group, those of its folders too: `maml/omniglot_5w1s`."""
     loader = hydra.config_loader
     here = loader.get_group_options(group)
-    below = [f"{folder}/{option}" for folder in loader.list_groups(group) for option in options(hydra, f"{group}/{folder}")]
+    below = [
+        f"{folder}/{option}"
+        for folder in loader.list_groups(group)
+        for option in options(hydra, f"{group}/{folder}")
+    ]
     return sorted({*here, *below})
 
 
 def described_options(group: str) -> Iterator[tuple[str, str]]:
     """Every option of a config group with the first comment of its file."""
     for path in sorted((CONFIGS / group).rglob("*.yaml")):
-        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"# (?!@)", line)]
-        yield path.relative_to(CONFIGS / group).with_suffix("").as_posix(), comments[0][2:] if comments else ""
+        comments = [
+            line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"# (?!@)", line)
+        ]
+        yield (
+            path.relative_to(CONFIGS / group).with_suffix("").as_posix(),
+            comments[0][2:] if comments else "",
+        )
 
 
 def _explained(error: HydraException, hydra: Hydra) -> str:

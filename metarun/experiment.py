@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from metarun import checkpoint
-from metarun.backbones.norm import collect_statistics, use_statistics
+from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
 from metarun.environment import commit, device_name, find_device, peak_memory_mib, versions
 from metarun.evaluator import Scores, evaluate
@@ -79,7 +79,9 @@ class Experiment:
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
         tasks = self.source.sample(STATISTICS_TASKS, generator)
-        return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in unstack(tasks)])
+        return collect_statistics(
+            self.backbone, lambda: [self.algo.task_loss(theta, task) for task in unstack(tasks)]
+        )
 
     def tester(self, how: EvalSettings, split: Split) -> tuple[Algorithm, TaskSource]:
         """The algorithm with its meta-test settings, and the tasks to test it on. Raises ConfigError."""
@@ -88,9 +90,17 @@ class Experiment:
         algo = algorithm(values, copy.deepcopy(self.backbone), source.spec, trained=self.source.spec)
         return algo, source
 
-    def scores(self, theta: Theta, statistics: Params, how: EvalSettings, split: Split, tasks: int) -> Scores:
+    def scores(
+        self,
+        theta: Theta,
+        statistics: Params,
+        tester: tuple[Algorithm, TaskSource],
+        how: EvalSettings,
+        split: Split,
+        tasks: int,
+    ) -> Scores:
         """Test `theta` as `how` says, by the same `adapt` as in training."""
-        algo, source = self.tester(how, split)
+        algo, source = tester
         if algo.norm == "running":
             use_statistics(algo.backbone, statistics)
         return evaluate(
@@ -105,6 +115,28 @@ class Experiment:
             progress=split == "test" and sys.stderr.isatty(),
         )
 
+    def eval_rows(self) -> dict[str, EvalSettings]:
+        """The rows of a result: "test", each of the variants, and for those that are transductive, as batch
+        statistics make them, the same test with queries predicted one by one.
+        """
+        settings = self.settings.eval
+        rows = {"test": settings}
+        for name, changes in settings.variants.items():
+            rows[name] = replace(
+                settings, **{**changes, "algo": {**settings.algo, **changes.get("algo", {})}}
+            )
+        inductive = {
+            f"{name}_inductive": replace(row, algo={**row.algo, "norm": "per_query"})
+            for name, row in rows.items()
+            if self.transductive(row)
+        }
+        return rows | inductive
+
+    def transductive(self, how: EvalSettings) -> bool:
+        """Whether the prediction for one query depends on the others."""
+        norm = {**self.settings.algo, **how.algo}["norm"]
+        return norm == "batch" and bool(norm_names(self.backbone))
+
 
 def algorithm(
     values: Mapping[str, Any], backbone: Backbone, spec: TaskSpec, trained: TaskSpec | None = None
@@ -113,7 +145,9 @@ def algorithm(
     name = values["name"]
     declared = declaration("algo", name)
     if spec.kind not in declared.constants["kinds"]:
-        fitting = [other for other in known("algo") if spec.kind in declaration("algo", other).constants["kinds"]]
+        fitting = [
+            other for other in known("algo") if spec.kind in declaration("algo", other).constants["kinds"]
+        ]
         raise ConfigError(f"algo={name} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
     has_head = "head" in declared.runtime
     if has_head and trained is not None and trained.output_size != spec.output_size:
@@ -129,16 +163,10 @@ def algorithm(
 def dataset_of(settings: Settings) -> Dataset:
     """The configured dataset, on the configured device. Raises ConfigError."""
     data_dir = Path(settings.data_dir).expanduser().absolute() if settings.data_dir else cache_dir()
-    dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=find_device(settings.device))
+    dataset: Dataset = build(
+        "dataset", settings.dataset, data_dir=data_dir, device=find_device(settings.device)
+    )
     return dataset
-
-
-def eval_rows(settings: EvalSettings) -> dict[str, EvalSettings]:
-    """The rows of a result: "test", and one for each of the variants."""
-    rows = {"test": settings}
-    for name, changes in settings.variants.items():
-        rows[name] = replace(settings, **{**changes, "algo": {**settings.algo, **changes.get("algo", {})}})
-    return rows
 
 
 def run(settings: Settings, folder: RunFolder, config: dict[str, Any], choices: dict[str, Any]) -> float:
@@ -166,13 +194,13 @@ def run(settings: Settings, folder: RunFolder, config: dict[str, Any], choices: 
 def _train_and_test(settings: Settings, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
     experiment = Experiment.of(settings)
-    for how in eval_rows(settings.eval).values():  # what cannot be tested fails now, not after the training
+    for how in experiment.eval_rows().values():  # what cannot be tested fails now, not after the training
         for split in ("val", "test"):
             experiment.tester(how, split)
     progress = _train(experiment, folder, config)
     tensors, facts = checkpoint.load(folder.checkpoint(settings.eval.checkpoint), experiment.device)
     result = facts | {
-        "test": test(experiment, tensors, settings.eval, folder),
+        "test": test(experiment, tensors, folder),
         "checkpoint": {"name": settings.eval.checkpoint, "step": facts.pop("step")},
         "validation": {"best": progress.best, "step": progress.best_step, "tasks": settings.eval.val_tasks},
         "training": {
@@ -212,8 +240,11 @@ def _train(experiment: Experiment, folder: RunFolder, config: dict[str, Any]) ->
         "commit": commit(),
     }
 
+    tester = experiment.tester(settings.eval, "val")
+
     def validate(theta: Theta) -> tuple[float, dict[str, Any]]:
-        scores = experiment.scores(theta, experiment.statistics(theta), settings.eval, "val", settings.eval.val_tasks)
+        statistics = experiment.statistics(theta)
+        scores = experiment.scores(theta, statistics, tester, settings.eval, "val", settings.eval.val_tasks)
         summary = scores.summary()
         means = {name: value["mean"] for name, value in summary.items()}
         return means[headline], means | {"ci95": summary[headline]["ci95"]}
@@ -253,31 +284,39 @@ def _train(experiment: Experiment, folder: RunFolder, config: dict[str, Any]) ->
             log=log,
         )
     except NonFiniteLoss as error:
-        kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
-        raise Failed(f"training diverged: {error}; {kept}. A smaller learning rate or trainer.clip_norm may help") from error
+        kept = (
+            f"the last good checkpoint is {folder.last}"
+            if folder.last.exists()
+            else "no checkpoint was written yet"
+        )
+        raise Failed(
+            f"training diverged: {error}; {kept}. A smaller learning rate or trainer.clip_norm may help"
+        ) from error
     finally:
         log.close()
     if progress.stopped:
-        raise Stopped(f"stopped by {progress.stopped} at step {progress.step}, saved; continue with: metarun resume {folder.path}")
+        raise Stopped(
+            f"stopped by {progress.stopped} at step {progress.step}, saved; continue with: metarun resume {folder.path}"
+        )
     return progress
 
 
-def test(experiment: Experiment, tensors: dict[str, Any], how: EvalSettings, folder: RunFolder) -> dict[str, Any]:
+def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Every row of the result: settings of the test, which tasks, mean and interval of each metric."""
     results = {}
-    for name, row in eval_rows(how).items():
+    for name, row in experiment.eval_rows().items():
         started = time.perf_counter()
-        scores = experiment.scores(tensors["theta"], tensors["statistics"], row, "test", row.tasks)
+        tester = experiment.tester(row, "test")
+        scores = experiment.scores(tensors["theta"], tensors["statistics"], tester, row, "test", row.tasks)
         write_scores(folder.path / "scores" / f"{name}.csv", scores)
-        algo = {**experiment.settings.algo, **row.algo}
         results[name] = scores.summary() | {
             "ways": row.ways,
             "shots": row.shots,
             "queries": row.queries,
             "tasks": row.tasks,
             "task_hash": scores.task_hash,
-            "algo": algo,
-            "transductive": algo["norm"] == "batch",
+            "algo": {**experiment.settings.algo, **row.algo},
+            "transductive": experiment.transductive(row),
             "seconds": round(time.perf_counter() - started, 1),
         }
     return results
@@ -290,6 +329,9 @@ def retest(settings: Settings, folder: RunFolder, overrides: list[str]) -> None:
     tensors, facts = checkpoint.load(path, experiment.device)
     beside = RunFolder(folder.path / "tests" / ("-".join(overrides).replace("/", "_") or "again"))
     beside.path.mkdir(parents=True, exist_ok=True)
-    result = {"checkpoint": {"name": str(path), "step": facts["step"]}, "test": test(experiment, tensors, settings.eval, beside)}
+    result = {
+        "checkpoint": {"name": str(path), "step": facts["step"]},
+        "test": test(experiment, tensors, beside),
+    }
     beside.finish(result)
     print(*result_lines(result), f"in {beside.path}", sep="\n")

@@ -41,7 +41,9 @@ class RunFolder:
             with lock:
                 yield
         except Timeout as error:
-            raise ConfigError(f"another process is at work in {self.path}: wait for it, or change a setting") from error
+            raise ConfigError(
+                f"another process is at work in {self.path}: wait for it, or change a setting"
+            ) from error
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise ConfigError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
 

@@ -42,7 +42,12 @@ class RunLog:
     def bar(self, step: int, steps: int) -> tqdm:
         """A progress bar with time left; in a log file, where bars do not belong, there are lines instead."""
         self._bar = tqdm(
-            initial=step, total=steps, desc="train", unit="step", dynamic_ncols=True, disable=not sys.stderr.isatty()
+            initial=step,
+            total=steps,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
         )
         return self._bar
 
@@ -78,7 +83,9 @@ class RunLog:
 def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    return [
+        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
+    ]
 
 
 def log_to(folder: Path) -> logging.Handler:
@@ -126,7 +133,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'metarun[tensorboard]'") from error
+            raise ConfigError(
+                "logger=tensorboard needs TensorBoard: pip install 'metarun[tensorboard]'"
+            ) from error
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -152,7 +161,12 @@ class WandB:
             raise ConfigError("logger=wandb needs Weights & Biases: pip install 'metarun[wandb]'") from error
         identifier = f"{folder.parent.name}-{folder.name}"
         self._run = wandb.init(
-            project=self.project, mode=self.mode, dir=str(folder), config=config, id=identifier, resume="allow"
+            project=self.project,
+            mode=self.mode,
+            dir=str(folder),
+            config=config,
+            id=identifier,
+            resume="allow",
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:

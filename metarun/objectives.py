@@ -1,13 +1,14 @@
 """What a task's predictions are judged by, for every kind of task."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.types import Algorithm, Episode, Examples, Kind, Metrics, Theta
+from metarun.types import Algorithm, Episode, Kind, Metrics, Theta
 
 HEADLINE: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
 HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
@@ -36,26 +37,32 @@ def episode_loss(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode) ->
     return judged(kind, algo.predict(theta, phi, episode.query.x), episode.query.y)
 
 
-def episode_metrics(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode) -> Metrics:
-    """The headline figure with all queries in one batch, and, where batch statistics make that transductive,
-    `..._inductive`: each query predicted in a batch with the support alone (Nichol et al. 2018, section 6.1).
-    """
+def answers(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
+    """Predictions for the queries: in one batch, or, with `norm: per_query`, each in a batch with the support."""
     support, query = episode
-    phi = algo.adapt(theta, support)
-    name = HEADLINE[kind]
-    metrics = {name: score(kind, algo.predict(theta, phi, query.x), query.y)}
-    if algo.norm == "batch":
+    if algo.norm != "per_query":
+        return algo.predict(theta, phi, query.x)
 
-        def alone(x: Tensor) -> Tensor:
-            return algo.predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
+    def alone(x: Tensor) -> Tensor:
+        return algo.predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
 
-        metrics[f"{name}_inductive"] = score(kind, vmap(alone)(query.x), query.y)
-    return metrics
+    return vmap(alone)(query.x)
 
 
-def scores_by_step(
-    algo: Algorithm, kind: Kind, theta: Theta, query: Examples, states: Iterable[Theta]
+def episode_metrics(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode) -> Metrics:
+    """The headline figure after adaptation."""
+    phi = algo.adapt(theta, episode.support)
+    return {HEADLINE[kind]: score(kind, answers(algo, theta, phi, episode), episode.query.y)}
+
+
+def metrics_by_step(
+    algo: Algorithm, kind: Kind, theta: Theta, episode: Episode, states: Iterable[Any]
 ) -> Metrics:
-    """The headline figure after each state of an inner loop, as one vector [J + 1]."""
-    scores = [score(kind, algo.predict(theta, phi, query.x), query.y) for phi in states]
-    return {f"{HEADLINE[kind]}_by_step": torch.stack(scores)}
+    """The headline figure after the last of an inner loop's states, and after each, as a vector [J + 1].
+
+    The vector is left out where queries are predicted one by one: it would multiply a long test.
+    """
+    if algo.norm == "per_query":
+        return episode_metrics(algo, kind, theta, episode)
+    scores = torch.stack([score(kind, answers(algo, theta, phi, episode), episode.query.y) for phi in states])
+    return {HEADLINE[kind]: scores[-1], f"{HEADLINE[kind]}_by_step": scores}

@@ -61,11 +61,15 @@ def declaration(group: str, name: Any) -> Declaration:
     found = _declarations()[group].get(name)
     if found is None:
         options = ", ".join(known(group))
-        raise ConfigError(f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}")
+        raise ConfigError(
+            f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}"
+        )
     return found
 
 
-def check(group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None) -> dict[str, Any]:
+def check(
+    group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None
+) -> dict[str, Any]:
     """The component's settings with their declared types; every misfit is added to `problems`."""
     options = dict(values)
     try:
@@ -94,7 +98,9 @@ def _declarations() -> dict[str, dict[str, Declaration]]:
         for module, path in _sources(package):
             for group, name, found in _declared_in(module, path):
                 if name in table[group]:
-                    raise ConfigError(f"{group}={name} is declared twice: in {table[group][name].module} and {module}")
+                    raise ConfigError(
+                        f"{group}={name} is declared twice: in {table[group][name].module} and {module}"
+                    )
                 table[group][name] = found
     return table
 
@@ -143,7 +149,17 @@ def _declaration(module: str, node: ast.ClassDef) -> Declaration:
 
 _VOCABULARY = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, Range)} | {
     name: getattr(settings, name)
-    for name in ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Norm", "Annotated", "Any", "Literal")
+    for name in (
+        "Count",
+        "Whole",
+        "Positive",
+        "NonNegative",
+        "Fraction",
+        "Norm",
+        "Annotated",
+        "Any",
+        "Literal",
+    )
 }
 
 

@@ -9,26 +9,21 @@ from metarun.evaluator import Scores
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:
-    """One line for each row of the test, with mean, 95 % interval and what the figure means."""
+    """One line for each row of the test: mean, 95 % interval and what the figure means."""
     lines = []
     for name, row in result["test"].items():
-        for metric in ("accuracy", "accuracy_inductive", "mse"):
-            if metric in row:
-                lines.append(_line(name, metric, row))
-        if "mse_by_step" in row:
-            lines.append(f"{'':14}mse by inner step: {' '.join(f'{v:.3f}' for v in row['mse_by_step']['mean'])}")
-    return lines
-
-
-def _line(name: str, metric: str, row: dict[str, Any]) -> str:
-    mean, ci95 = row[metric]["mean"], row[metric]["ci95"]
-    if metric == "mse":
-        figure, task = f"mse {mean:.4f} +- {ci95:.4f}", f"{row['shots']} points"
-    else:
-        figure = f"accuracy {100 * mean:.2f} +- {100 * ci95:.2f} %"
         task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} queries per class"
-    mode = "transductive" if metric == "accuracy" and row["transductive"] else "inductive"
-    return f"{name:14}{figure}  ({task}, {row['tasks']} tasks, {mode})"
+        if "mse" in row:
+            figure = f"mse {row['mse']['mean']:.4f} +- {row['mse']['ci95']:.4f}"
+            task = f"{row['shots']} points"
+        else:
+            figure = f"accuracy {100 * row['accuracy']['mean']:.2f} +- {100 * row['accuracy']['ci95']:.2f} %"
+        mode = "transductive" if row["transductive"] else "inductive"
+        lines.append(f"{name:20} {figure}  ({task}, {row['tasks']} tasks, {mode})")
+        if "mse_by_step" in row:
+            steps = " ".join(f"{mse:.3f}" for mse in row["mse_by_step"]["mean"])
+            lines.append(f"{'':20} mse after 0, 1, ... inner steps: {steps}")
+    return lines
 
 
 def write_scores(path: Path, scores: Scores) -> None:

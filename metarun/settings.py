@@ -37,7 +37,7 @@ Whole = Annotated[int, Range(0)]
 Positive = Annotated[float, Range(0, open=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, high=1)]
-Norm = Literal["batch", "running"]
+Norm = Literal["batch", "running", "per_query"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,9 @@ def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     if origin is Literal:
         if value not in args:
             options = ", ".join(map(str, args))
-            problems.append(f"{key} is {_shown(value)}: choose from {options}{did_you_mean(str(value), [str(a) for a in args])}")
+            problems.append(
+                f"{key} is {_shown(value)}: choose from {options}{did_you_mean(str(value), [str(a) for a in args])}"
+            )
         return value
     if origin is dict:
         if isinstance(value, Mapping):

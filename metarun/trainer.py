@@ -84,7 +84,9 @@ def train(
         while progress.step < settings.steps and not patience_is_over(progress, settings):
             for group, rate in zip(optimizer.param_groups, base_rates):
                 group["lr"] = rate * schedule(progress.step)
-            tasks = source.sample(settings.tasks_per_step, generator_for(seed, "train", progress.step, device=device))
+            tasks = source.sample(
+                settings.tasks_per_step, generator_for(seed, "train", progress.step, device=device)
+            )
             losses, metrics, gradient = meta_gradient(
                 algo, theta, tasks, execution=settings.execution, tasks_per_chunk=settings.tasks_per_chunk
             )
@@ -114,7 +116,9 @@ def train(
                 return
 
 
-def descend(theta: Theta, gradient: Theta, optimizer: torch.optim.Optimizer, settings: TrainerSettings) -> None:
+def descend(
+    theta: Theta, gradient: Theta, optimizer: torch.optim.Optimizer, settings: TrainerSettings
+) -> None:
     """Clip the gradient as configured and take one step of the outer optimiser."""
     for component, params in theta.items():
         for name, p in params.items():

@@ -80,8 +80,9 @@ class Dataset(Protocol):
 class Algorithm(Protocol):
     """A learning method, as pure functions of the meta-parameters `theta` and one task.
 
-    `norm` says what norm layers normalise by at meta-test: "batch" statistics, which make a method
-    transductive, or "running" averages. `kinds` are the kinds of task it can learn.
+    `norm` says what norm layers normalise by at meta-test: the statistics of the "batch" at hand, with all
+    queries in it, which is transductive; "per_query", of the support and one query at a time (Nichol et al. 2018,
+    section 6.1); or "running" averages over training tasks. `kinds` are the kinds of task it can learn.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]

@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from metarun import objectives
 from metarun.inner import initial_theta, last, select, unroll
-from metarun.objectives import episode_loss, episode_metrics, scores_by_step
+from metarun.objectives import episode_loss, metrics_by_step
 from metarun.registry import register
 from metarun.settings import Norm, Positive, Whole
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -68,6 +68,4 @@ class MAML:
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
-        return episode_metrics(self, self.spec.kind, theta, episode) | scores_by_step(
-            self, self.spec.kind, theta, episode.query, states
-        )
+        return metrics_by_step(self, self.spec.kind, theta, episode, states)

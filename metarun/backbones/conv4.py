@@ -27,7 +27,9 @@ class Conv4(Backbone):
         super().__init__()
         channels, side = _image_shape("conv4", self.input_shape, smallest=16)
         widths = [channels] + 4 * [self.filters]
-        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in zip(widths, widths[1:]))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in zip(widths, widths[1:])
+        )
         self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
         self.feature_size = self.filters * (side // 16) ** 2
 
