@@ -33,6 +33,4 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
     except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError,
             pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"the checkpoint {path} cannot be read, it is damaged or not metarun's ({reason})"
-        ) from error
+        raise ConfigError(f"the checkpoint {path} cannot be read, it is damaged or not metarun's ({reason})") from error

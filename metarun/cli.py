@@ -57,7 +57,7 @@ def _reported(error: BaseException) -> int:
     if isinstance(error, ConfigError):
         print(f"metarun: {error}", file=sys.stderr)
         return MISTAKE
-    if type(error).__name__ in ("Stopped", "Failed"):  # of metarun.experiment, which only runs import
+    if type(error).__name__ in ("Stopped", "Failed"):  # of metarun.run, which imports torch
         print(f"metarun: {error}", file=sys.stderr)
         return INTERRUPTED if type(error).__name__ == "Stopped" else FAILURE
     raise error
@@ -69,17 +69,9 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 def _train() -> None:
     # These tables are open: their keys are the algorithm's, so Hydra need not be told with a "+" that one is new.
-    sys.argv[1:] = [
-        f"++{text}" if text.startswith(("eval.algo.", "eval.variants.")) else text for text in sys.argv[1:]
-    ]
+    sys.argv[1:] = [f"++{text}" if text.startswith(("eval.algo.", "eval.variants.")) else text for text in sys.argv[1:]]
     arguments = get_args_parser().parse_args()
-    shows = (
-        arguments.help
-        or arguments.hydra_help
-        or arguments.cfg
-        or arguments.info
-        or arguments.shell_completion
-    )
+    shows = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
     if not arguments.hydra_help and not arguments.shell_completion:
         sweep = composing.jobs(arguments.overrides) if arguments.multirun else iter([arguments.overrides])
         for overrides in sweep:
@@ -128,8 +120,8 @@ def _prepare_cpu() -> None:
 def _run(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
     values = composing.plain(config)
     settings = composing.load_settings(values)
-    from metarun.experiment import run
     from metarun.folder import RunFolder
+    from metarun.run import run
 
     names = {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
     return run(settings, RunFolder(folder), values, names)
@@ -145,7 +137,7 @@ def resume() -> None:
 
     values, choices = RunFolder(folder).config(), RunFolder(folder).choices()
     settings = composing.load_settings(values)
-    from metarun.experiment import run
+    from metarun.run import run
 
     run(settings, RunFolder(folder.absolute()), values, choices)
 
@@ -169,7 +161,7 @@ def evaluate() -> None:
     changes = [text if text.startswith(elsewhere) else f"eval.{text}" for text in arguments.overrides]
     config.merge_with_dotlist(changes)
     settings = composing.load_settings(composing.plain(config))
-    from metarun.experiment import retest
+    from metarun.run import retest
 
     retest(settings, folder, arguments.overrides)
 

@@ -72,12 +72,10 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def run_name(*, _root_: DictConfig) -> str:
     """Folder of a run: what it is, in words, and a hash of everything that its numbers depend on."""
     choices = _root_.hydra.runtime.choices
-    values = plain(OmegaConf.masked_copy(_root_, [key for key in _root_ if key not in ("hydra", *WHERE)]))
+    values = plain(OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key not in ("hydra", *WHERE)]))
     values["dataset"].pop("path", None)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return (
-        f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
-    )
+    return f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -91,9 +89,7 @@ def compose(overrides: list[str], config_dir: str | None = None, config_name: st
     GlobalHydra.instance().clear()
     hydra = Hydra.create_main_hydra2("metarun", search_path)
     try:
-        return hydra.compose_config(
-            config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False
-        )
+        return hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
     except HydraException as error:
         raise ConfigError(_explained(error, hydra)) from error
     finally:
@@ -119,9 +115,7 @@ def options(hydra: Hydra, group: str) -> list[str]:
     loader = hydra.config_loader
     here = loader.get_group_options(group)
     below = [
-        f"{folder}/{option}"
-        for folder in loader.list_groups(group)
-        for option in options(hydra, f"{group}/{folder}")
+        f"{folder}/{option}" for folder in loader.list_groups(group) for option in options(hydra, f"{group}/{folder}")
     ]
     return sorted({*here, *below})
 
@@ -129,9 +123,7 @@ def options(hydra: Hydra, group: str) -> list[str]:
 def described_options(group: str) -> Iterator[tuple[str, str]]:
     """Every option of a config group with the first comment of its file."""
     for path in sorted((CONFIGS / group).rglob("*.yaml")):
-        comments = [
-            line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"# (?!@)", line)
-        ]
+        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"# (?!@)", line)]
         yield (
             path.relative_to(CONFIGS / group).with_suffix("").as_posix(),
             comments[0][2:] if comments else "",

@@ -22,8 +22,7 @@ def over_tasks(function: Callable[[Episode], Any], tasks: Episode, execution: Ex
 def unstack(tasks: Episode) -> list[Episode]:
     """[T, ...] -> T single tasks."""
     return [
-        Episode(Examples(*support), Examples(*query))
-        for support, query in zip(zip(*tasks.support), zip(*tasks.query))
+        Episode(Examples(*support), Examples(*query)) for support, query in zip(zip(*tasks.support), zip(*tasks.query))
     ]
 
 

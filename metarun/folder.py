@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from metarun.settings import ConfigError
 
@@ -41,19 +42,16 @@ class RunFolder:
             with lock:
                 yield
         except Timeout as error:
-            raise ConfigError(
-                f"another process is at work in {self.path}: wait for it, or change a setting"
-            ) from error
+            raise ConfigError(f"another process is at work in {self.path}: wait for it, or change a setting") from error
         except (PermissionError, NotADirectoryError, FileExistsError) as error:
             raise ConfigError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
 
     def start(self, config: dict[str, Any], choices: dict[str, Any]) -> None:
         """Write what was asked for. Raises ConfigError if the folder holds a run with other settings."""
         file = self.path / "config.yaml"
-        text = yaml.safe_dump(config, sort_keys=False, allow_unicode=True)
-        if file.exists() and self.config() != yaml.safe_load(text):
+        if file.exists() and self.config() != config:
             raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
-        write_text(file, text)
+        write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
         write_text(self.path / "choices.json", json.dumps(choices, indent=2) + "\n")
 
     def config(self) -> dict[str, Any]:
@@ -62,8 +60,8 @@ class RunFolder:
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
         try:
-            return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, TypeError, ValueError) as error:
+            return {str(key): value for key, value in OmegaConf.to_container(OmegaConf.load(file)).items()}  # type: ignore[union-attr]
+        except (AttributeError, ValueError, OSError, YAMLError) as error:
             raise ConfigError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
     def choices(self) -> dict[str, Any]:

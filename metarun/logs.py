@@ -30,10 +30,10 @@ class RunLog:
     The file holds nothing but what the seed determines, so that a resumed run writes the same bytes.
     """
 
-    def __init__(self, folder: Path, loggers: list[Logger], step: int = 0) -> None:
+    def __init__(self, folder: Path, logger: Logger, step: int = 0) -> None:
         """Continue the metrics file after `step`: what a killed run wrote beyond its checkpoint is dropped."""
         self.path = folder / "metrics.jsonl"
-        self.loggers = loggers
+        self.logger = logger
         kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
         self.path.write_text("".join(kept), encoding="utf-8")
         self._bar: tqdm | None = None
@@ -55,8 +55,7 @@ class RunLog:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
-        for logger in self.loggers:
-            logger.write(step, {f"{split}/{name}": value for name, value in scalars.items()})
+        self.logger.write(step, {f"{split}/{name}": value for name, value in scalars.items()})
         self._show(step, split, scalars)
 
     def _show(self, step: int, split: str, scalars: dict[str, float]) -> None:
@@ -69,23 +68,20 @@ class RunLog:
         say.log(logging.INFO if split == "val" else logging.DEBUG, "step %d: %s %s", step, split, text)
 
     def close(self) -> None:
-        """Write `metrics.csv`, the same lines as a table, and close the loggers."""
+        """Write `metrics.csv`, the same lines as a table, and close the logger."""
         rows = [json.loads(line) for line in _complete_lines(self.path)]
         columns = list(dict.fromkeys(name for row in rows for name in row))
         with self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             writer.writerows(rows)
-        for logger in self.loggers:
-            logger.close()
+        self.logger.close()
 
 
 def _complete_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")
-    ]
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def log_to(folder: Path) -> logging.Handler:
@@ -133,9 +129,7 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError(
-                "logger=tensorboard needs TensorBoard: pip install 'metarun[tensorboard]'"
-            ) from error
+            raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'metarun[tensorboard]'") from error
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:

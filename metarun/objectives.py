@@ -55,9 +55,7 @@ def episode_metrics(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode)
     return {HEADLINE[kind]: score(kind, answers(algo, theta, phi, episode), episode.query.y)}
 
 
-def metrics_by_step(
-    algo: Algorithm, kind: Kind, theta: Theta, episode: Episode, states: Iterable[Any]
-) -> Metrics:
+def metrics_by_step(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode, states: Iterable[Any]) -> Metrics:
     """The headline figure after the last of an inner loop's states, and after each, as a vector [J + 1].
 
     The vector is left out where queries are predicted one by one: it would multiply a long test.

@@ -23,9 +23,7 @@ class Adam:
 
     def over(self, groups: Groups) -> torch.optim.Optimizer:
         beta1, beta2 = self.betas
-        return torch.optim.Adam(
-            groups, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay
-        )
+        return torch.optim.Adam(groups, lr=self.lr, betas=(beta1, beta2), eps=self.eps, weight_decay=self.weight_decay)
 
 
 @register("optimizer", "sgd")

@@ -61,15 +61,11 @@ def declaration(group: str, name: Any) -> Declaration:
     found = _declarations()[group].get(name)
     if found is None:
         options = ", ".join(known(group))
-        raise ConfigError(
-            f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}"
-        )
+        raise ConfigError(f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}")
     return found
 
 
-def check(
-    group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None
-) -> dict[str, Any]:
+def check(group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None) -> dict[str, Any]:
     """The component's settings with their declared types; every misfit is added to `problems`."""
     options = dict(values)
     try:
@@ -98,9 +94,7 @@ def _declarations() -> dict[str, dict[str, Declaration]]:
         for module, path in _sources(package):
             for group, name, found in _declared_in(module, path):
                 if name in table[group]:
-                    raise ConfigError(
-                        f"{group}={name} is declared twice: in {table[group][name].module} and {module}"
-                    )
+                    raise ConfigError(f"{group}={name} is declared twice: in {table[group][name].module} and {module}")
                 table[group][name] = found
     return table
 
@@ -122,8 +116,8 @@ def _declared_in(module: str, path: Path) -> Iterator[tuple[str, str, Declaratio
     source = path.read_text(encoding="utf-8")
     if "@register(" not in source:
         return
-    for node in ast.parse(source).body:
-        for decorator in getattr(node, "decorator_list", []):
+    for node in (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)):
+        for decorator in node.decorator_list:
             if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "register":
                 group, name = (ast.literal_eval(argument) for argument in decorator.args)
                 yield group, name, _declaration(module, node)

@@ -143,9 +143,7 @@ def convert_fields(
     for name in declared.keys() - values.keys():
         problems.append(f"{prefix}{name}: missing")
     return {
-        name: convert(values[name], kind, prefix + name, problems)
-        for name, kind in declared.items()
-        if name in values
+        name: convert(values[name], kind, prefix + name, problems) for name, kind in declared.items() if name in values
     }
 
 

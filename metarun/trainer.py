@@ -4,7 +4,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
@@ -28,11 +28,11 @@ class Progress:
     """Where training stands: everything beside the tensors that a checkpoint must bring back."""
 
     step: int = 0
-    best: float | None = None  # best validation score so far
+    best: float | None = None  # best validation score so far; more is better
     best_step: int | None = None
     unimproved: int = 0  # validations since then
     seconds: float = 0.0  # spent training, over all sittings
-    stopped: str | None = None  # the signal that ended this sitting early
+    stopped: str | None = None  # the signal that ended this sitting early; never saved
 
 
 @dataclass
@@ -55,70 +55,73 @@ class Window:
         return means
 
 
+@dataclass
+class State:
+    """All that training changes, and so all that a checkpoint brings back."""
+
+    theta: Theta
+    optimizer: torch.optim.Optimizer
+    progress: Progress = field(default_factory=Progress)
+    window: Window = field(default_factory=Window)
+
+
 def train(
     algo: Algorithm,
-    theta: Theta,
+    state: State,
     source: TaskSource,
-    optimizer: torch.optim.Optimizer,
     schedule: Callable[[int], float],
     settings: TrainerSettings,
     *,
     seed: int,
     device: torch.device,
-    progress: Progress,
-    window: Window,
-    validate: Callable[[Theta], tuple[float, dict[str, Any]]],
-    improves: Callable[[float, float], bool],
+    validate: Callable[[], tuple[float, dict[str, Any]]],
     save: Callable[[str], None],
     log: RunLog,
 ) -> None:
-    """Descend the mean task loss in `theta`, in place, from `progress.step` to `settings.steps`.
+    """Descend the mean task loss in `state.theta`, in place, from `state.progress.step` to `settings.steps`.
 
-    `validate` gives the score to select by and what to log; `save("last")`, `save("best")` write checkpoints of
-    theta, optimizer, progress and window. Step s draws its tasks from a generator seeded by (seed, s), so a
-    resumed run is bit-equal to one that never stopped. Raises NonFiniteLoss.
+    `validate` gives a score, of which more is better, and what to log; `save("last")` and `save("best")` write
+    checkpoints. The tasks of a step are drawn from a generator seeded by `seed` and the step, so a resumed run
+    is bit-equal to one that never stopped. Raises NonFiniteLoss.
     """
-    base_rates = [group["initial_lr"] for group in optimizer.param_groups]
+    theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
     with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
         started = time.perf_counter() - progress.seconds
         while progress.step < settings.steps and not patience_is_over(progress, settings):
-            for group, rate in zip(optimizer.param_groups, base_rates):
-                group["lr"] = rate * schedule(progress.step)
-            tasks = source.sample(
-                settings.tasks_per_step, generator_for(seed, "train", progress.step, device=device)
-            )
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * schedule(progress.step)
+            generator = generator_for(seed, "train", progress.step, device=device)
+            tasks = source.sample(settings.tasks_per_step, generator)
             losses, metrics, gradient = meta_gradient(
                 algo, theta, tasks, execution=settings.execution, tasks_per_chunk=settings.tasks_per_chunk
             )
             descend(theta, gradient, optimizer, settings)
             window.add(losses, metrics)
             progress.step += 1
-            progress.seconds = time.perf_counter() - started
             bar.update()
 
             finished = progress.step == settings.steps
             if progress.step % settings.log_every == 0 or finished:
                 rate = optimizer.param_groups[0]["lr"]
                 log.metrics(progress.step, "train", finite(window.flush(), progress.step) | {"lr": rate})
-            if progress.step % settings.eval_every == 0 or finished:
+            if progress.step % settings.eval_every == 0 or finished or stop.signal:
                 check_weights(theta, progress.step)
-                score, scores = validate(theta)
+                progress.seconds = time.perf_counter() - started
+            if progress.step % settings.eval_every == 0 or finished:
+                score, scores = validate()
                 log.metrics(progress.step, "val", scores)
                 progress.unimproved += 1
-                if progress.best is None or improves(score, progress.best):
+                if progress.best is None or score > progress.best:
                     progress.best, progress.best_step, progress.unimproved = score, progress.step, 0
                     save("best")
                 save("last")
             if stop.signal:
-                check_weights(theta, progress.step)
-                progress.stopped = stop.signal
                 save("last")
+                progress.stopped = stop.signal
                 return
 
 
-def descend(
-    theta: Theta, gradient: Theta, optimizer: torch.optim.Optimizer, settings: TrainerSettings
-) -> None:
+def descend(theta: Theta, gradient: Theta, optimizer: torch.optim.Optimizer, settings: TrainerSettings) -> None:
     """Clip the gradient as configured and take one step of the outer optimiser."""
     for component, params in theta.items():
         for name, p in params.items():

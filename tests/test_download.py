@@ -20,9 +20,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.content = CONTENT
-        self.faults: list[
-            int
-        ] = []  # a status to answer with, or (from 1000) the bytes after which to break off
+        self.faults: list[int] = []  # a status to answer with, or (from 1000) the bytes after which to break off
         self.ranges: list[str | None] = []  # asked for so far
         self.url = f"http://127.0.0.1:{self.server_port}/data.zip"
 

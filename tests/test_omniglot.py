@@ -38,9 +38,7 @@ def root(tiny, tmp_path):
 # Tasks
 
 
-@pytest.mark.parametrize(
-    ("rotations", "rows", "variants"), [("none", 2, 1), ("classes", 8, 1), ("episode", 8, 4)]
-)
+@pytest.mark.parametrize(("rotations", "rows", "variants"), [("none", 2, 1), ("classes", 8, 1), ("episode", 8, 4)])
 def test_rotation_modes(root, rotations, rows, variants):
     data = dataset(root, rotations_train=rotations)
     sampler = data.tasks("train", TaskShape(2, 1, 1))
@@ -150,9 +148,7 @@ def test_vinyals_equals_the_published_lists(omniglot_data):
     characters = omniglot_data._packed[1]["characters"]
     for split, rows in divide(characters, "vinyals", 0).items():
         lines = (Path(omniglot_data.path) / "splits" / "vinyals" / f"{split}.txt").read_text().split()
-        assert {characters[row].split("/", 1)[1] for row in rows} == {
-            line.rsplit("/", 1)[0] for line in lines
-        }
+        assert {characters[row].split("/", 1)[1] for row in rows} == {line.rsplit("/", 1)[0] for line in lines}
         assert 4 * len(rows) == len(lines)
 
 

@@ -74,9 +74,7 @@ def zip_and_folder(root: Path) -> None:
 
 
 @pytest.mark.parametrize("below", ["", "omniglot-py"])
-@pytest.mark.parametrize(
-    "layout", [write_zips, deeper_zips, backslash_zips, folders, doubled_folders, zip_and_folder]
-)
+@pytest.mark.parametrize("layout", [write_zips, deeper_zips, backslash_zips, folders, doubled_folders, zip_and_folder])
 def test_every_layout_gives_the_same_table(tiny, tmp_path, layout, below):
     layout(tmp_path / "data" / below)
     data = dataset(tmp_path / "data")

@@ -1,6 +1,7 @@
 """The four-block convolutional networks of the few-shot papers."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -27,9 +28,7 @@ class Conv4(Backbone):
         super().__init__()
         channels, side = _image_shape("conv4", self.input_shape, smallest=16)
         widths = [channels] + 4 * [self.filters]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in zip(widths, widths[1:])
-        )
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
         self.feature_size = self.filters * (side // 16) ** 2
 
@@ -56,11 +55,9 @@ class Conv4Strided(Backbone):
         super().__init__()
         channels, _ = _image_shape("conv4_strided", self.input_shape, smallest=4)
         widths = [channels] + 4 * [self.filters]
-        self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in zip(widths, widths[1:])
-        )
-        for conv in self.convs:
-            nn.init.xavier_uniform_(conv.weight)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in pairwise(widths))
+        for weight in self.convs.parameters():
+            nn.init.xavier_uniform_(weight)
         self.norms = nn.ModuleList(BatchNorm(self.filters, scale=False, eps=1e-3) for _ in range(4))
         self.feature_size = self.filters
 

@@ -31,10 +31,11 @@ class MLP(Backbone):
         widths = [math.prod(self.input_shape), *self.hidden]
         self.layers = nn.ModuleList(nn.Linear(i, o, bias=not self.batch_norm) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(o) if self.batch_norm else nn.Identity() for o in self.hidden)
-        for layer in self.layers:
-            nn.init.trunc_normal_(layer.weight, std=0.01)
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
+        for name, parameter in self.layers.named_parameters():
+            if name.endswith("weight"):
+                nn.init.trunc_normal_(parameter, std=0.01)
+            else:
+                nn.init.zeros_(parameter)
         self.feature_size = widths[-1]
 
     def head(self, outputs: int) -> nn.Linear:
