@@ -31,7 +31,7 @@ class Progress:
     best: float | None = None  # best validation score so far; more is better
     best_step: int | None = None
     unimproved: int = 0  # validations since then
-    seconds: float = 0.0  # spent training, over all sittings
+    seconds: float = 0.0  # spent in training steps, over all sittings
     stopped: str | None = None  # the signal that ended this sitting early; never saved
 
 
@@ -86,7 +86,7 @@ def train(
     """
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
     with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
-        started = time.perf_counter() - progress.seconds
+        clock = time.perf_counter()
         while progress.step < settings.steps and not patience_is_over(progress, settings):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(progress.step)
@@ -105,8 +105,8 @@ def train(
                 rate = optimizer.param_groups[0]["lr"]
                 log.metrics(progress.step, "train", finite(window.flush(), progress.step) | {"lr": rate})
             if progress.step % settings.eval_every == 0 or finished or stop.signal:
-                check_weights(theta, progress.step)
-                progress.seconds = time.perf_counter() - started
+                check_weights(theta, progress.step)  # waits for the device, so the clock is right
+                progress.seconds += time.perf_counter() - clock
             if progress.step % settings.eval_every == 0 or finished:
                 score, scores = validate()
                 log.metrics(progress.step, "val", scores)
@@ -115,6 +115,7 @@ def train(
                     progress.best, progress.best_step, progress.unimproved = score, progress.step, 0
                     save("best")
                 save("last")
+                clock = time.perf_counter()
             if stop.signal:
                 save("last")
                 progress.stopped = stop.signal

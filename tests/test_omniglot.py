@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
+from tests.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
 
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot import divide

@@ -1,0 +1,1 @@
+"""Slow forms that are right at a glance; the package is tested against them."""

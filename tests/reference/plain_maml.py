@@ -1,0 +1,116 @@
+"""Task losses in the plainest PyTorch there is: every network, loss and inner step written out by hand.
+
+Nothing of metarun's is used: no torch.func, no vmap, no module. `theta` and the episode are metarun's, and the
+parameters' names are those of metarun/backbones.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Theta = dict[str, dict[str, Tensor]]
+
+
+def plain_loss(
+    algo_name: str,
+    backbone_name: str,
+    theta: Theta,
+    episode: Any,
+    *,
+    inner_lr: float = 0.0,
+    inner_steps: int = 0,
+    first_order: bool = False,
+) -> Tensor:
+    """The scalar that `algo_name` descends for one task, differentiable in `theta`."""
+    if algo_name == "protonet":
+        return protonet_loss(backbone_name, theta, episode)
+    adapted = {"maml": ("backbone", "head"), "anil": ("head",)}[algo_name]
+    support, query = episode
+    phi = theta
+    for _ in range(inner_steps):
+        phi = inner_step(backbone_name, phi, support, adapted, inner_lr, first_order)
+    return loss(predict(backbone_name, phi, query.x), query.y)
+
+
+def inner_step(
+    backbone_name: str, phi: Theta, support: Any, adapted: tuple[str, ...], lr: float, first_order: bool
+) -> Theta:
+    """phi - lr * grad loss(phi; support), in the adapted components; the others stay."""
+    phi = {c: {n: p if p.requires_grad else p.clone().requires_grad_() for n, p in phi[c].items()} for c in phi}
+    names = [(component, name) for component in adapted for name in phi[component]]
+    weights = [phi[component][name] for component, name in names]
+    support_loss = loss(predict(backbone_name, phi, support.x), support.y)
+    gradient = torch.autograd.grad(support_loss, weights, create_graph=not first_order)
+    stepped = {component: dict(params) for component, params in phi.items()}
+    for (component, name), weight, g in zip(names, weights, gradient):
+        stepped[component][name] = weight - lr * g
+    return stepped
+
+
+def protonet_loss(backbone_name: str, theta: Theta, episode: Any) -> Tensor:
+    """Support and query pass the network as one batch; -||z - c_k||^2 is the logit of class k."""
+    support, query = episode
+    z = features(backbone_name, theta, torch.cat([support.x, query.x]))
+    z_support, z_query = z[: len(support.x)], z[len(support.x) :]
+    classes = range(int(support.y.max()) + 1)
+    prototypes = [z_support[support.y == k].mean(0) for k in classes]
+    logits = [torch.stack([-((z_i - c) ** 2).sum() for c in prototypes]) for z_i in z_query]
+    return loss(torch.stack(logits), query.y)
+
+
+def loss(prediction: Tensor, y: Tensor) -> Tensor:
+    """Mean over the examples of -log softmax(logits)[y], or of the squared error where y is a real number."""
+    if y.is_floating_point():
+        return ((prediction - y) ** 2).mean()
+    return torch.stack([row.logsumexp(0) - row[label] for row, label in zip(prediction, y)]).mean()
+
+
+def predict(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
+    return features(backbone_name, phi, x) @ phi["head"]["weight"].T + phi["head"]["bias"]
+
+
+def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
+    w = {**phi["backbone"], **phi["norm"]}
+    return {"conv4": conv4, "conv4_strided": conv4_strided, "mlp": mlp}[backbone_name](w, x)
+
+
+def conv4(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Convolution, batch norm, ReLU, 2x2 max-pool, four times; flattened."""
+    for i in range(4):
+        x = F.conv2d(x, w[f"convs.{i}.weight"], padding=1)
+        x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5)
+        x = F.max_pool2d(x.clamp(min=0), 2)
+    return x.flatten(1)
+
+
+def conv4_strided(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Convolution of stride 2, batch norm that shifts only, ReLU, four times; mean over space."""
+    for i in range(4):
+        x = F.conv2d(x, w[f"convs.{i}.weight"], stride=2, padding=1)
+        shift = w[f"norms.{i}.bias"]
+        x = batch_norm(x, torch.ones_like(shift), shift, eps=1e-3).clamp(min=0)
+    return x.mean((2, 3))
+
+
+def mlp(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Linear layers with ReLU; with batch norm in place of the bias where `w` has norm layers."""
+    x = x.flatten(1)
+    for i in range(sum(name.startswith("layers.") and name.endswith(".weight") for name in w)):
+        x = x @ w[f"layers.{i}.weight"].T
+        if f"norms.{i}.weight" in w:
+            x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5)
+        else:
+            x = x + w[f"layers.{i}.bias"]
+        x = x.clamp(min=0)
+    return x
+
+
+def batch_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:
+    """(x - mean) / sqrt(var + eps) * scale + shift, over the batch and space of x [n, C, *space]."""
+    others = [dim for dim in range(x.dim()) if dim != 1]
+    per_channel = [-1 if dim == 1 else 1 for dim in range(x.dim())]
+    mean = x.mean(others, keepdim=True)
+    var = ((x - mean) ** 2).mean(others, keepdim=True)
+    return (x - mean) / (var + eps).sqrt() * scale.view(per_channel) + shift.view(per_channel)

@@ -1,0 +1,64 @@
+"""Small algorithms and episodes in float64 that the numerical tests share."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.experiment import algorithm
+from metarun.registry import build, declaration, known
+from metarun.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
+
+BACKBONES: dict[str, dict[str, Any]] = {
+    "conv4": {"filters": 4},
+    "conv4_strided": {"filters": 4},
+    "mlp": {"hidden": [6, 5], "batch_norm": True},
+}
+ALGORITHMS: dict[str, dict[str, Any]] = {
+    "maml": {"inner_lr": 0.3, "inner_steps": 2, "first_order": False, "norm": "batch"},
+    "anil": {"inner_lr": 0.3, "inner_steps": 2, "first_order": False, "norm": "batch"},
+    "protonet": {"norm": "running"},
+}
+PAIRS = [(algo, backbone) for algo in known("algo") for backbone in known("backbone")]
+WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
+
+
+def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
+    """A registered algorithm on a registered backbone; a name without a row in the tables above is an error."""
+    torch.manual_seed(0)
+    shape = (1, SIDE, SIDE) if kind == "classification" else (1,)
+    spec = TaskSpec(kind, shape, WAYS if kind == "classification" else 1)
+    network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
+    algo = algorithm({"name": name, **ALGORITHMS[name], **changes}, network, spec)
+    noise = torch.Generator().manual_seed(1)
+    theta = {
+        component: {
+            key: (p.double() + 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)).requires_grad_()
+            for key, p in params.items()
+        }
+        for component, params in algo.init().items()
+    }
+    return algo, theta
+
+
+def episodes(tasks: int, kind: Kind = "classification", seed: int = 0) -> Episode:
+    """[T, ...] random images with labels, or random points."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def part(per_class: int) -> Examples:
+        n = WAYS * per_class
+        if kind == "regression":
+            return Examples(*(torch.randn(tasks, n, 1, generator=generator, dtype=torch.float64) for _ in range(2)))
+        x = torch.rand(tasks, n, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
+        return Examples(x, torch.arange(WAYS).repeat_interleave(per_class).expand(tasks, -1))
+
+    return Episode(part(SHOTS), part(QUERIES))
+
+
+def leaves(theta: Theta) -> list[Tensor]:
+    return [p for params in theta.values() for p in params.values()]
+
+
+def adapts(name: str) -> bool:
+    """Whether the algorithm has an inner loop of gradient steps."""
+    return "inner_steps" in declaration("algo", name).settings
