@@ -2,14 +2,12 @@
 
 import json
 import os
-import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 
 
 def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
@@ -30,7 +28,6 @@ def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any]
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         return content["tensors"], json.loads(content["facts"])
-    except (RuntimeError, EOFError, OSError, KeyError, TypeError, ValueError,
-            pickle.UnpicklingError, zipfile.BadZipFile) as error:  # fmt: skip
+    except Exception as error:  # torch, pickle and zipfile raise a dozen kinds for broken bytes
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigError(f"the checkpoint {path} cannot be read, it is damaged or not metarun's ({reason})") from error

@@ -2,25 +2,32 @@
 
 import argparse
 import ctypes
+import math
 import os
+import re
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from metarun import __version__, composing
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError, Failed, Stopped
+from metarun.folder import RunFolder
+from metarun.settings import did_you_mean
 
-MISTAKE, FAILURE, INTERRUPTED = 2, 1, 130
-_failures: list[str] = []  # of the jobs of a sweep
+if TYPE_CHECKING:  # imports torch, which takes seconds: only what trains or tests waits for that
+    from metarun.experiment import Experiment
+
+FAILURE, INTERRUPTED = 1, 130
+Job = Callable[[DictConfig], float]
 
 
 def main() -> None:
@@ -38,29 +45,24 @@ def main() -> None:
             _train()
     except BaseException as error:
         sys.exit(_reported(error))
-    sys.exit(FAILURE if _failures else 0)
+    sys.exit(0)
 
 
 def _reported(error: BaseException) -> int:
-    """One line for what the user can understand, a traceback for what only we can."""
+    """One line for what the user can understand, a traceback for what only we can. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILURE
     if isinstance(error, BrokenPipeError):  # the reader of our output left, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    if isinstance(error, ConfigError | Failed | Stopped):
+        print(f"metarun: {error}", file=sys.stderr)
+        return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        print(
-            "stopped; the same command again, or metarun resume, goes on from the last checkpoint",
-            file=sys.stderr,
-        )
+        print("stopped; the same command again, or metarun resume, goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    if isinstance(error, ConfigError):
-        print(f"metarun: {error}", file=sys.stderr)
-        return MISTAKE
-    if type(error).__name__ in ("Stopped", "Failed"):  # of metarun.run, which imports torch
-        print(f"metarun: {error}", file=sys.stderr)
-        return INTERRUPTED if type(error).__name__ == "Stopped" else FAILURE
-    raise error
+    traceback.print_exception(error)
+    return FAILURE
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
@@ -68,40 +70,91 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def _train() -> None:
+    """One run or a sweep. All that can be checked beforehand is, while no folder is made yet."""
     # These tables are open: their keys are the algorithm's, so Hydra need not be told with a "+" that one is new.
     sys.argv[1:] = [f"++{text}" if text.startswith(("eval.algo.", "eval.variants.")) else text for text in sys.argv[1:]]
-    arguments = get_args_parser().parse_args()
-    shows = arguments.help or arguments.hydra_help or arguments.cfg or arguments.info or arguments.shell_completion
-    if not arguments.hydra_help and not arguments.shell_completion:
-        sweep = composing.jobs(arguments.overrides) if arguments.multirun else iter([arguments.overrides])
-        for overrides in sweep:
-            config = composing.compose(overrides, arguments.config_dir, arguments.config_name or "config")
-            if not shows:
-                composing.load_settings(composing.plain(config))
-                _check_writable(Path(config.hydra.run.dir))
-    _hydra_main()
+    asked = _arguments()
+    name = asked.config_name or "config"
+    if asked.hydra_help or asked.shell_completion:
+        _through_hydra(_run)
+    elif asked.multirun:
+        for overrides in composing.jobs(asked.overrides, asked.config_dir):
+            config = composing.compose(overrides, asked.config_dir, name)
+            composing.load_settings(composing.plain(config))
+            RunFolder(Path(config.hydra.run.dir)).check_writable()
+        _sweep()
+    else:
+        config = composing.compose(asked.overrides, asked.config_dir, name)
+        shows = asked.help or asked.cfg or asked.info
+        _through_hydra(_run if shows else _prepared(config))
 
 
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(13, "permission denied")
-    except OSError as error:
-        raise ConfigError(f"the run folder {folder} cannot be written: {error.strerror}") from error
+def _arguments() -> argparse.Namespace:
+    """Hydra's own. Raises ConfigError for what would be read as something that it was not meant to be."""
+    parser = get_args_parser()
+    parser.prog, parser.usage = "metarun", "metarun [--help] [--multirun] [--cfg job] [group=option] [path=value]"
+    asked = parser.parse_intermixed_args()
+    # Hydra parses again, by another rule: options may not stand between overrides.
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in asked.overrides] + asked.overrides
+    if asked.config_path:
+        raise ConfigError("--config-path would replace metarun's own configuration: use --config-dir to add to it")
+    for word in asked.overrides:
+        if re.fullmatch(r"[\w./-]+", word):
+            hint = did_you_mean(word, COMMANDS)
+            raise ConfigError(f"{word} is no command{hint}: choose from {', '.join(COMMANDS)}, or set name=value")
+    return asked
 
 
-@hydra.main(config_path=str(composing.CONFIGS), config_name="config", version_base="1.3")
-def _hydra_main(config: DictConfig) -> float | None:
-    context = HydraConfig.get()
-    try:
-        return _run(config, Path(context.runtime.output_dir), dict(context.runtime.choices))
-    except Exception as error:
-        if context.mode == RunMode.RUN:
+def _through_hydra(job: Job) -> None:
+    """Let Hydra show what was asked for, or make the folders and call `job`, in a sweep for each of its runs."""
+    hydra.main(config_path=str(composing.CONFIGS), config_name="config", version_base="1.3")(job)()
+
+
+def _prepared(config: DictConfig) -> Job:
+    """One run, whose components are built already: Hydra makes its folder after what is wrong with them is said."""
+    settings = composing.load_settings(composing.plain(config))
+    folder = RunFolder(Path(config.hydra.run.dir).absolute())
+    folder.check_writable()
+    from metarun.run import prepared
+
+    experiment = prepared(settings, folder)
+
+    def job(config: DictConfig) -> float:
+        try:
+            return _run(config, experiment)
+        except Exception as error:
+            sys.exit(_reported(error))  # Hydra would print its own kind of traceback
+
+    return job
+
+
+def _sweep() -> None:
+    """All runs, also after one that failed. Raises Failed at the end if there was one."""
+    failures: list[str] = []
+
+    def job(config: DictConfig) -> float:
+        try:
+            return _run(config)
+        except Stopped as error:
             sys.exit(_reported(error))
-        _failures.append(str(error))  # the other jobs of a sweep go on
-        _reported(error)
-        return float("nan")
+        except Exception as error:
+            _reported(error)
+            failures.append(HydraConfig.get().runtime.output_dir)
+            return math.nan
+
+    _through_hydra(job)
+    if failures:
+        raise Failed("\n".join(["these runs of the sweep failed:", *failures]))
+
+
+def _run(config: DictConfig, experiment: "Experiment | None" = None) -> float:
+    """The run that Hydra composed, in the folder that it made."""
+    context, values = HydraConfig.get(), composing.plain(config)
+    choices = {group: choice for group, choice in context.runtime.choices.items() if not group.startswith("hydra/")}
+    settings = composing.load_settings(values)
+    from metarun.run import run
+
+    return run(settings, RunFolder(Path(context.runtime.output_dir)), values, choices, experiment)
 
 
 def _prepare_cpu() -> None:
@@ -117,29 +170,16 @@ def _prepare_cpu() -> None:
             mallopt(option, value)
 
 
-def _run(config: DictConfig, folder: Path, choices: dict[str, Any]) -> float:
-    values = composing.plain(config)
-    settings = composing.load_settings(values)
-    from metarun.folder import RunFolder
-    from metarun.run import run
-
-    names = {group: choice for group, choice in choices.items() if not group.startswith("hydra/")}
-    return run(settings, RunFolder(folder), values, names)
-
-
 def resume() -> None:
     """Continue a run that was stopped, exactly where its last checkpoint is."""
     parser = argparse.ArgumentParser(prog="metarun resume", description=resume.__doc__)
     parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
-    folder = parser.parse_args().run
-
-    from metarun.folder import RunFolder
-
-    values, choices = RunFolder(folder).config(), RunFolder(folder).choices()
+    folder = RunFolder(parser.parse_args().run.absolute())
+    values, choices = folder.config(), folder.choices()
     settings = composing.load_settings(values)
     from metarun.run import run
 
-    run(settings, RunFolder(folder.absolute()), values, choices)
+    run(settings, folder, values, choices)
 
 
 def evaluate() -> None:
@@ -150,17 +190,12 @@ def evaluate() -> None:
     """
     parser = argparse.ArgumentParser(prog="metarun evaluate", description=evaluate.__doc__)
     parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
-    parser.add_argument("overrides", nargs="*", help="settings that differ, as ways=20")
+    parser.add_argument("overrides", nargs="*", default=[], help="settings that differ, as ways=20")
     arguments = parser.parse_args()
-
-    from metarun.folder import RunFolder
-
     folder = RunFolder(arguments.run.absolute())
-    config = OmegaConf.create(folder.config())
     elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=")
     changes = [text if text.startswith(elsewhere) else f"eval.{text}" for text in arguments.overrides]
-    config.merge_with_dotlist(changes)
-    settings = composing.load_settings(composing.plain(config))
+    settings = composing.load_settings(composing.changed(folder.config(), changes))
     from metarun.run import retest
 
     retest(settings, folder, arguments.overrides)
@@ -170,7 +205,7 @@ def data() -> None:
     """Fetch, verify and prepare a dataset; say what is there and what is missing."""
     parser = argparse.ArgumentParser(prog="metarun data", description=data.__doc__)
     parser.add_argument("name", help="a dataset, as metarun list shows them")
-    parser.add_argument("overrides", nargs="*", help="settings, as dataset.path=/data or data_dir=/data")
+    parser.add_argument("overrides", nargs="*", default=[], help="settings, as dataset.path=/data or data_dir=/data")
     parser.add_argument("--check", action="store_true", help="only look, fetch and prepare nothing")
     arguments = parser.parse_args()
     config = composing.compose([f"dataset={arguments.name}", *arguments.overrides])

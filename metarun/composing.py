@@ -4,26 +4,33 @@ import hashlib
 import itertools
 import json
 import re
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import MarkedYAMLError
 
+from metarun.errors import ConfigError
 from metarun.registry import GROUPS, check
-from metarun.settings import ConfigError, EvalSettings, Settings, convert, convert_fields, did_you_mean
+from metarun.settings import EvalSettings, Settings, convert, convert_fields, did_you_mean, instead
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir())
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
+ONCE = ("val_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
 
 def load_settings(values: Mapping[str, Any]) -> Settings:
@@ -43,12 +50,12 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
 
 def _check_meta_test(settings: Settings, problems: list[str]) -> None:
     hints = get_type_hints(EvalSettings, include_extras=True)
-    variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name != "variants"}
+    variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
     check("algo", {**settings.algo, **settings.eval.algo}, problems, "eval.algo")
     for name, changes in settings.eval.variants.items():
         key = f"eval.variants.{name}"
         declared = {setting: kind for setting, kind in variables.items() if setting in changes}
-        unknown = {setting: did_you_mean(setting, variables) for setting in changes.keys() - variables.keys()}
+        unknown = {setting: instead(setting, variables) for setting in changes.keys() - variables.keys()}
         problems += [f"{key}.{setting}: no such setting{hint}" for setting, hint in unknown.items()]
         convert_fields({setting: changes[setting] for setting in declared}, declared, key, problems)
         check(
@@ -62,18 +69,33 @@ def _check_meta_test(settings: Settings, problems: list[str]) -> None:
 def plain(config: DictConfig) -> dict[str, Any]:
     """The job's part of a composed configuration, resolved. Raises ConfigError."""
     try:
-        values = OmegaConf.to_container(config, resolve=True)
+        values = {str(key): config[key] for key in config if key != "hydra"}
+        return {
+            key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
+        }
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).splitlines()[0]) from error
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key != "hydra"}
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def changed(values: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """A plain configuration with some values replaced; keys that are new are left to `load_settings`."""
+    config = OmegaConf.create(dict(values))
+    for override in parsed(overrides):
+        if override.is_sweep_override():
+            raise ConfigError(f"{override.input_line} is a list of values: one at a time")
+        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+    return plain(config)
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a run's numbers depend on."""
+    dataset = {key: value for key, value in values["dataset"].items() if key != "path"}
+    return {key: value for key, value in values.items() if key not in WHERE} | {"dataset": dataset}
 
 
 def run_name(*, _root_: DictConfig) -> str:
-    """Folder of a run: what it is, in words, and a hash of everything that its numbers depend on."""
-    choices = _root_.hydra.runtime.choices
-    values = plain(OmegaConf.masked_copy(_root_, [str(key) for key in _root_ if key not in ("hydra", *WHERE)]))
-    values["dataset"].pop("path", None)
+    """Folder of a run: what it is, in words, and a hash of its identity."""
+    choices, values = _root_.hydra.runtime.choices, identity(plain(_root_))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
 
@@ -83,23 +105,59 @@ OmegaConf.register_new_resolver("run_name", run_name, replace=True)
 
 def compose(overrides: list[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """What Hydra composes for one job, with its own node. Raises ConfigError in place of Hydra's exceptions."""
+    for override in parsed(overrides):
+        if override.is_sweep_override():
+            text = override.input_line
+            raise ConfigError(f"{text} asks for several runs: did you mean metarun --multirun {text}?")
+    with _hydra(config_dir) as hydra, warnings.catch_warnings():
+        warnings.filterwarnings("error", "provider=")  # a search path that is not there
+        try:
+            return hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
+        except (HydraException, OmegaConfBaseException, ValueError, UserWarning, MarkedYAMLError) as error:
+            raise ConfigError(_explained(error, hydra, overrides)) from error
+
+
+@contextmanager
+def _hydra(config_dir: str | None = None) -> Iterator[Hydra]:
+    """What composes, with a user's own folder of configurations behind ours."""
     search_path = create_config_search_path(str(CONFIGS))
     if config_dir is not None:
-        search_path.append("command-line", f"file://{Path(config_dir).absolute()}")
+        if not Path(config_dir).is_dir():
+            raise ConfigError(f"--config-dir is {config_dir}: there is no such folder")
+        folder = f"file://{Path(config_dir).absolute()}"
+        search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
     GlobalHydra.instance().clear()
-    hydra = Hydra.create_main_hydra2("metarun", search_path)
     try:
-        return hydra.compose_config(config_name, overrides, run_mode=RunMode.RUN, with_log_configuration=False)
-    except HydraException as error:
-        raise ConfigError(_explained(error, hydra)) from error
+        yield Hydra.create_main_hydra2("metarun", search_path)
     finally:
         GlobalHydra.instance().clear()
 
 
-def jobs(overrides: list[str]) -> Iterator[list[str]]:
+def parsed(overrides: list[str], hydra: Hydra | None = None) -> list[Override]:
+    """Overrides in Hydra's grammar. Raises ConfigError."""
+    parser = OverridesParser.create(hydra.config_loader if hydra else None)
+    found = []
+    for text in overrides:
+        try:
+            found += parser.parse_overrides([text])
+        except HydraException as error:
+            shown = text.removeprefix("++")
+            if "=" not in text:
+                reason = "a setting is written name=value"
+            elif any(text.count(a) != text.count(b) for a, b in ("[]", "{}", "()")):
+                reason = "a bracket is open; in a shell quote the whole, as 'name={a: 1}'"
+            else:
+                reason = "quote special characters twice, as 'name=\"a = b\"'"
+            raise ConfigError(f"{shown} cannot be read: {reason}") from error
+    return found
+
+
+def jobs(overrides: list[str], config_dir: str | None = None) -> Iterator[list[str]]:
     """The overrides of every job of a sweep; for open-ended sweeps (an interval), of one example."""
     alternatives = []
-    for override in OverridesParser.create().parse_overrides(overrides):
+    with _hydra(config_dir) as hydra:
+        asked = parsed(overrides, hydra)
+    for override in asked:
         key = override.get_key_element()
         if override.is_discrete_sweep():
             alternatives.append([f"{key}={value}" for value in override.sweep_string_iterator()])
@@ -130,30 +188,59 @@ def described_options(group: str) -> Iterator[tuple[str, str]]:
         )
 
 
-def _explained(error: HydraException, hydra: Hydra) -> str:
+def _explained(error: Exception, hydra: Hydra, overrides: list[str]) -> str:
+    """What Hydra found wrong, in a line of ours; its own first line where we know no better."""
     text = str(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).partition("/")
-        found = options(hydra, group)
-        if found:
-            return f"{group} is {option!r}: choose from {', '.join(found)}{did_you_mean(option, found)}"
+        if found := options(hydra, group):
+            return _unknown_option(group, option, found)
+    if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+        return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
     if match := re.search(r"[Cc]ould not override '([^']+)'", text):
-        key = match[1]
-        known = _keys(hydra)
-        leaves = [other for other in known if other.endswith(f".{key}")]
-        hint = f" (did you mean {leaves[0]}?)" if leaves else did_you_mean(key, known)
-        return f"{key}: no such setting{hint}"
+        return _unknown_key(match[1], _keys(hydra, overrides))
+    if match := re.match(r"provider=(\S+).* path=(.+) is not available", text):
+        return f"{match[1]} is {match[2]}: there is no such folder"
+    for override in parsed(overrides, hydra):
+        group = override.key_or_group
+        if not isinstance(override.value(), str | list) and (found := options(hydra, group)):
+            return _unknown_option(group, override.get_value_string(), found)
     return text.splitlines()[0]
 
 
-def _keys(hydra: Hydra) -> list[str]:
-    """Every group and every dotted key of the default configuration."""
-    config = hydra.compose_config("config", [], run_mode=RunMode.RUN, with_log_configuration=False)
+def _unknown_option(group: str, option: str, known: list[str]) -> str:
+    return f"{group} is {option!r}: choose from {', '.join(known)}{did_you_mean(option, known)}"
 
-    def below(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    """Suggests the same word elsewhere, or a like word at the same place, or says what is at that place."""
+    parent, _, word = key.rpartition(".")
+    elsewhere = [other for other in known if other.endswith(f".{word}")]
+    beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
+    if elsewhere:
+        hint = f" (did you mean {' or '.join(elsewhere)}?)"
+    elif parent and beside:
+        hint = instead(word, [other for other in beside if other != "name"])
+    else:
+        hint = did_you_mean(key, known)
+    return f"{key}: no such setting{hint}"
+
+
+def _keys(hydra: Hydra, overrides: list[str]) -> list[str]:
+    """Every group and every dotted key of what these overrides choose, whatever values they set."""
+    groups = hydra.config_loader.list_groups("")
+    choices = [text for text in overrides if text.partition("=")[0] in groups]
+    try:
+        config = hydra.compose_config("config", choices, run_mode=RunMode.RUN, with_log_configuration=False)
+    except HydraException:
+        config = hydra.compose_config("config", [], run_mode=RunMode.RUN, with_log_configuration=False)
+
+    def below(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
         for key, value in values.items():
-            yield prefix + key
+            yield f"{prefix}{key}"
             if isinstance(value, Mapping):
                 yield from below(value, f"{prefix}{key}.")
 
-    return ["experiment", *below(plain(config), "")]
+    values = OmegaConf.to_container(config)
+    assert isinstance(values, dict)
+    return ["experiment", *below({key: value for key, value in values.items() if key != "hydra"}, "")]

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from metarun import __version__
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 
 
 def find_device(name: str) -> torch.device:
@@ -23,7 +23,7 @@ def find_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or str(device) not in [*here, "cuda" if len(here) > 1 and "cuda:0" in here else "cpu"]:
-        raise ConfigError(f"device is {name!r}: here are {', '.join(here)} (and auto, the best of them)")
+        raise ConfigError(f"device is {name!r}: choose from auto, {', '.join(here)} (what PyTorch finds here)")
     return device
 
 

@@ -63,16 +63,20 @@ class Experiment:
         return {c: {n: p.to(self.device).requires_grad_() for n, p in ps.items()} for c, ps in theta.items()}
 
     def optimizer(self, theta: Theta) -> torch.optim.Optimizer:
-        """One parameter group per component, so that each can be told apart."""
+        """One parameter group per component, so that each can be told apart. Raises ConfigError."""
         groups = [{"params": list(params.values()), "name": c} for c, params in theta.items() if params]
-        optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
+        try:
+            optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
+        except ValueError as error:
+            name = self.settings.optimizer["name"]
+            raise ConfigError(f"optimizer={name} cannot work with its settings: {error}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
         return optimizer
 
     def statistics(self, theta: Theta) -> Params:
-        """What norm layers see on average over training tasks, where the method is tested with that."""
-        if self.algo.norm != "running":
+        """What norm layers see on average over training tasks, where a row of the test asks for that."""
+        if not any({**self.settings.algo, **row.algo}["norm"] == "running" for row in self.eval_rows().values()):
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
         tasks = self.source.sample(STATISTICS_TASKS, generator)

@@ -12,7 +12,8 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from metarun.settings import ConfigError
+from metarun.composing import identity
+from metarun.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -33,23 +34,34 @@ class RunFolder:
         """`best`, `last`, or a path."""
         return {"best": self.best, "last": self.last}.get(name, Path(name))
 
+    def check_writable(self) -> None:
+        """Raises ConfigError where the folder could not be made, or not be written in. Makes nothing."""
+        there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not there.is_dir():
+            raise ConfigError(f"the run folder {self.path} cannot be made: {there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"the run folder {self.path} cannot be written: no permission for {there}")
+
     @contextmanager
     def alone(self) -> Iterator[None]:
         """Raises ConfigError where the folder cannot be written, or another process is at work in it."""
+        lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(self.path / ".lock", timeout=0)
-            with lock:
-                yield
+            lock.acquire()
         except Timeout as error:
             raise ConfigError(f"another process is at work in {self.path}: wait for it, or change a setting") from error
-        except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        except OSError as error:
             raise ConfigError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def start(self, config: dict[str, Any], choices: dict[str, Any]) -> None:
         """Write what was asked for. Raises ConfigError if the folder holds a run with other settings."""
         file = self.path / "config.yaml"
-        if file.exists() and self.config() != config:
+        if file.exists() and identity(self.config()) != identity(config):
             raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
         write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
         write_text(self.path / "choices.json", json.dumps(choices, indent=2) + "\n")
@@ -66,15 +78,24 @@ class RunFolder:
 
     def choices(self) -> dict[str, Any]:
         """Which option of each config group was chosen: `fomaml` where the component is MAML."""
-        return dict(json.loads((self.path / "choices.json").read_text(encoding="utf-8")))
+        return _read_json(self.path / "choices.json")
 
     def result(self) -> dict[str, Any] | None:
         """The test result, or None before the end."""
         file = self.path / "result.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+        return _read_json(file) if file.is_file() else None
 
     def finish(self, result: dict[str, Any]) -> None:
         write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file.parent} is not a whole run folder: it has no {file.name}") from error
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{file} is damaged: {error}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from metarun import settings
-from metarun.settings import ConfigError, Range, convert_fields, did_you_mean
+from metarun.errors import ConfigError
+from metarun.settings import Range, convert_fields, did_you_mean
 
 GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")
 T = TypeVar("T")

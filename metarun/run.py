@@ -3,10 +3,12 @@
 import functools
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from metarun import checkpoint
 from metarun.environment import commit, device_name, peak_memory_mib, versions
+from metarun.errors import ConfigError, Failed, Stopped
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
 from metarun.logs import Logger, RunLog, log_to, say
@@ -15,27 +17,45 @@ from metarun.registry import build
 from metarun.report import draw_curves, result_lines, write_scores
 from metarun.settings import Settings
 from metarun.trainer import NonFiniteLoss, Progress, State, Window, train
+from metarun.types import Theta
 
 
-class Stopped(Exception):
-    """A signal ended the run early, after it was saved."""
+def prepared(settings: Settings, folder: RunFolder) -> Experiment | None:
+    """The components of a run, None where it is finished. Raises ConfigError for all that can be known to fail
+    now instead of after the training; writes nothing.
+    """
+    if folder.result() is not None:
+        return None
+    experiment = Experiment.of(settings)
+    for row in experiment.eval_rows().values():
+        for split in ("val", "test"):
+            experiment.tester(row, split)
+    experiment.optimizer(experiment.initial_theta())
+    wanted = settings.eval.checkpoint
+    if wanted not in ("best", "last") and not folder.checkpoint(wanted).is_file():
+        raise ConfigError(f"eval.checkpoint is {wanted!r}: it must be best, last or a file; there is no such file")
+    return experiment
 
 
-class Failed(Exception):
-    """The run itself went wrong, through no mistake in its settings."""
-
-
-def run(settings: Settings, folder: RunFolder, config: dict[str, Any], choices: dict[str, Any]) -> float:
+def run(
+    settings: Settings,
+    folder: RunFolder,
+    config: dict[str, Any],
+    choices: dict[str, Any],
+    experiment: Experiment | None = None,
+) -> float:
     """Train, test and report; continue where an earlier sitting stopped. Returns the best validation score.
 
-    Raises ConfigError for mistakes of the user's, Stopped after a signal, Failed where training diverged.
+    `experiment` is what `prepared` returned, if it was called. Raises ConfigError for mistakes of the user's,
+    Stopped after a signal, Failed where training diverged.
     """
+    experiment = experiment or prepared(settings, folder)
     with folder.alone():
         folder.start(config, choices)
         handler = log_to(folder.path)
         try:
             if (result := folder.result()) is None:
-                result = _train_and_test(settings, folder, config)
+                result = _train_and_test(experiment or Experiment.of(settings), folder, config)
             else:
                 say.info("%s is finished already", folder.path)
             for line in result_lines(result):
@@ -47,12 +67,9 @@ def run(settings: Settings, folder: RunFolder, config: dict[str, Any], choices: 
             handler.close()
 
 
-def _train_and_test(settings: Settings, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
     started = time.perf_counter()
-    experiment = Experiment.of(settings)
-    for how in experiment.eval_rows().values():  # what cannot be tested fails now, not after the training
-        for split in ("val", "test"):
-            experiment.tester(how, split)
+    settings = experiment.settings
     about = {
         "config": config,
         "choices": folder.choices(),
@@ -62,7 +79,7 @@ def _train_and_test(settings: Settings, folder: RunFolder, config: dict[str, Any
         "commit": commit(),
     }
     progress = _train(experiment, folder, about)
-    tensors, facts = checkpoint.load(folder.checkpoint(settings.eval.checkpoint), experiment.device)
+    tensors, facts = _loaded(experiment, folder.checkpoint(settings.eval.checkpoint))
     result = {
         "test": test(experiment, tensors, folder),
         "checkpoint": {"name": settings.eval.checkpoint, "step": facts["step"]},
@@ -139,7 +156,7 @@ def _restored(experiment: Experiment, folder: RunFolder) -> State:
     if not folder.last.exists():
         theta = experiment.initial_theta()
         return State(theta, experiment.optimizer(theta))
-    tensors, facts = checkpoint.load(folder.last, experiment.device)
+    tensors, facts = _loaded(experiment, folder.last)
     theta = experiment.trainable(tensors["theta"])
     optimizer = experiment.optimizer(theta)
     optimizer.load_state_dict(tensors["optimizer"])
@@ -149,12 +166,25 @@ def _restored(experiment: Experiment, folder: RunFolder) -> State:
     return state
 
 
+def _loaded(experiment: Experiment, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors and facts of a checkpoint. Raises ConfigError where it is of another model."""
+
+    def shapes(theta: Theta) -> dict[str, dict[str, Any]]:
+        return {component: {name: p.shape for name, p in params.items()} for component, params in theta.items()}
+
+    tensors, facts = checkpoint.load(path, experiment.device)
+    if shapes(tensors["theta"]) != shapes(experiment.algo.init()):
+        raise ConfigError(f"the checkpoint {path} is of another model: its weights have other names or shapes")
+    return tensors, facts
+
+
 def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
     """Every row of the result: settings of the test, which tasks, mean and interval of each metric."""
+    statistics = tensors["statistics"] or experiment.statistics(tensors["theta"])
     results = {}
     for name, row in experiment.eval_rows().items():
         started = time.perf_counter()
-        scores = experiment.tester(row, "test").scores(tensors["theta"], tensors["statistics"], row.tasks)
+        scores = experiment.tester(row, "test").scores(tensors["theta"], statistics, row.tasks)
         write_scores(folder.path / "scores" / f"{name}.csv", scores)
         results[name] = scores.summary() | {
             "ways": row.ways,
@@ -173,7 +203,9 @@ def retest(settings: Settings, folder: RunFolder, overrides: list[str]) -> None:
     """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`."""
     path = folder.checkpoint(settings.eval.checkpoint)
     experiment = Experiment.of(settings)
-    tensors, facts = checkpoint.load(path, experiment.device)
+    for row in experiment.eval_rows().values():
+        experiment.tester(row, "test")
+    tensors, facts = _loaded(experiment, path)
     beside = RunFolder(folder.path / "tests" / ("-".join(overrides).replace("/", "_") or "again"))
     beside.path.mkdir(parents=True, exist_ok=True)
     result = {

@@ -5,14 +5,13 @@ A setting's type is an ordinary annotation: `int`, `float`, `bool`, `str`, `Lite
 """
 
 import difflib
+import math
 import types
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-
-class ConfigError(Exception):
-    """A mistake of the user's, worded for the user: shown without a traceback, exit code 2."""
+from metarun.errors import ConfigError as ConfigError  # those who check settings find it here
 
 
 @dataclass(frozen=True)
@@ -97,12 +96,18 @@ def did_you_mean(word: str, known: Collection[str]) -> str:
     return f" (did you mean {near[0]}?)" if near else ""
 
 
+def instead(word: str, known: Collection[str]) -> str:
+    """The nearest known word, or all of them when none is near."""
+    return did_you_mean(word, known) or (f": choose from {', '.join(known)}" if known else "")
+
+
 def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     """`value` as the type `kind`; what does not fit is added to `problems` under `key`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
+        before = len(problems)
         value = convert(value, args[0], key, problems)
-        if isinstance(value, int | float) and not isinstance(value, bool) and not args[1].holds(value):
+        if len(problems) == before and not args[1].holds(value):
             problems.append(f"{key} is {value}: it must be {args[1]}")
         return value
     if kind is Any:
@@ -124,8 +129,9 @@ def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     elif origin is list:
         if isinstance(value, list | tuple):
             return [convert(v, args[0], f"{key}[{i}]", problems) for i, v in enumerate(value)]
-    elif kind in (int, float) and isinstance(value, int | float) and not isinstance(value, bool):
-        if float(value) == kind(value):  # 1e4 is a whole number too
+    elif kind in (int, float):
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if number and value == kind(value):  # 1e4 is a whole number too
             return kind(value)
     elif isinstance(value, kind):
         return value
@@ -139,7 +145,7 @@ def convert_fields(
     """Check a mapping against field name -> type: unknown, missing and ill-typed keys are all reported."""
     prefix = f"{key}." if key else ""
     for name in values.keys() - declared.keys():
-        problems.append(f"{prefix}{name}: no such setting{did_you_mean(name, declared.keys())}")
+        problems.append(f"{prefix}{name}: no such setting{instead(name, declared.keys())}")
     for name in declared.keys() - values.keys():
         problems.append(f"{prefix}{name}: missing")
     return {
@@ -191,6 +197,6 @@ def _described(kind: Any) -> str:
     if origin is list:
         return f"a list, each {_described(args[0])}"
     if origin is dict:
-        return f"a mapping of names, each to {_described(args[1])}"
+        return "a mapping of names" + ("" if args[1] is Any else f", each to {_described(args[1])}")
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
-    return names.get(kind, str(kind))
+    return "anything" if kind is Any else names.get(kind, str(kind))

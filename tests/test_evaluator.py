@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.tiny import algo_and_theta
 
 from metarun.datasets.episodes import EpisodeSampler
 from metarun.evaluator import Scores, evaluate
 from metarun.types import TaskShape
+from tests.tiny import algo_and_theta
 
 
 @pytest.fixture(scope="module")

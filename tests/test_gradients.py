@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.reference.plain_maml import plain_loss
-from tests.tiny import ALGORITHMS, BACKBONES, PAIRS, adapts, algo_and_theta, episodes, leaves
 
 from metarun.execution import meta_gradient, over_tasks, unstack
 from metarun.registry import known
+from tests.reference.plain_maml import plain_loss
+from tests.tiny import ALGORITHMS, BACKBONES, PAIRS, adapts, algo_and_theta, episodes, leaves
 
 EXECUTIONS = ("vmap", "loop")
 

@@ -14,9 +14,7 @@ def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation():
     stepped = w - lr * a * (w - c)
     for first_order, factor in [(False, 1 - lr * a), (True, 1.0)]:
         theta = {"net": {"w": torch.tensor(w, dtype=torch.float64, requires_grad=True)}}
-        states = unroll(
-            lambda phi: a / 2 * (phi["net"]["w"] - c) ** 2, theta, lr=lr, steps=1, first_order=first_order
-        )
+        states = unroll(lambda phi: a / 2 * (phi["net"]["w"] - c) ** 2, theta, lr=lr, steps=1, first_order=first_order)
         phi = last(states)
         assert phi["net"]["w"].item() == pytest.approx(stepped, abs=1e-12)
         (a / 2 * (phi["net"]["w"] - d) ** 2).backward()

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.tiny import WAYS, algo_and_theta, episodes
 from torch import nn
 from torch.func import functional_call
 
@@ -10,6 +9,7 @@ from metarun.backbones.norm import BatchNorm, collect_statistics, norm_names, us
 from metarun.execution import unstack
 from metarun.objectives import answers
 from metarun.registry import build, known
+from tests.tiny import WAYS, algo_and_theta, episodes
 
 
 def test_batch_statistics_equal_pytorchs_layer():

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
 
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot import divide
 from metarun.registry import declaration
 from metarun.settings import ConfigError
 from metarun.types import TaskShape
+from tests.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
 
 
 @pytest.fixture(autouse=True)

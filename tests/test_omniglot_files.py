@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests.tiny_omniglot import TINY, dataset, members, png, tiny_parts, write_folder, write_zip, write_zips
 
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot import Omniglot
 from metarun.settings import ConfigError
+from tests.tiny_omniglot import TINY, dataset, members, png, tiny_parts, write_folder, write_zip, write_zips
 
 
 def fails(data: Omniglot, match: str) -> str:

@@ -15,11 +15,18 @@ import torch
 from metarun import checkpoint
 from metarun.trainer import Progress
 
-TINY = (
-    "dataset.classes_train=20 dataset.classes_val=8 dataset.classes_test=8 backbone.filters=4 "
-    "trainer.steps=120 trainer.tasks_per_step=2 trainer.log_every=7 trainer.eval_every=20 "
-    "eval.tasks=20 eval.val_tasks=10"
-).split()
+TINY = [
+    "dataset.classes_train=20",
+    "dataset.classes_val=8",
+    "dataset.classes_test=8",
+    "backbone.filters=4",
+    "trainer.steps=120",
+    "trainer.tasks_per_step=2",
+    "trainer.log_every=7",
+    "trainer.eval_every=20",
+    "eval.tasks=20",
+    "eval.val_tasks=10",
+]
 METHODS = {"maml": ["algo=maml"], "protonet": ["algo=protonet", "trainer.execution=loop"]}
 
 

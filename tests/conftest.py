@@ -1,0 +1,98 @@
+"""Running metarun as a user does: in this process, which is fast, or in one of its own, which is the real thing."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from metarun import cli
+from metarun.logs import say
+
+TINY = (
+    "dataset=glyphs",
+    "dataset.classes_train=20",
+    "dataset.classes_val=10",
+    "dataset.classes_test=10",
+    "backbone.filters=4",
+    "trainer.steps=4",
+    "trainer.eval_every=2",
+    "trainer.log_every=1",
+    "trainer.tasks_per_step=2",
+    "eval.tasks=20",
+    "eval.val_tasks=10",
+    "device=cpu",
+)
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture(scope="session")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache for the session, so that the same glyphs are drawn once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working folder, with a cache that is not the user's and no data folder."""
+    folder = tmp_path / "place"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("METARUN_CACHE", str(shared_cache))
+    monkeypatch.delenv("METARUN_DATA", raising=False)
+    return folder
+
+
+@pytest.fixture
+def undone() -> Iterator[None]:
+    """What `main` does to the process is undone."""
+    handler, policy = signal.getsignal(signal.SIGTERM), os.environ.get("OMP_WAIT_POLICY")
+    yield
+    signal.signal(signal.SIGTERM, handler)
+    if policy is None:
+        os.environ.pop("OMP_WAIT_POLICY", None)
+
+
+@pytest.fixture
+def metarun(place: Path, undone: None, monkeypatch: pytest.MonkeyPatch, capfd) -> Command:
+    """`metarun("seed=3")` in this process: exit code, standard output and error."""
+
+    def run(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
+        monkeypatch.setattr(say, "handlers", [])  # as in a new process: pytest's own are taken for metarun's
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return Outcome(ended.value.code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def metarun_process(place: Path) -> Command:
+    """The same in a process of its own; `after` is a Python statement that runs at its end."""
+
+    def run(*arguments: str, after: str = "pass") -> Outcome:
+        code = f"import sys\nfrom metarun.cli import main\ntry: main()\nfinally: {after}"
+        done = subprocess.run(
+            [sys.executable, "-c", code, *arguments],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        return Outcome(done.returncode, done.stdout, done.stderr)
+
+    return run

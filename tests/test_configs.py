@@ -1,0 +1,85 @@
+"""Every file under configs/ composes, passes the check, builds, and takes a step and a test; also those in folders."""
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarun.composing import CONFIGS, changed, compose, load_settings, plain
+from metarun.datasets.omniglot import PARTS, find
+from metarun.folder import RunFolder
+from metarun.registry import GROUPS
+from metarun.run import run
+
+FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
+PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
+SMALL = {
+    "trainer.steps": 1,
+    "trainer.tasks_per_step": 2,
+    "trainer.log_every": 1,
+    "trainer.eval_every": 1,
+    "eval.tasks": 2,
+    "eval.val_tasks": 2,
+    "device": "cpu",
+}
+SMALL_PARTS = {  # of what has them
+    "backbone.filters": 4,
+    "dataset.classes_train": 20,
+    "dataset.classes_val": 10,
+    "dataset.classes_test": 10,
+}
+
+
+def test_the_whole_tree_is_walked():
+    groups = {option.partition("=")[0] for option in OPTIONS}
+    assert groups == {*GROUPS, "trainer", "eval", "experiment"}
+    assert [option for option in OPTIONS if "experiment=" in option and "/" in option]
+    assert [file for file in FILES if "/" not in file] == ["config"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_file_composes_and_passes_the_check(place: Path, option: str):
+    group, _, name = option.partition("=")
+    config = compose([option])
+    load_settings(plain(config))
+    assert config.hydra.runtime.choices[group] == name
+    assert config.hydra.run.dir.startswith("outputs/")
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_file_takes_a_step_and_a_test(real_data: str | None, place: Path, monkeypatch, option: str):
+    if option in PACKAGES:
+        pytest.importorskip(PACKAGES[option])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    values = shrunk(plain(compose([option])))
+    if values["dataset"]["name"] == "omniglot":
+        if real_data is None:
+            pytest.skip("Omniglot is downloaded data: set METARUN_DATA to the folder that has it")
+        values["data_dir"] = real_data
+    folder = RunFolder(place / "run")
+    run(load_settings(values), folder, values, {})
+
+    result = folder.result()
+    assert result is not None
+    assert result["training"]["steps"] == 1
+    assert {"test", *values["eval"]["variants"]} <= result["test"].keys()
+    for row in result["test"].values():
+        figure = row["accuracy"] if "accuracy" in row else row["mse"]
+        assert row["tasks"] == 2
+        assert math.isfinite(figure["mean"])
+
+
+@pytest.fixture
+def real_data() -> str | None:
+    """The data folder with Omniglot in it, None where there is none."""
+    folder = os.environ.get("METARUN_DATA")
+    return folder if folder and len(find(Path(folder, "omniglot"))) == len(PARTS) else None
+
+
+def shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration with sizes that take a moment."""
+    parts = {key: size for key, size in SMALL_PARTS.items() if key.split(".")[1] in values[key.split(".")[0]]}
+    return changed(values, [f"{key}={size}" for key, size in {**SMALL, **parts}.items()])
