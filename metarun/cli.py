@@ -33,7 +33,7 @@ Job = Callable[[DictConfig], float]
 def main() -> None:
     """Console entry point. Exit codes: 0 done, 1 the run failed, 2 a mistake in the request, 130 stopped."""
     signal.signal(signal.SIGTERM, _terminate)
-    _prepare_cpu()
+    prepare_cpu()
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     try:
         if command in COMMANDS:
@@ -107,7 +107,8 @@ def _arguments() -> argparse.Namespace:
 
 def _through_hydra(job: Job) -> None:
     """Let Hydra show what was asked for, or make the folders and call `job`, in a sweep for each of its runs."""
-    hydra.main(config_path=str(composing.CONFIGS), config_name="config", version_base="1.3")(job)()
+    base = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # later versions know no other
+    hydra.main(config_path=str(composing.CONFIGS), config_name="config", **base)(job)()
 
 
 def _prepared(config: DictConfig) -> Job:
@@ -157,7 +158,7 @@ def _run(config: DictConfig, experiment: "Experiment | None" = None) -> float:
     return run(settings, RunFolder(Path(context.runtime.output_dir)), values, choices, experiment)
 
 
-def _prepare_cpu() -> None:
+def prepare_cpu() -> None:
     """Two habits of the C libraries that cost small training steps dearly; they must change before torch loads.
 
     glibc returns each large tensor's memory to the kernel and faults it in again (1.3 to 1.75 times slower);

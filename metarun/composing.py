@@ -1,13 +1,14 @@
 """From the command line to checked settings: Hydra composes, we explain what is wrong. Never imports torch."""
 
 import hashlib
+import importlib.util
 import itertools
 import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -24,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from metarun.errors import ConfigError
-from metarun.registry import GROUPS, check
+from metarun.registry import GROUPS, check, declaration
 from metarun.settings import EvalSettings, Settings, convert, convert_fields, did_you_mean, instead
 
 HERE = Path(__file__).resolve().parent
@@ -37,33 +38,41 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from a composed configuration. Raises ConfigError that lists every problem in it."""
     problems: list[str] = []
     settings = convert(values, Settings, "", problems)
+    checked = {}
     for group in GROUPS:
         if isinstance(values.get(group), Mapping):
-            check(group, values[group], problems)
+            checked[group] = {"name": values[group].get("name"), **check(group, values[group], problems)}
     if not problems:
-        _check_meta_test(settings, problems)
+        _check_logger(settings.logger["name"], problems)
+        meta_test = replace(settings.eval, variants=_meta_test_variants(settings, problems))
+        settings = replace(settings, eval=meta_test, **checked)
     if problems:
         raise ConfigError("\n".join(sorted(set(problems))))
-    checked = {group: {"name": values[group]["name"], **check(group, values[group], [])} for group in GROUPS}
-    return Settings(**{**vars(settings), **checked})
+    return settings
 
 
-def _check_meta_test(settings: Settings, problems: list[str]) -> None:
+def _check_logger(name: str, problems: list[str]) -> None:
+    package = declaration("logger", name).constants.get("needs")
+    if package and importlib.util.find_spec(package) is None:
+        problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
+
+
+def _meta_test_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """The variants with their declared types; also checks `eval.algo`, theirs and the common one."""
     hints = get_type_hints(EvalSettings, include_extras=True)
     variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
     check("algo", {**settings.algo, **settings.eval.algo}, problems, "eval.algo")
+    converted = {}
     for name, changes in settings.eval.variants.items():
         key = f"eval.variants.{name}"
         declared = {setting: kind for setting, kind in variables.items() if setting in changes}
         unknown = {setting: instead(setting, variables) for setting in changes.keys() - variables.keys()}
         problems += [f"{key}.{setting}: no such setting{hint}" for setting, hint in unknown.items()]
-        convert_fields({setting: changes[setting] for setting in declared}, declared, key, problems)
-        check(
-            "algo",
-            {**settings.algo, **settings.eval.algo, **changes.get("algo", {})},
-            problems,
-            f"{key}.algo",
-        )
+        known = {setting: changes[setting] for setting in declared}
+        converted[name] = convert_fields(known, declared, key, problems)
+        algo = {**settings.algo, **settings.eval.algo, **changes.get("algo", {})}
+        check("algo", algo, problems, f"{key}.algo")
+    return converted
 
 
 def plain(config: DictConfig) -> dict[str, Any]:

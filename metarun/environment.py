@@ -1,9 +1,11 @@
 """The machine and the software a run happens on."""
 
+import contextlib
 import platform
 import resource
 import subprocess
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -12,19 +14,17 @@ import torch
 from metarun import __version__
 from metarun.errors import ConfigError
 
+STARTED = time.perf_counter()  # when this was imported, at the start of the process
+
 
 def find_device(name: str) -> torch.device:
     """`auto`, or a device by name. Raises ConfigError, saying what is there, for one that is not."""
     here = available_devices()
     if name == "auto":
         return torch.device(here[-1])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or str(device) not in [*here, "cuda" if len(here) > 1 and "cuda:0" in here else "cpu"]:
+    if name not in {*here, *(device.partition(":")[0] for device in here)}:
         raise ConfigError(f"device is {name!r}: choose from auto, {', '.join(here)} (what PyTorch finds here)")
-    return device
+    return torch.device(name)
 
 
 def available_devices() -> list[str]:
@@ -39,7 +39,17 @@ def device_name(device: torch.device) -> str:
     """What a reader of a speed figure needs to know."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    """The name on the chip, where Linux tells; Python's own idea of it elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 def peak_memory_mib(device: torch.device) -> float:

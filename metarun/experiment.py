@@ -12,11 +12,12 @@ import torch
 from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
 from metarun.environment import find_device
+from metarun.errors import ConfigError
 from metarun.evaluator import Scores, evaluate
 from metarun.execution import Execution, unstack
 from metarun.registry import build, declaration, known
 from metarun.seeding import generator_for
-from metarun.settings import ConfigError, EvalSettings, Settings, did_you_mean
+from metarun.settings import EvalSettings, Settings, did_you_mean
 from metarun.types import Algorithm, Backbone, Dataset, Params, Split, TaskShape, TaskSource, TaskSpec, Theta
 
 STATISTICS_TASKS = 20  # training tasks that running statistics are averaged over

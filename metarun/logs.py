@@ -6,12 +6,11 @@ import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 
 from metarun.registry import register
-from metarun.settings import ConfigError
 
 say = logging.getLogger("metarun")
 
@@ -88,24 +87,19 @@ def log_to(folder: Path) -> logging.Handler:
     """Send messages to the terminal and, with all details, to `train.log`; returns the file's handler."""
     say.setLevel(logging.DEBUG)
     say.propagate = False
-    if not say.handlers:
-        say.addHandler(_terminal())
+    if not any(isinstance(handler, Terminal) for handler in say.handlers):
+        say.addHandler(Terminal(logging.INFO))
     file = logging.FileHandler(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     say.addHandler(file)
     return file
 
 
-def _terminal() -> logging.Handler:
-    class Terminal(logging.Handler):
-        """Lines that do not break a progress bar."""
+class Terminal(logging.Handler):
+    """Lines on the terminal that do not break a progress bar."""
 
-        def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=sys.stdout)
-
-    handler = Terminal(logging.INFO)
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    return handler
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
 
 
 @register("logger", "none")
@@ -125,11 +119,11 @@ class NoLogger:
 class TensorBoard:
     """Event files under the run folder, for `tensorboard --logdir outputs`."""
 
+    needs: ClassVar[str] = "tensorboard"
+
     def open(self, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ConfigError("logger=tensorboard needs TensorBoard: pip install 'metarun[tensorboard]'") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._writer = SummaryWriter(str(folder / "tensorboard"))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -147,12 +141,11 @@ class WandB:
 
     project: str
     mode: str
+    needs: ClassVar[str] = "wandb"
 
     def open(self, folder: Path, config: dict[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ConfigError("logger=wandb needs Weights & Biases: pip install 'metarun[wandb]'") from error
+        import wandb
+
         identifier = f"{folder.parent.name}-{folder.name}"
         self._run = wandb.init(
             project=self.project,

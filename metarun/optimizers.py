@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from metarun.errors import ConfigError
 from metarun.registry import register
 from metarun.settings import Fraction, NonNegative, Positive
 
@@ -20,6 +21,10 @@ class Adam:
     betas: list[Fraction]
     eps: Positive
     weight_decay: NonNegative
+
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ConfigError(f"optimizer.betas is {self.betas}: it must be two numbers")
 
     def over(self, groups: Groups) -> torch.optim.Optimizer:
         beta1, beta2 = self.betas

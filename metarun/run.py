@@ -1,13 +1,16 @@
 """A run in its folder: train, test, report; stopped and continued, or tested again."""
 
+import errno
 import functools
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from metarun import checkpoint
-from metarun.environment import commit, device_name, peak_memory_mib, versions
+from metarun.environment import STARTED, commit, device_name, peak_memory_mib, versions
 from metarun.errors import ConfigError, Failed, Stopped
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
@@ -62,13 +65,24 @@ def run(
                 say.info(line)
             say.info("in %s: result.json, curves.png, metrics.csv, scores/, checkpoints/", folder.path)
             return float(result["validation"]["best"])
+        except (RuntimeError, OSError) as error:
+            raise _explained(error, folder) from error
         finally:
             say.removeHandler(handler)
             handler.close()
 
 
+def _explained(error: Exception, folder: RunFolder) -> Exception:
+    """What went wrong in words, where it is a shortage of the machine and not a fault of ours."""
+    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return Failed("out of memory: a smaller trainer.tasks_per_chunk needs less in training, for the same gradient, "
+                      "a smaller eval.tasks_per_chunk in testing")  # fmt: skip
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return Failed(f"{folder.path}: {error.strerror}; the same command goes on from the last checkpoint")
+    return error
+
+
 def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
-    started = time.perf_counter()
     settings = experiment.settings
     about = {
         "config": config,
@@ -90,7 +104,7 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
             "tasks_per_second": round(progress.step * settings.trainer.tasks_per_step / progress.seconds, 1),
             "peak_memory_mib": peak_memory_mib(experiment.device),
         },
-        "wall_seconds": round(time.perf_counter() - started, 1),
+        "wall_seconds": round(time.perf_counter() - STARTED, 1),  # of this sitting, with imports and data
         **about,
     }
     folder.finish(result)

@@ -11,8 +11,6 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from metarun.errors import ConfigError as ConfigError  # those who check settings find it here
-
 
 @dataclass(frozen=True)
 class Range:

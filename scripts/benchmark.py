@@ -9,7 +9,6 @@ step, second order, Adam, on random images. All share one process and take turns
 # ruff: noqa: E402  (torch is imported after the allocator is set)
 import argparse
 import contextlib
-import platform
 import shlex
 import statistics
 import sys
@@ -17,9 +16,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
-from metarun.cli import _prepare_cpu
+from metarun.cli import prepare_cpu
 
 
 def options() -> argparse.Namespace:
@@ -38,7 +36,7 @@ def options() -> argparse.Namespace:
 if __name__ == "__main__":
     OPTIONS = options()
     if OPTIONS.allocator == "tuned":
-        _prepare_cpu()
+        prepare_cpu()
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +45,7 @@ from torch.func import functional_call
 
 from metarun.algos.maml import MAML
 from metarun.backbones.conv4 import Conv4Strided
+from metarun.environment import device_name
 from metarun.execution import Execution, meta_gradient, unstack
 from metarun.types import Episode, Examples, TaskSpec
 
@@ -213,12 +212,7 @@ def table(times: dict[str, list[float]], tasks: int) -> list[str]:
 
 
 def machine(device: str) -> str:
-    cpu = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0].partition(":")[2].strip() if names else cpu
-    gpu = f"{torch.cuda.get_device_name(device)}, " if device.startswith("cuda") else ""
-    return f"{gpu}{cpu}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    return f"{device_name(torch.device(device))}, torch {torch.__version__}"
 
 
 def main(args: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from metarun.datasets.cache import cache_dir, prepared
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 
 
 @pytest.fixture(autouse=True)

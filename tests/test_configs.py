@@ -1,5 +1,6 @@
 """Every file under configs/ composes, passes the check, builds, and takes a step and a test; also those in folders."""
 
+import importlib.util
 import math
 import os
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 from metarun.composing import CONFIGS, changed, compose, load_settings, plain
 from metarun.datasets.omniglot import PARTS, find
+from metarun.errors import ConfigError
 from metarun.folder import RunFolder
 from metarun.registry import GROUPS
 from metarun.run import run
@@ -44,7 +46,11 @@ def test_the_whole_tree_is_walked():
 def test_a_file_composes_and_passes_the_check(place: Path, option: str):
     group, _, name = option.partition("=")
     config = compose([option])
-    load_settings(plain(config))
+    if option in PACKAGES and importlib.util.find_spec(PACKAGES[option]) is None:
+        with pytest.raises(ConfigError, match="needs a package"):
+            load_settings(plain(config))
+    else:
+        load_settings(plain(config))
     assert config.hydra.runtime.choices[group] == name
     assert config.hydra.run.dir.startswith("outputs/")
 

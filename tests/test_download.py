@@ -8,7 +8,7 @@ import pytest
 
 from metarun.datasets import download as fetching
 from metarun.datasets.download import download
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 
 CONTENT = bytes(range(256)) * 1000
 MD5 = hashlib.md5(CONTENT).hexdigest()

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from metarun.datasets.episodes import EpisodeSampler, distinct
+from metarun.errors import ConfigError
 from metarun.seeding import generator_for
-from metarun.settings import ConfigError
 from metarun.types import TaskShape
 
 

@@ -7,8 +7,8 @@ import torch
 from omegaconf import OmegaConf
 
 from metarun.datasets.glyphs import Glyphs
+from metarun.errors import ConfigError
 from metarun.registry import build
-from metarun.settings import ConfigError
 from metarun.types import TaskShape
 
 YAML = Path(__file__).parents[1] / "configs" / "dataset" / "glyphs.yaml"

@@ -12,8 +12,8 @@ from PIL import Image
 
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot import divide
+from metarun.errors import ConfigError
 from metarun.registry import declaration
-from metarun.settings import ConfigError
 from metarun.types import TaskShape
 from tests.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
 

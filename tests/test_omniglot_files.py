@@ -12,7 +12,7 @@ from PIL import Image
 
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot import Omniglot
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 from tests.tiny_omniglot import TINY, dataset, members, png, tiny_parts, write_folder, write_zip, write_zips
 
 

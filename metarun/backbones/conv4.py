@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.norm import BatchNorm
+from metarun.errors import ConfigError
 from metarun.registry import register
-from metarun.settings import ConfigError, Count
+from metarun.settings import Count
 from metarun.types import Backbone
 
 

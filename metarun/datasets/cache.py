@@ -7,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 
 
 def cache_dir() -> Path:

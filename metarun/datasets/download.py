@@ -11,7 +11,7 @@ from urllib.request import Request, urlopen
 from filelock import FileLock
 from tqdm import tqdm
 
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 
 WAITS = (0.0, 1.0, 2.0, 4.0)  # seconds before each attempt
 TIMEOUT = 30.0  # seconds without a byte after which a transfer counts as broken

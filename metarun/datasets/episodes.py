@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.settings import ConfigError
+from metarun.errors import ConfigError
 from metarun.types import Episode, Examples, TaskShape, TaskSpec
 
 

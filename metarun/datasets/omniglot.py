@@ -32,8 +32,9 @@ from tqdm import tqdm
 from metarun.datasets.cache import cache_dir, prepared
 from metarun.datasets.download import download, is_web_page
 from metarun.datasets.episodes import EpisodeSampler
+from metarun.errors import ConfigError
 from metarun.registry import register
-from metarun.settings import ConfigError, Count, Whole
+from metarun.settings import Count, Whole
 from metarun.types import Kind, Split, TaskShape
 
 
