@@ -27,7 +27,7 @@ def test_the_table_has_a_column_for_every_metric(tmp_path: Path):
     log.metrics(1, "train", {"loss": 0.5, "lr": 0.1})
     log.metrics(2, "val", {"accuracy": 0.25})
     log.close()
-    rows = list(csv.DictReader((tmp_path / "metrics.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
     assert rows == [
         {"step": "1", "split": "train", "loss": "0.5", "lr": "0.1", "accuracy": ""},
         {"step": "2", "split": "val", "loss": "", "lr": "", "accuracy": "0.25"},
