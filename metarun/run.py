@@ -66,20 +66,21 @@ def run(
             say.info("in %s: result.json, curves.png, metrics.csv, scores/, checkpoints/", folder.path)
             return float(result["validation"]["best"])
         except (RuntimeError, OSError) as error:
-            raise _explained(error, folder) from error
+            if shortage := _shortage(error):
+                raise Failed(f"{folder.path}: {shortage}; the same command goes on from the last checkpoint") from error
+            raise
         finally:
             say.removeHandler(handler)
             handler.close()
 
 
-def _explained(error: Exception, folder: RunFolder) -> Exception:
-    """What went wrong in words, where it is a shortage of the machine and not a fault of ours."""
+def _shortage(error: Exception) -> str | None:
+    """What the machine ran out of, in words; None for any other error."""
     if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
-        return Failed("out of memory: a smaller trainer.tasks_per_chunk needs less in training, for the same gradient, "
-                      "a smaller eval.tasks_per_chunk in testing")  # fmt: skip
+        return "out of memory: smaller tasks_per_chunk, of trainer and eval, need less for the same numbers"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return Failed(f"{folder.path}: {error.strerror}; the same command goes on from the last checkpoint")
-    return error
+        return str(error.strerror)
+    return None
 
 
 def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:

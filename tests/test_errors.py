@@ -1,5 +1,6 @@
 """Mistakes: each is told in a line that names the key or file, what was found and what to do; nothing is left."""
 
+import errno
 import importlib.util
 import os
 from pathlib import Path
@@ -335,6 +336,30 @@ def test_a_logger_whose_package_is_not_installed(metarun: Command, place: Path, 
     message = f"logger={logger} needs a package that is not there: pip install 'metarun[{logger}]'"
     assert_told(metarun(*TINY, f"logger={logger}"), message)
     assert list(place.iterdir()) == []
+
+
+# Shortages of the machine: not the user's mistake, so exit code 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            "out of memory: smaller tasks_per_chunk, ...",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; the same command goes on ..."),
+    ],
+)
+def test_a_shortage_of_the_machine(metarun: Command, place: Path, monkeypatch, error: Exception, message: str):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("metarun.run.train", fail)
+    answer = metarun(*TINY, "hydra.run.dir=run")
+    assert answer.code == 1
+    assert answer.err.startswith(f"metarun: {place}/run: {message.removesuffix('...')}")
+    assert answer.err.count("\n") == 1
 
 
 # As the user meets it
