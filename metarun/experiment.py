@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
@@ -61,7 +62,13 @@ class Experiment:
         return self.trainable(self.algo.init())
 
     def trainable(self, theta: Theta) -> Theta:
-        return {c: {n: p.to(self.device).requires_grad_() for n, p in ps.items()} for c, ps in theta.items()}
+        """On the device, in the memory order that is set, ready to be trained."""
+
+        def placed(p: Tensor) -> Tensor:
+            order = self.settings.trainer.channels_last and p.dim() == 4
+            return p.to(self.device, memory_format=torch.channels_last if order else torch.preserve_format)
+
+        return {c: {n: placed(p).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
 
     def optimizer(self, theta: Theta) -> torch.optim.Optimizer:
         """One parameter group per component, so that each can be told apart. Raises ConfigError."""

@@ -45,6 +45,7 @@ class TrainerSettings:
     tasks_per_step: Count
     tasks_per_chunk: Count | None  # tasks differentiated at once; null: all of a step
     execution: Literal["vmap", "loop"]
+    channels_last: bool  # memory order of convolution weights
     clip_norm: Positive | dict[str, Positive] | None  # of the whole gradient, or per component of theta
     clip_value: Positive | dict[str, Positive] | None
     log_every: Count
