@@ -43,7 +43,8 @@ HEADER = (
 )  # fmt: skip
 READING = """\
 Each row is one run, tested once, with the checkpoint that scored best on validation tasks unless its command
-sets `eval.checkpoint`; *checkpoint* gives its step. An experiment's file tells which settings were tried before it. A result is the mean over the test tasks, ± 1.96 standard
+sets `eval.checkpoint`; *checkpoint* gives its step. An experiment's file tells which settings
+were tried before it. A result is the mean over the test tasks, ± 1.96 standard
 deviations / sqrt(tasks): the interval covers the draw of the tasks, not that of the seed. Runs with the same dataset
 and task are tested on the same test tasks, whatever their method and seed. *Transductive* results normalise by the
 statistics of a batch that holds all queries of a task, *inductive* ones do not. Published figures stand beside the
