@@ -26,7 +26,7 @@ from yaml import MarkedYAMLError
 
 from metarun.errors import ConfigError
 from metarun.registry import GROUPS, check, declaration
-from metarun.settings import EvalSettings, Settings, convert, convert_fields, did_you_mean, instead
+from metarun.settings import EvalSettings, Settings, at_meta_test, convert, convert_fields, did_you_mean, instead
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir())
@@ -61,7 +61,8 @@ def _meta_test_variants(settings: Settings, problems: list[str]) -> dict[str, di
     """The variants with their declared types; also checks `eval.algo`, theirs and the common one."""
     hints = get_type_hints(EvalSettings, include_extras=True)
     variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
-    check("algo", {**settings.algo, **settings.eval.algo}, problems, "eval.algo")
+    common = at_meta_test(settings.algo, settings.eval.algo)
+    check("algo", common, problems, "eval.algo")
     converted = {}
     for name, changes in settings.eval.variants.items():
         key = f"eval.variants.{name}"
@@ -70,8 +71,7 @@ def _meta_test_variants(settings: Settings, problems: list[str]) -> dict[str, di
         problems += [f"{key}.{setting}: no such setting{hint}" for setting, hint in unknown.items()]
         known = {setting: changes[setting] for setting in declared}
         converted[name] = convert_fields(known, declared, key, problems)
-        algo = {**settings.algo, **settings.eval.algo, **changes.get("algo", {})}
-        check("algo", algo, problems, f"{key}.algo")
+        check("algo", at_meta_test(common, changes.get("algo", {})), problems, f"{key}.algo")
     return converted
 
 

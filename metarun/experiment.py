@@ -12,13 +12,14 @@ from torch import Tensor
 
 from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
+from metarun.datasets.episodes import EpisodeSampler
 from metarun.environment import find_device
 from metarun.errors import ConfigError
 from metarun.evaluator import Scores, evaluate
 from metarun.execution import Execution, unstack
 from metarun.registry import build, declaration, known
 from metarun.seeding import generator_for
-from metarun.settings import EvalSettings, Settings, did_you_mean
+from metarun.settings import EvalSettings, Settings, at_meta_test, did_you_mean
 from metarun.types import Algorithm, Backbone, Dataset, Params, Split, TaskShape, TaskSource, TaskSpec, Theta
 
 STATISTICS_TASKS = 20  # training tasks that running statistics are averaged over
@@ -39,7 +40,9 @@ class Experiment:
     def of(cls, settings: Settings) -> "Experiment":
         """Build every component; weights are drawn from the seed. Raises ConfigError."""
         device, dataset = find_device(settings.device), dataset_of(settings)
-        source = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
+        source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
+        if isinstance(source, EpisodeSampler) and "batch_size" in settings.algo:  # learns without tasks
+            source = source.minibatches(settings.algo["batch_size"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
@@ -50,7 +53,7 @@ class Experiment:
 
     def check_components(self) -> None:
         """Raises ConfigError where a setting names a component that theta does not have."""
-        components = self.algo.init().keys()
+        components = self.algo.init().keys() - set(self.algo.carried)
         for key in ("clip_norm", "clip_value"):
             limits = getattr(self.settings.trainer, key)
             for name in limits if isinstance(limits, dict) else {}:
@@ -72,7 +75,11 @@ class Experiment:
 
     def optimizer(self, theta: Theta) -> torch.optim.Optimizer:
         """One parameter group per component, so that each can be told apart. Raises ConfigError."""
-        groups = [{"params": list(params.values()), "name": c} for c, params in theta.items() if params]
+        groups = [
+            {"params": list(params.values()), "name": component}
+            for component, params in theta.items()
+            if params and component not in self.algo.carried
+        ]
         try:
             optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
         except ValueError as error:
@@ -84,28 +91,31 @@ class Experiment:
 
     def statistics(self, theta: Theta) -> Params:
         """What norm layers see on average over training tasks, where a row of the test asks for that."""
-        if not any({**self.settings.algo, **row.algo}["norm"] == "running" for row in self.eval_rows().values()):
+        if not any(row.algo["norm"] == "running" for row in self.eval_rows().values()):
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
         tasks = self.source.sample(STATISTICS_TASKS, generator)
         return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in unstack(tasks)])
 
     def tester(self, how: EvalSettings, split: Split) -> "Tester":
-        """What tests the method as `how` says on tasks of `split`. Raises ConfigError where that cannot be."""
+        """What tests as the row `how` says on tasks of `split`. Raises ConfigError where that cannot be."""
         source = self.dataset.tasks(split, TaskShape(how.ways, how.shots, how.queries))
         backbone = copy.deepcopy(self.backbone)
-        values = {**self.settings.algo, **how.algo}
-        algo = algorithm(values, backbone, source.spec, trained=self.source.spec)
+        algo = algorithm(how.algo, backbone, source.spec, trained=self.source.spec)
+        for component in algo.init().keys() - self.algo.init().keys():
+            name, trained = how.algo["name"], self.settings.algo["name"]
+            raise ConfigError(f"eval.algo.name is {name}: it needs a {component}, which algo={trained} does not learn")
         return Tester(algo, backbone, source, how, split, self.settings.trainer.execution)
 
     def eval_rows(self) -> dict[str, EvalSettings]:
         """The rows of a result: "test", each of the variants, and for those that are transductive, as batch
-        statistics make them, the same test with queries predicted one by one.
+        statistics make them, the same test with queries predicted one by one. Each with the whole of its `algo`.
         """
         settings = self.settings.eval
-        rows = {"test": settings}
+        test = replace(settings, algo=at_meta_test(self.settings.algo, settings.algo))
+        rows = {"test": test}
         for name, changes in settings.variants.items():
-            rows[name] = replace(settings, **{**changes, "algo": {**settings.algo, **changes.get("algo", {})}})
+            rows[name] = replace(test, **{**changes, "algo": at_meta_test(test.algo, changes.get("algo", {}))})
         inductive = {
             f"{name}_inductive": replace(row, algo={**row.algo, "norm": "per_query"})
             for name, row in rows.items()
@@ -115,8 +125,7 @@ class Experiment:
 
     def transductive(self, how: EvalSettings) -> bool:
         """Whether the prediction for one query depends on the others."""
-        norm = {**self.settings.algo, **how.algo}["norm"]
-        return norm == "batch" and bool(norm_names(self.backbone))
+        return how.algo["norm"] == "batch" and bool(norm_names(self.backbone))
 
 
 @dataclass(frozen=True)

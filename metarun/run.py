@@ -119,7 +119,7 @@ def _train(experiment: Experiment, folder: RunFolder, about: dict[str, Any]) -> 
     progress = state.progress
     headline = HEADLINE[experiment.source.spec.kind]
     sign = 1 if HIGHER_IS_BETTER[headline] else -1
-    tester = experiment.tester(settings.eval, "val")
+    tester = experiment.tester(experiment.eval_rows()["test"], "val")
     statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
 
     def validate() -> tuple[float, dict[str, Any]]:
@@ -207,7 +207,7 @@ def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder) -> 
             "queries": row.queries,
             "tasks": row.tasks,
             "task_hash": scores.task_hash,
-            "algo": {**experiment.settings.algo, **row.algo},
+            "algo": row.algo,
             "transductive": experiment.transductive(row),
             "seconds": round(time.perf_counter() - started, 1),
         }

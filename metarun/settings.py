@@ -65,7 +65,7 @@ class EvalSettings:
     queries: Count
     tasks_per_chunk: Count
     checkpoint: str
-    algo: dict[str, Any]  # settings of the algorithm that differ at meta-test
+    algo: dict[str, Any]  # settings of the algorithm that differ at meta-test; or another algorithm's, by name
     variants: dict[str, dict[str, Any]]  # name -> settings of this table that differ
 
 
@@ -87,6 +87,11 @@ class Settings:
     device: str
     seed: Whole
     data_dir: str | None
+
+
+def at_meta_test(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """An algorithm's settings with those that differ at meta-test; another `name` brings all settings of its own."""
+    return {**changes} if changes.get("name", trained["name"]) != trained["name"] else {**trained, **changes}
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:

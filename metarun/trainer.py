@@ -95,7 +95,7 @@ def train(
             losses, metrics, gradient = meta_gradient(
                 algo, theta, tasks, execution=settings.execution, tasks_per_chunk=settings.tasks_per_chunk
             )
-            descend(theta, gradient, optimizer, settings)
+            descend(theta, gradient, optimizer, settings, algo.carried)
             window.add(losses, metrics)
             progress.step += 1
             bar.update()
@@ -122,18 +122,29 @@ def train(
                 return
 
 
-def descend(theta: Theta, gradient: Theta, optimizer: torch.optim.Optimizer, settings: TrainerSettings) -> None:
-    """Clip the gradient as configured and take one step of the outer optimiser."""
-    for component, params in theta.items():
+def descend(
+    theta: Theta,
+    gradient: Theta,
+    optimizer: torch.optim.Optimizer,
+    settings: TrainerSettings,
+    carried: tuple[str, ...] = (),
+) -> None:
+    """Clip the gradient as configured, take one step of the outer optimiser; hand on what is `carried`."""
+    learned = {component: params for component, params in theta.items() if component not in carried}
+    for component, params in learned.items():
         for name, p in params.items():
             p.grad = gradient[component][name]
     for clip, limits in ((clip_grad_norm_, settings.clip_norm), (clip_grad_value_, settings.clip_value)):
         if isinstance(limits, dict):
             for component, limit in limits.items():
-                clip(theta[component].values(), limit)
+                clip(learned[component].values(), limit)
         elif limits is not None:
-            clip([p for params in theta.values() for p in params.values()], limits)
+            clip([p for params in learned.values() for p in params.values()], limits)
     optimizer.step()
+    with torch.no_grad():
+        for component in carried:
+            for name, p in theta[component].items():
+                p -= gradient[component][name]
 
 
 def patience_is_over(progress: Progress, settings: TrainerSettings) -> bool:

@@ -83,9 +83,13 @@ class Algorithm(Protocol):
     `norm` says what norm layers normalise by at meta-test: the statistics of the "batch" at hand, with all
     queries in it, which is transductive; "per_query", of the support and one query at a time (Nichol et al. 2018,
     section 6.1); or "running" averages over training tasks. `kinds` are the kinds of task it can learn.
+    `carried` names the components of theta that tasks hand on to each other (counters, an optimiser's moments): no
+    optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
+    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]
+    carried: ClassVar[tuple[str, ...]]
 
     @property
     def norm(self) -> str: ...
@@ -110,9 +114,13 @@ class Algorithm(Protocol):
 
 
 class Backbone(nn.Module):
-    """A network from inputs [n, *input_shape] to features [n, feature_size]."""
+    """A network from inputs [n, *input_shape] to features [n, feature_size].
+
+    `feature_shape` is their shape before they were flattened: (C, H, W) of a convolutional network's last map.
+    """
 
     feature_size: int
+    feature_shape: tuple[int, ...]
 
     def head(self, outputs: int) -> nn.Linear:
         """A last layer for these features: Xavier weights, zero biases."""

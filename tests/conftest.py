@@ -58,11 +58,11 @@ def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -
 @pytest.fixture
 def undone() -> Iterator[None]:
     """What `main` does to the process is undone."""
-    handler, policy = signal.getsignal(signal.SIGTERM), os.environ.get("OMP_WAIT_POLICY")
+    handler, spins = signal.getsignal(signal.SIGTERM), os.environ.get("GOMP_SPINCOUNT")
     yield
     signal.signal(signal.SIGTERM, handler)
-    if policy is None:
-        os.environ.pop("OMP_WAIT_POLICY", None)
+    if spins is None:
+        os.environ.pop("GOMP_SPINCOUNT", None)
 
 
 @pytest.fixture

@@ -83,3 +83,16 @@ def test_distinct_indices_do_not_repeat():
     rows = distinct(7, 4, (3, 100), generator_for("distinct"))
     assert rows.shape == (3, 100, 4)
     assert all(len(set(row)) == 4 for row in rows.flatten(0, 1).tolist())
+
+
+def test_minibatches_hold_every_class_with_a_label_that_stays():
+    """Each image is filled with its row: the label must be the row, or the row's class where rows are rotations."""
+    rows = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1, 1).expand(8, 3, 1, 2, 2)
+    for variants in (1, 4):
+        source = EpisodeSampler(rows, TaskShape(2, 1, 1), variants).minibatches(200)
+        support, query = source.sample(2, torch.Generator().manual_seed(0))
+        assert source.spec.output_size == 8 // variants
+        assert support.x.shape == (2, 0, 1, 2, 2)
+        assert query.x.shape == (2, 200, 1, 2, 2)
+        assert torch.equal((query.x[:, :, 0, 0, 0] * 255).round().long() // variants, query.y)
+        assert query.y.unique().tolist() == list(range(8 // variants))

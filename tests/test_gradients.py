@@ -3,16 +3,25 @@
 import pytest
 import torch
 
-from metarun.execution import meta_gradient, over_tasks, unstack
+from metarun.execution import meta_gradient, over_tasks
 from metarun.registry import known
-from tests.reference.plain_maml import plain_loss
-from tests.tiny import ALGORITHMS, BACKBONES, PAIRS, adapts, algo_and_theta, episodes, leaves
+from tests.tiny import (
+    BACKBONES,
+    PAIRS,
+    REFERENCES,
+    algo_and_theta,
+    episodes,
+    has_first_order,
+    learns,
+    leaves,
+    plain_losses,
+)
 
 EXECUTIONS = ("vmap", "loop")
 
 
-def test_every_registered_component_is_in_the_tables():
-    assert known("algo") == sorted(ALGORITHMS)
+def test_every_registered_component_has_its_reference():
+    assert known("algo") == sorted(REFERENCES)
     assert known("backbone") == sorted(BACKBONES)
 
 
@@ -22,21 +31,19 @@ def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, e
     algo, theta = algo_and_theta(name, backbone)
     tasks = episodes(3)
     losses, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
-    settings = {key: value for key, value in ALGORITHMS[name].items() if key != "norm"}
-    plain = torch.stack([plain_loss(name, backbone, theta, task, **settings) for task in unstack(tasks)])
+    plain = plain_losses(name, backbone, theta, tasks)
     expected = torch.autograd.grad(plain.mean(), leaves(theta), materialize_grads=True)
     torch.testing.assert_close(losses, plain.detach(), rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", [name for name in known("algo") if adapts(name)])
+@pytest.mark.parametrize("name", [name for name in known("algo") if has_first_order(name)])
 def test_first_order_meta_gradient_equals_plain_autograd(name, execution):
     algo, theta = algo_and_theta(name, "conv4_strided", first_order=True)
     tasks = episodes(2)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
-    settings = {key: value for key, value in ALGORITHMS[name].items() if key != "norm"} | {"first_order": True}
-    plain = torch.stack([plain_loss(name, "conv4_strided", theta, task, **settings) for task in unstack(tasks)])
+    plain = plain_losses(name, "conv4_strided", theta, tasks, first_order=True)
     expected = torch.autograd.grad(plain.mean(), leaves(theta), materialize_grads=True)
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
     exact = meta_gradient(algo_and_theta(name, "conv4_strided")[0], theta, tasks, execution=execution)[2]
@@ -69,13 +76,12 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
     torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in known("algo") if adapts(name)])
+@pytest.mark.parametrize("name", [name for name in known("algo") if learns(name, "regression")])
 def test_regression_meta_gradient_equals_plain_autograd(name):
     algo, theta = algo_and_theta(name, "mlp", kind="regression")
     tasks = episodes(3, "regression")
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
-    settings = {key: value for key, value in ALGORITHMS[name].items() if key != "norm"}
-    plain = torch.stack([plain_loss(name, "mlp", theta, task, **settings) for task in unstack(tasks)])
+    plain = plain_losses(name, "mlp", theta, tasks)
     expected = torch.autograd.grad(plain.mean(), leaves(theta), materialize_grads=True)
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
 

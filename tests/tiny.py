@@ -1,10 +1,14 @@
 """Small algorithms and episodes in float64 that the numerical tests share."""
 
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metarun.execution import unstack
 from metarun.experiment import algorithm
 from metarun.registry import build, declaration, known
 from metarun.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
@@ -14,22 +18,24 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "conv4_strided": {"filters": 4},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
 }
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "maml": {"inner_lr": 0.3, "inner_steps": 2, "first_order": False, "norm": "batch"},
-    "anil": {"inner_lr": 0.3, "inner_steps": 2, "first_order": False, "norm": "batch"},
-    "protonet": {"norm": "running"},
+REFERENCES: dict[str, ModuleType] = {
+    name: import_module(f"tests.reference.{name}")
+    for name in known("algo")
+    if find_spec(f"tests.reference.{name}") is not None
 }
-PAIRS = [(algo, backbone) for algo in known("algo") for backbone in known("backbone")]
+PAIRS = [
+    (name, backbone) for name, module in REFERENCES.items() for backbone in getattr(module, "BACKBONES", BACKBONES)
+]
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 
 
 def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
-    """A registered algorithm on a registered backbone; a name without a row in the tables above is an error."""
+    """A registered algorithm on a registered backbone; one without a module in tests/reference is an error."""
     torch.manual_seed(0)
     shape = (1, SIDE, SIDE) if kind == "classification" else (1,)
     spec = TaskSpec(kind, shape, WAYS if kind == "classification" else 1)
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
-    algo = algorithm({"name": name, **ALGORITHMS[name], **changes}, network, spec)
+    algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
     noise = torch.Generator().manual_seed(1)
     theta = {
         component: {
@@ -55,10 +61,21 @@ def episodes(tasks: int, kind: Kind = "classification", seed: int = 0) -> Episod
     return Episode(part(SHOTS), part(QUERIES))
 
 
+def plain_losses(name: str, backbone: str, theta: Theta, tasks: Episode, **changes: Any) -> Tensor:
+    """[T], by the algorithm's slow and obvious form."""
+    reference = REFERENCES[name]
+    settings = {key: value for key, value in {**reference.SETTINGS, **changes}.items() if key != "norm"}
+    return torch.stack([reference.plain_loss(backbone, theta, task, **settings) for task in unstack(tasks)])
+
+
 def leaves(theta: Theta) -> list[Tensor]:
     return [p for params in theta.values() for p in params.values()]
 
 
-def adapts(name: str) -> bool:
-    """Whether the algorithm has an inner loop of gradient steps."""
-    return "inner_steps" in declaration("algo", name).settings
+def learns(name: str, kind: Kind) -> bool:
+    """Whether the algorithm can learn tasks of that kind."""
+    return kind in declaration("algo", name).constants["kinds"]
+
+
+def has_first_order(name: str) -> bool:
+    return "first_order" in declaration("algo", name).settings

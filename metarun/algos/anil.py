@@ -34,6 +34,7 @@ class ANIL:
     head: nn.Linear
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    carried: ClassVar[tuple[str, ...]] = ()
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

@@ -36,6 +36,7 @@ class MAML:
     head: nn.Linear
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    carried: ClassVar[tuple[str, ...]] = ()
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

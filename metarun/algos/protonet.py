@@ -28,6 +28,7 @@ class ProtoNet:
     backbone: Backbone
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+    carried: ClassVar[tuple[str, ...]] = ()
 
     def init(self) -> Theta:
         return initial_theta(self.backbone)

@@ -1,5 +1,6 @@
 """The four-block convolutional networks of the few-shot papers."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -31,7 +32,8 @@ class Conv4(Backbone):
         widths = [channels] + 4 * [self.filters]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
-        self.feature_size = self.filters * (side // 16) ** 2
+        self.feature_shape = (self.filters, side // 16, side // 16)
+        self.feature_size = math.prod(self.feature_shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [n, C, S, S] -> [n, feature_size]."""
@@ -60,6 +62,7 @@ class Conv4Strided(Backbone):
         for weight in self.convs.parameters():
             nn.init.xavier_uniform_(weight)
         self.norms = nn.ModuleList(BatchNorm(self.filters, scale=False, eps=1e-3) for _ in range(4))
+        self.feature_shape = (self.filters,)
         self.feature_size = self.filters
 
     def forward(self, x: Tensor) -> Tensor:

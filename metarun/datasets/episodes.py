@@ -54,6 +54,31 @@ class EpisodeSampler:
 
         return Episode(support=part(0, shots), query=part(shots, shots + queries))
 
+    def minibatches(self, size: int) -> "Minibatches":
+        """The same images without tasks."""
+        return Minibatches(self.images, size, self.variants)
+
+
+@dataclass(frozen=True)
+class Minibatches:
+    """Images of all classes with labels that stay the same from batch to batch: "tasks" without a support."""
+
+    images: Tensor  # [classes * variants, per_class, C, H, W] uint8
+    size: int
+    variants: int = 1
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec("classification", tuple(self.images.shape[2:]), len(self.images) // self.variants)
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+        """query.x [T, size, C, H, W] in 0..1, query.y [T, size] of all classes; the support has no examples."""
+        rows, per_class = self.images.shape[:2]
+        draw = torch.randint(rows * per_class, (num_tasks, self.size), generator=generator, device=generator.device)
+        draw = draw.to(self.images.device)
+        x, y = self.images.flatten(0, 1)[draw].float() / 255, draw // (per_class * self.variants)
+        return Episode(support=Examples(x[:, :0], y[:, :0]), query=Examples(x, y))
+
 
 def distinct(n: int, k: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """[*batch, k] indices below n in random order, no repeats within a row."""

@@ -1,4 +1,4 @@
-"""Task losses in the plainest PyTorch there is: every network, loss and inner step written out by hand.
+"""Networks, losses and inner steps in the plainest PyTorch there is, written out by hand.
 
 Nothing of metarun's is used: no torch.func, no vmap, no module. `theta` and the episode are metarun's, and the
 parameters' names are those of metarun/backbones.
@@ -13,20 +13,17 @@ from torch import Tensor
 Theta = dict[str, dict[str, Tensor]]
 
 
-def plain_loss(
-    algo_name: str,
+def maml_loss(
     backbone_name: str,
     theta: Theta,
     episode: Any,
+    adapted: tuple[str, ...],
     *,
-    inner_lr: float = 0.0,
-    inner_steps: int = 0,
-    first_order: bool = False,
+    inner_lr: float,
+    inner_steps: int,
+    first_order: bool,
 ) -> Tensor:
-    """The scalar that `algo_name` descends for one task, differentiable in `theta`."""
-    if algo_name == "protonet":
-        return protonet_loss(backbone_name, theta, episode)
-    adapted = {"maml": ("backbone", "head"), "anil": ("head",)}[algo_name]
+    """Query loss after gradient steps on the support's, in the components `adapted`."""
     support, query = episode
     phi = theta
     for _ in range(inner_steps):
@@ -47,17 +44,6 @@ def inner_step(
     for (component, name), weight, g in zip(names, weights, gradient):
         stepped[component][name] = weight - lr * g
     return stepped
-
-
-def protonet_loss(backbone_name: str, theta: Theta, episode: Any) -> Tensor:
-    """Support and query pass the network as one batch; -||z - c_k||^2 is the logit of class k."""
-    support, query = episode
-    z = features(backbone_name, theta, torch.cat([support.x, query.x]))
-    z_support, z_query = z[: len(support.x)], z[len(support.x) :]
-    classes = range(int(support.y.max()) + 1)
-    prototypes = [z_support[support.y == k].mean(0) for k in classes]
-    logits = [torch.stack([-((z_i - c) ** 2).sum() for c in prototypes]) for z_i in z_query]
-    return loss(torch.stack(logits), query.y)
 
 
 def loss(prediction: Tensor, y: Tensor) -> Tensor:
