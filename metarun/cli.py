@@ -1,7 +1,6 @@
 """The command line: `metarun [overrides]` trains, a few sub-commands do the rest."""
 
 import argparse
-import ctypes
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from metarun import __version__, composing
 from metarun.errors import ConfigError, Failed, Stopped
 from metarun.folder import RunFolder
 from metarun.settings import did_you_mean
+from metarun.workers import launched, prepare_cpu
 
 if TYPE_CHECKING:  # imports torch, which takes seconds: only what trains or tests waits for that
     from metarun.experiment import Experiment
@@ -77,6 +77,12 @@ def _train() -> None:
     name = asked.config_name or "config"
     if asked.hydra_help or asked.shell_completion:
         _through_hydra(_run)
+    elif launched() is not None and asked.multirun:
+        raise ConfigError(
+            "a sweep under torchrun: start one torchrun for each run, or leave it to --multirun's launchers"
+        )
+    elif launched():
+        _follow(composing.compose(asked.overrides, asked.config_dir, name))
     elif asked.multirun:
         for overrides in composing.jobs(asked.overrides, asked.config_dir):
             config = composing.compose(overrides, asked.config_dir, name)
@@ -129,6 +135,15 @@ def _prepared(config: DictConfig) -> Job:
     return job
 
 
+def _follow(config: DictConfig) -> None:
+    """As another rank than 0, which writes all there is to write: Hydra's files too."""
+    values = composing.plain(config)
+    settings = composing.load_settings(values)
+    from metarun.run import run
+
+    run(settings, RunFolder(Path(config.hydra.run.dir).absolute()), values, {})
+
+
 def _sweep() -> None:
     """All runs, also after one that failed. Raises Failed at the end if there was one."""
     failures: list[str] = []
@@ -158,20 +173,6 @@ def _run(config: DictConfig, experiment: "Experiment | None" = None) -> float:
     return run(settings, RunFolder(Path(context.runtime.output_dir)), values, choices, experiment)
 
 
-def prepare_cpu() -> None:
-    """Two habits of the C libraries that cost small training steps dearly; they must change before torch loads.
-
-    glibc returns each large tensor's memory to the kernel and faults it in again (1.3 to 1.75 times slower);
-    GNU OpenMP's threads spin for milliseconds while they wait, which stalls everything where cores are shared, and
-    without any spinning a step of many small operations is 4 times slower: microseconds serve both.
-    """
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        for option, value in ((-3, 2**31 - 1), (-1, 2**31 - 1), (-2, 2**28)):  # mmap, trim threshold; top pad
-            mallopt(option, value)
-
-
 def resume() -> None:
     """Continue a run that was stopped, exactly where its last checkpoint is."""
     parser = argparse.ArgumentParser(prog="metarun resume", description=resume.__doc__)
@@ -197,10 +198,11 @@ def evaluate() -> None:
     folder = RunFolder(arguments.run.absolute())
     elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=")
     changes = [text if text.startswith(elsewhere) else f"eval.{text}" for text in arguments.overrides]
-    settings = composing.load_settings(composing.changed(folder.config(), changes))
+    config = composing.changed(folder.config(), changes)
+    settings = composing.load_settings(config)
     from metarun.run import retest
 
-    retest(settings, folder, arguments.overrides)
+    retest(settings, folder, config, arguments.overrides)
 
 
 def data() -> None:
@@ -220,6 +222,19 @@ def data() -> None:
     print(dataset.describe())
 
 
+def profile() -> None:
+    """Show where the time of a training step goes, with the same settings as a run's."""
+    parser = argparse.ArgumentParser(prog="metarun profile", description=profile.__doc__)
+    parser.add_argument("overrides", nargs="*", default=[], help="settings, as algo=maml dataset=omniglot device=cuda")
+    parser.add_argument("--config-dir", help="a folder with YAML files of your own")
+    arguments = parser.parse_args()
+    config = composing.compose(arguments.overrides, arguments.config_dir)
+    settings = composing.load_settings(composing.plain(config))
+    from metarun.profiling import profile as profiled
+
+    print(*profiled(settings), sep="\n")
+
+
 def list_all() -> None:
     """Show the algorithms, datasets, backbones and experiments there are, one line each."""
     parser = argparse.ArgumentParser(prog="metarun list", description=list_all.__doc__)
@@ -236,4 +251,5 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "resume": resume,
     "evaluate": evaluate,
     "data": data,
+    "profile": profile,
 }

@@ -1,6 +1,7 @@
 """The machine and the software a run happens on."""
 
 import contextlib
+import os
 import platform
 import resource
 import subprocess
@@ -20,6 +21,8 @@ STARTED = time.perf_counter()  # when this was imported, at the start of the pro
 def find_device(name: str) -> torch.device:
     """`auto`, or a device by name. Raises ConfigError, saying what is there, for one that is not."""
     here = available_devices()
+    if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # torchrun's
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
     if name == "auto":
         return torch.device(here[-1])
     if name not in {*here, *(device.partition(":")[0] for device in here)}:

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.execution import Execution, chunks, over_tasks
+from metarun.ranks import ALONE, Ranks
 from metarun.seeding import generator_for
 from metarun.types import Algorithm, Episode, Metrics, Split, TaskSource, Theta
 
@@ -35,12 +36,13 @@ class Scores:
         }
 
 
-def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split) -> Iterator[Episode]:
-    """The first `count` of an endless list of tasks that `seed` and `split` determine, block by block.
+def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split, ranks: Ranks = ALONE) -> Iterator[Episode]:
+    """The first `count` of an endless list of tasks that `seed` and `split` determine, block by block; of several
+    ranks each gets its share of the blocks, in order.
 
     Drawn on the CPU whatever the device, so that the list is the same on every machine.
     """
-    for block in range(math.ceil(count / BLOCK)):
+    for block in range(*ranks.share(math.ceil(count / BLOCK))):
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
         yield next(iter(chunks(tasks, min(BLOCK, count - block * BLOCK))))
 
@@ -57,18 +59,23 @@ def evaluate(
     tasks_per_chunk: int,
     execution: Execution,
     progress: bool = False,
+    ranks: Ranks = ALONE,
 ) -> Scores:
-    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`. The chunk size changes memory only."""
-    results: list[Metrics] = []
-    digest = hashlib.sha256()
+    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`, the same on every rank, each of which does
+    its share. The chunk size changes memory only.
+    """
+    scored: list[Metrics] = []
+    prints: list[bytes] = []
     with tqdm(total=tasks, desc=split, unit="task", disable=not progress, leave=False) as bar:
-        for block in fixed_tasks(source, tasks, seed, split):
-            digest.update(_fingerprint(block))
+        for block in fixed_tasks(source, tasks, seed, split, ranks):
+            prints.append(_fingerprint(block))
             for chunk in chunks(block, tasks_per_chunk):
-                results.append(over_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
-                bar.update(len(chunk.query.y))
-    per_task = {name: torch.cat([result[name] for result in results]).cpu() for name in results[0]}
-    return Scores(per_task, digest.hexdigest())
+                scored.append(over_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
+                bar.update(len(chunk.query.y) * ranks.count)
+    mine = [{name: value.cpu() for name, value in metrics.items()} for metrics in scored]
+    everyones = [part for parts in ranks.gathered(mine) for part in parts]
+    digest = hashlib.sha256(b"".join(part for parts in ranks.gathered(prints) for part in parts))
+    return Scores({name: torch.cat([part[name] for part in everyones]) for name in everyones[0]}, digest.hexdigest())
 
 
 def _fingerprint(tasks: Episode) -> bytes:
@@ -77,4 +84,4 @@ def _fingerprint(tasks: Episode) -> bytes:
     def rounded(value: Tensor) -> bytes:
         return (value * 1000).round().to(torch.int32).cpu().numpy().tobytes()
 
-    return b"".join(rounded(field) for part in tasks for field in part)
+    return hashlib.sha256(b"".join(rounded(field) for part in tasks for field in part)).digest()

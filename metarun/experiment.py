@@ -17,6 +17,7 @@ from metarun.environment import find_device
 from metarun.errors import ConfigError
 from metarun.evaluator import Scores, evaluate
 from metarun.execution import Execution, unstack
+from metarun.ranks import Ranks
 from metarun.registry import build, declaration, known
 from metarun.seeding import generator_for
 from metarun.settings import EvalSettings, Settings, at_meta_test, did_you_mean
@@ -105,7 +106,7 @@ class Experiment:
         for component in algo.init().keys() - self.algo.init().keys():
             name, trained = how.algo["name"], self.settings.algo["name"]
             raise ConfigError(f"eval.algo.name is {name}: it needs a {component}, which algo={trained} does not learn")
-        return Tester(algo, backbone, source, how, split, self.settings.trainer.execution)
+        return Tester(algo, backbone, source, how, split)
 
     def eval_rows(self) -> dict[str, EvalSettings]:
         """The rows of a result: "test", each of the variants, and for those that are transductive, as batch
@@ -137,9 +138,8 @@ class Tester:
     source: TaskSource
     how: EvalSettings
     split: Split
-    execution: Execution
 
-    def scores(self, theta: Theta, statistics: Params, tasks: int) -> Scores:
+    def scores(self, theta: Theta, statistics: Params, tasks: int, execution: Execution, ranks: Ranks) -> Scores:
         """Test `theta` by the same `adapt` as in training."""
         use_statistics(self.backbone, statistics if self.algo.norm == "running" else {})
         return evaluate(
@@ -150,8 +150,9 @@ class Tester:
             seed=self.how.seed,
             split=self.split,
             tasks_per_chunk=self.how.tasks_per_chunk,
-            execution=self.execution,
-            progress=self.split == "test" and sys.stderr.isatty(),
+            execution=execution,
+            progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
+            ranks=ranks,
         )
 
 

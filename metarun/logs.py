@@ -23,6 +23,25 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
+class Log(Protocol):
+    """What the training loop tells."""
+
+    def bar(self, step: int, steps: int) -> tqdm: ...
+    def metrics(self, step: int, split: str, values: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silence:
+    """The log of a process that only helps."""
+
+    def bar(self, step: int, steps: int) -> tqdm:
+        return tqdm(disable=True)
+
+    def metrics(self, step: int, split: str, values: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class RunLog:
     """`metrics.jsonl`, one line per log point, and everything that shows the same numbers.
 

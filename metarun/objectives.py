@@ -26,6 +26,11 @@ def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(prediction, y)
 
 
+def one_hot(y: Tensor, classes: int) -> Tensor:
+    """[n] -> [n, classes], true at the label. PyTorch's own waits for the device to check the labels."""
+    return y[:, None] == torch.arange(classes, device=y.device)
+
+
 def judged(kind: Kind, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
     """A differentiable loss, and the headline figure to log beside it."""
     return loss(kind, prediction, y), {HEADLINE[kind]: score(kind, prediction, y).detach()}

@@ -1,26 +1,35 @@
 """A run in its folder: train, test, report; stopped and continued, or tested again."""
 
+import contextlib
 import errno
 import functools
+import math
 import time
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from metarun import checkpoint
 from metarun.environment import STARTED, commit, device_name, peak_memory_mib, versions
 from metarun.errors import ConfigError, Failed, Stopped
+from metarun.execution import Execution
+from metarun.executor import Executor, is_out_of_memory
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
-from metarun.logs import Logger, RunLog, log_to, say
+from metarun.logs import Log, Logger, RunLog, Silence, log_to, say
 from metarun.objectives import HEADLINE, HIGHER_IS_BETTER
+from metarun.ranks import Ranks, is_lost, together, worker_count
 from metarun.registry import build
 from metarun.report import draw_curves, result_lines, write_scores
+from metarun.seeding import generator_for
 from metarun.settings import Settings
 from metarun.trainer import NonFiniteLoss, Progress, State, Window, train
-from metarun.types import Theta
+from metarun.types import Episode, Theta
+from metarun.workers import launched
 
 
 def prepared(settings: Settings, folder: RunFolder) -> Experiment | None:
@@ -53,12 +62,19 @@ def run(
     Stopped after a signal, Failed where training diverged.
     """
     experiment = experiment or prepared(settings, folder)
+    if launched():
+        if experiment is not None:
+            with _ranks(experiment, config, "train") as ranks:
+                follow(settings, ranks, "train")
+        return math.nan
     with folder.alone():
         folder.start(config, choices)
         handler = log_to(folder.path)
         try:
             if (result := folder.result()) is None:
-                result = _train_and_test(experiment or Experiment.of(settings), folder, config)
+                experiment = experiment or Experiment.of(settings)
+                with _ranks(experiment, config, "train") as ranks:
+                    result = _train_and_test(experiment, folder, config, ranks)
             else:
                 say.info("%s is finished already", folder.path)
             for line in result_lines(result):
@@ -66,24 +82,41 @@ def run(
             say.info("in %s: result.json, curves.png, metrics.csv, scores/, checkpoints/", folder.path)
             return float(result["validation"]["best"])
         except (RuntimeError, OSError) as error:
-            if shortage := _shortage(error):
-                raise Failed(f"{folder.path}: {shortage}; the same command goes on from the last checkpoint") from error
+            if reason := _explained(error):
+                raise Failed(f"{folder.path}: {reason}; the same command goes on from the last checkpoint") from error
             raise
         finally:
             say.removeHandler(handler)
             handler.close()
 
 
-def _shortage(error: Exception) -> str | None:
-    """What the machine ran out of, in words; None for any other error."""
-    if isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error):
+def _explained(error: Exception) -> str | None:
+    """What the machine ran out of, or who left, in words; None for any other error."""
+    if is_out_of_memory(error):
         return "out of memory: smaller tasks_per_chunk, of trainer and eval, need less for the same numbers"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return str(error.strerror)
+    if is_lost(error):
+        return "another of this run's processes ended before its time"
     return None
 
 
-def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any]) -> dict[str, Any]:
+def _ranks(experiment: Experiment, config: dict[str, Any], job: str) -> AbstractContextManager[Ranks]:
+    trainer, device = experiment.settings.trainer, experiment.device
+    return together(worker_count(trainer.workers, trainer.tasks_per_step, device), config, job, device)
+
+
+def follow(settings: Settings, ranks: Ranks, job: str) -> None:
+    """What every rank but the first does of `run` ("train") and of `retest` ("test"): its share, in silence."""
+    experiment = Experiment.of(settings)
+    with contextlib.suppress(Failed, Stopped):  # rank 0 tells
+        if job == "train":
+            _train(experiment, None, {}, ranks)
+        tensors, _ = _loaded(experiment, None, ranks)
+        test(experiment, tensors, None, ranks)
+
+
+def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
     settings = experiment.settings
     about = {
         "config": config,
@@ -93,17 +126,19 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
         "versions": versions(),
         "commit": commit(),
     }
-    progress = _train(experiment, folder, about)
-    tensors, facts = _loaded(experiment, folder.checkpoint(settings.eval.checkpoint))
+    progress = _train(experiment, folder, about, ranks)
+    tensors, facts = _loaded(experiment, folder.checkpoint(settings.eval.checkpoint), ranks)
     result = {
-        "test": test(experiment, tensors, folder),
+        "test": test(experiment, tensors, folder, ranks),
         "checkpoint": {"name": settings.eval.checkpoint, "step": facts["step"]},
         "validation": {"best": facts["validation"], "step": progress.best_step, "tasks": settings.eval.val_tasks},
         "training": {
             "steps": progress.step,
             "seconds": round(progress.seconds, 1),
             "tasks_per_second": round(progress.step * settings.trainer.tasks_per_step / progress.seconds, 1),
-            "peak_memory_mib": peak_memory_mib(experiment.device),
+            "peak_memory_mib": peak_memory_mib(experiment.device),  # of the first process
+            "workers": ranks.count,
+            "plan": progress.plan,
         },
         "wall_seconds": round(time.perf_counter() - STARTED, 1),  # of this sitting, with imports and data
         **about,
@@ -113,21 +148,31 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
     return result
 
 
-def _train(experiment: Experiment, folder: RunFolder, about: dict[str, Any]) -> Progress:
-    settings = experiment.settings
-    state = _restored(experiment, folder)
+def _train(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
+    """Train from the last checkpoint on, as rank 0 with the run's folder, or without one as another."""
+    settings, trainer = experiment.settings, experiment.settings.trainer
+    state = _restored(experiment, folder, ranks)
     progress = state.progress
     headline = HEADLINE[experiment.source.spec.kind]
     sign = 1 if HIGHER_IS_BETTER[headline] else -1
     tester = experiment.tester(experiment.eval_rows()["test"], "val")
     statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
+    executor = Executor(experiment.algo, trainer, ranks)
+
+    def tasks_of(step: int) -> Episode:
+        generator = generator_for(settings.seed, "train", step, device=experiment.device)
+        return experiment.source.sample(trainer.tasks_per_step, generator)
 
     def validate() -> tuple[float, dict[str, Any]]:
-        summary = tester.scores(state.theta, statistics(progress.step), settings.eval.val_tasks).summary()
+        tasks = settings.eval.val_tasks
+        scores = tester.scores(state.theta, statistics(progress.step), tasks, executor.execution, ranks)
+        summary = scores.summary()
         means = {name: value["mean"] for name, value in summary.items()}
         return sign * means[headline], means | {"ci95": summary[headline]["ci95"]}
 
     def save(name: str) -> None:
+        if folder is None:
+            return
         tensors = {
             "theta": state.theta,
             "optimizer": state.optimizer.state_dict(),
@@ -138,40 +183,53 @@ def _train(experiment: Experiment, folder: RunFolder, about: dict[str, Any]) -> 
         facts = {"step": progress.step, "validation": validation, "progress": asdict(progress)}
         checkpoint.save(folder.checkpoint(name), tensors, about | facts)
 
-    logger: Logger = build("logger", settings.logger)
-    logger.open(folder.path, about["config"])
     schedule = build("schedule", settings.schedule)
-    log = RunLog(folder.path, logger, progress.step)
+    log = _log(settings, folder, about, progress.step)
     try:
+        if progress.plan is None:
+            started = time.perf_counter()
+            executor.settle(state.theta, tasks_of(progress.step))
+            progress.seconds += time.perf_counter() - started
+            progress.plan = executor.plan
+        executor.plan = progress.plan
         train(
             experiment.algo,
             state,
-            experiment.source,
-            lambda step: schedule.factor(step, settings.trainer.steps),
-            settings.trainer,
-            seed=settings.seed,
-            device=experiment.device,
+            tasks_of,
+            executor,
+            lambda step: schedule.factor(step, trainer.steps),
+            trainer,
             validate=validate,
             save=save,
             log=log,
+            ranks=ranks,
         )
     except NonFiniteLoss as error:
-        kept = f"the last good checkpoint is {folder.last}" if folder.last.exists() else "no checkpoint was written yet"
+        last = folder and folder.last
+        kept = f"the last good checkpoint is {last}" if last and last.exists() else "no checkpoint was written yet"
         raise Failed(f"training diverged: {error}; {kept}; try a smaller rate or trainer.clip_norm") from error
     finally:
         log.close()
     if progress.stopped:
         where = f"stopped by {progress.stopped} at step {progress.step}, saved"
-        raise Stopped(f"{where}; continue with: metarun resume {folder.path}")
+        raise Stopped(f"{where}; continue with: metarun resume {folder and folder.path}")
     return progress
 
 
-def _restored(experiment: Experiment, folder: RunFolder) -> State:
+def _log(settings: Settings, folder: RunFolder | None, about: dict[str, Any], step: int) -> Log:
+    if folder is None:
+        return Silence()
+    logger: Logger = build("logger", settings.logger)
+    logger.open(folder.path, about["config"])
+    return RunLog(folder.path, logger, step)
+
+
+def _restored(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) -> State:
     """The state that the last checkpoint holds, or a new one."""
-    if not folder.last.exists():
+    if not ranks.agreed(folder is not None and folder.last.exists()):
         theta = experiment.initial_theta()
         return State(theta, experiment.optimizer(theta))
-    tensors, facts = _loaded(experiment, folder.last)
+    tensors, facts = _loaded(experiment, folder.last if folder else None, ranks)
     theta = experiment.trainable(tensors["theta"])
     optimizer = experiment.optimizer(theta)
     optimizer.load_state_dict(tensors["optimizer"])
@@ -181,26 +239,31 @@ def _restored(experiment: Experiment, folder: RunFolder) -> State:
     return state
 
 
-def _loaded(experiment: Experiment, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and facts of a checkpoint. Raises ConfigError where it is of another model."""
+def _loaded(experiment: Experiment, path: Path | None, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Tensors, on the device, and facts of a checkpoint that rank 0 reads.
+
+    Raises ConfigError where it is of another model.
+    """
 
     def shapes(theta: Theta) -> dict[str, dict[str, Any]]:
         return {component: {name: p.shape for name, p in params.items()} for component, params in theta.items()}
 
-    tensors, facts = checkpoint.load(path, experiment.device)
+    tensors, facts = ranks.agreed(checkpoint.load(path) if path else ({}, {}))
     if shapes(tensors["theta"]) != shapes(experiment.algo.init()):
         raise ConfigError(f"the checkpoint {path} is of another model: its weights have other names or shapes")
-    return tensors, facts
+    return tree_map(lambda value: value.to(experiment.device) if isinstance(value, Tensor) else value, tensors), facts
 
 
-def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder | None, ranks: Ranks) -> dict[str, Any]:
     """Every row of the result: settings of the test, which tasks, mean and interval of each metric."""
+    execution: Execution = "loop" if experiment.settings.trainer.execution == "loop" else "vmap"
     statistics = tensors["statistics"] or experiment.statistics(tensors["theta"])
     results = {}
     for name, row in experiment.eval_rows().items():
         started = time.perf_counter()
-        scores = experiment.tester(row, "test").scores(tensors["theta"], statistics, row.tasks)
-        write_scores(folder.path / "scores" / f"{name}.csv", scores)
+        scores = experiment.tester(row, "test").scores(tensors["theta"], statistics, row.tasks, execution, ranks)
+        if folder:
+            write_scores(folder.path / "scores" / f"{name}.csv", scores)
         results[name] = scores.summary() | {
             "ways": row.ways,
             "shots": row.shots,
@@ -214,18 +277,23 @@ def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder) -> 
     return results
 
 
-def retest(settings: Settings, folder: RunFolder, overrides: list[str]) -> None:
+def retest(settings: Settings, folder: RunFolder, config: dict[str, Any], overrides: list[str]) -> None:
     """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`."""
     path = folder.checkpoint(settings.eval.checkpoint)
     experiment = Experiment.of(settings)
     for row in experiment.eval_rows().values():
         experiment.tester(row, "test")
-    tensors, facts = _loaded(experiment, path)
+    if launched():
+        with _ranks(experiment, config, "test") as ranks:
+            follow(settings, ranks, "test")
+        return
     beside = RunFolder(folder.path / "tests" / ("-".join(overrides).replace("/", "_") or "again"))
-    beside.path.mkdir(parents=True, exist_ok=True)
-    result = {
-        "checkpoint": {"name": str(path), "step": facts["step"]},
-        "test": test(experiment, tensors, beside),
-    }
+    with _ranks(experiment, config, "test") as ranks:
+        tensors, facts = _loaded(experiment, path, ranks)
+        beside.path.mkdir(parents=True, exist_ok=True)
+        result = {
+            "checkpoint": {"name": str(path), "step": facts["step"]},
+            "test": test(experiment, tensors, beside, ranks),
+        }
     beside.finish(result)
     print(*result_lines(result), f"in {beside.path}", sep="\n")

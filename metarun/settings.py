@@ -44,7 +44,10 @@ class TrainerSettings:
     steps: Count
     tasks_per_step: Count
     tasks_per_chunk: Count | None  # tasks differentiated at once; null: all of a step
-    execution: Literal["vmap", "loop"]
+    execution: Literal["auto", "vmap", "loop"]
+    workers: Count | Literal["auto"]  # processes on the CPU that share the tasks of a step
+    compile: bool
+    precision: Literal["float32", "tf32", "bfloat16"]
     channels_last: bool  # memory order of convolution weights
     clip_norm: Positive | dict[str, Positive] | None  # of the whole gradient, or per component of theta
     clip_value: Positive | dict[str, Positive] | None

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from metarun.execution import meta_gradient
-from metarun.logs import RunLog
-from metarun.seeding import generator_for
+from metarun.logs import Log
+from metarun.ranks import ALONE, Ranks
 from metarun.settings import TrainerSettings
-from metarun.types import Algorithm, Metrics, TaskSource, Theta
+from metarun.types import Algorithm, Episode, Metrics, Theta
 
 
 class NonFiniteLoss(Exception):
@@ -33,6 +32,7 @@ class Progress:
     unimproved: int = 0  # validations since then
     seconds: float = 0.0  # spent in training steps, over all sittings
     stopped: str | None = None  # the signal that ended this sitting early; never saved
+    plan: dict[str, Any] | None = None  # how tasks are executed, once that is settled
 
 
 @dataclass
@@ -42,10 +42,9 @@ class Window:
     steps: int = 0
     sums: Metrics = field(default_factory=dict)
 
-    def add(self, losses: Tensor, metrics: Metrics) -> None:
+    def add(self, means: Metrics) -> None:
         self.steps += 1
-        for name, value in {"loss": losses, **metrics}.items():
-            mean = value.mean(0)
+        for name, mean in means.items():
             self.sums[name] = self.sums[name] + mean if name in self.sums else mean
 
     def flush(self) -> dict[str, Any]:
@@ -68,21 +67,21 @@ class State:
 def train(
     algo: Algorithm,
     state: State,
-    source: TaskSource,
+    tasks_of: Callable[[int], Episode],
+    gradient_of: Callable[[Theta, Episode], tuple[Tensor, Metrics, Theta]],
     schedule: Callable[[int], float],
     settings: TrainerSettings,
     *,
-    seed: int,
-    device: torch.device,
     validate: Callable[[], tuple[float, dict[str, Any]]],
     save: Callable[[str], None],
-    log: RunLog,
+    log: Log,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Descend the mean task loss in `state.theta`, in place, from `state.progress.step` to `settings.steps`.
 
-    `validate` gives a score, of which more is better, and what to log; `save("last")` and `save("best")` write
-    checkpoints. The tasks of a step are drawn from a generator seeded by `seed` and the step, so a resumed run
-    is bit-equal to one that never stopped. Raises NonFiniteLoss.
+    `tasks_of` draws the tasks of a step from the step alone, so a resumed run is bit-equal to one that never
+    stopped; `gradient_of` gives their mean loss, mean metrics and its gradient; `validate` a score, of which more is
+    better, and what to log; `save("last")` and `save("best")` write checkpoints. Raises NonFiniteLoss.
     """
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
     with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
@@ -90,21 +89,17 @@ def train(
         while progress.step < settings.steps and not patience_is_over(progress, settings):
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * schedule(progress.step)
-            generator = generator_for(seed, "train", progress.step, device=device)
-            tasks = source.sample(settings.tasks_per_step, generator)
-            losses, metrics, gradient = meta_gradient(
-                algo, theta, tasks, execution=settings.execution, tasks_per_chunk=settings.tasks_per_chunk
-            )
+            loss, metrics, gradient = gradient_of(theta, tasks_of(progress.step))
             descend(theta, gradient, optimizer, settings, algo.carried)
-            window.add(losses, metrics)
+            window.add({"loss": loss, **metrics})
             progress.step += 1
             bar.update()
 
-            finished = progress.step == settings.steps
+            finished, stopping = progress.step == settings.steps, ranks.any(stop.signal is not None)
             if progress.step % settings.log_every == 0 or finished:
                 rate = optimizer.param_groups[0]["lr"]
                 log.metrics(progress.step, "train", finite(window.flush(), progress.step) | {"lr": rate})
-            if progress.step % settings.eval_every == 0 or finished or stop.signal:
+            if progress.step % settings.eval_every == 0 or finished or stopping:
                 check_weights(theta, progress.step)  # waits for the device, so the clock is right
                 progress.seconds += time.perf_counter() - clock
             if progress.step % settings.eval_every == 0 or finished:
@@ -116,9 +111,9 @@ def train(
                     save("best")
                 save("last")
                 clock = time.perf_counter()
-            if stop.signal:
+            if stopping:
                 save("last")
-                progress.stopped = stop.signal
+                progress.stopped = stop.signal or "another process"
                 return
 
 

@@ -27,7 +27,11 @@ TINY = [
     "eval.tasks=20",
     "eval.val_tasks=10",
 ]
-METHODS = {"maml": ["algo=maml"], "protonet": ["algo=protonet", "trainer.execution=loop"]}
+METHODS = {
+    "maml": ["algo=maml"],
+    "protonet": ["algo=protonet", "trainer.execution=loop"],
+    "maml, two workers": ["algo=maml", "trainer.workers=2", "trainer.tasks_per_step=4"],
+}
 
 
 def start(folder: Path, *overrides: str, command: tuple[str, ...] = ()) -> subprocess.Popen:
@@ -92,7 +96,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
 
     def run(method: str) -> Path:
         if method not in made:
-            folder = tmp_path_factory.mktemp(method) / "whole"
+            folder = tmp_path_factory.mktemp(method.replace(", ", "-").replace(" ", "-")) / "whole"
             code, output = finish(start(folder, *METHODS[method]))
             assert code == 0, output
             made[method] = folder
@@ -114,9 +118,10 @@ def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path
     assert_same_run(folder, expected)
 
 
-def test_sigterm_saves_between_checkpoints_and_resume_continues(undisturbed, tmp_path):
-    expected, folder = undisturbed("maml"), tmp_path / "stopped"
-    process = start(folder, *METHODS["maml"])
+@pytest.mark.parametrize("method", ["maml", "maml, two workers"])
+def test_sigterm_saves_between_checkpoints_and_resume_continues(method, undisturbed, tmp_path):
+    expected, folder = undisturbed(method), tmp_path / "stopped"
+    process = start(folder, *METHODS[method])
     wait_for_step(folder, 49, process)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
 from metarun.inner import initial_theta
-from metarun.objectives import episode_metrics, judged
+from metarun.objectives import episode_metrics, judged, one_hot
 from metarun.registry import register
 from metarun.settings import Norm
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -39,7 +38,7 @@ class ProtoNet:
 
     def prototypes(self, z: Tensor, y: Tensor) -> Tensor:
         """c_k, the mean embedding of class k (Eq. 1). z: [n, D], y: [n] -> [N, D]."""
-        members = F.one_hot(y, self.spec.output_size).to(z.dtype)  # [n, N]
+        members = one_hot(y, self.spec.output_size).to(z.dtype)  # [n, N]
         return members.T @ z / members.sum(0)[:, None]
 
     def logits(self, prototypes: Tensor, z: Tensor) -> Tensor:

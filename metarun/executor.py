@@ -1,0 +1,154 @@
+"""How a run computes its meta-gradients: what was asked for, or what proved fastest, within the memory there is."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from metarun.errors import Failed
+from metarun.execution import Execution, Part, between, meta_gradient, sums
+from metarun.logs import say
+from metarun.ranks import ALONE, Ranks
+from metarun.settings import TrainerSettings
+from metarun.types import Algorithm, Episode, Metrics, Theta
+
+TIMINGS = 2  # steps that each candidate of `auto` is timed for, after one that warms up
+TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-10}  # in float32 one ReLU on the other side is 1e-3
+
+
+class Executor:
+    """(theta, tasks) -> mean loss, mean metrics, meta-gradient.
+
+    `plan` is JSON that a checkpoint keeps, so that a continued run computes in the same way: `execution`,
+    `tasks_per_chunk`, and the seconds of each candidate where `auto` timed them.
+    """
+
+    def __init__(self, algo: Algorithm, settings: TrainerSettings, ranks: Ranks = ALONE) -> None:
+        self.algo, self.settings, self.ranks = algo, settings, ranks
+        self.plan: dict[str, Any] = {"execution": settings.execution, "tasks_per_chunk": settings.tasks_per_chunk}
+        self._parts: dict[str, Part] = {}
+
+    @property
+    def execution(self) -> Execution:
+        execution: Execution = self.plan["execution"]
+        return execution
+
+    def settle(self, theta: Theta, tasks: Episode) -> None:
+        """Replace `auto` by the fastest way: vmap over all tasks or over a quarter of them, or a loop."""
+        if self.plan["execution"] != "auto":
+            return
+        mine = between(tasks, *self.ranks.share(len(tasks.query.y)))
+        size = self.settings.tasks_per_chunk or len(mine.query.y)
+        candidates: dict[str, tuple[Execution, int | None]] = {
+            "vmap": ("vmap", self.settings.tasks_per_chunk),
+            f"vmap of {-(-size // 4)}": ("vmap", -(-size // 4)),
+            "loop": ("loop", None),
+        }
+        seconds = {}
+        for name, (execution, chunk) in candidates.items():
+            try:
+                seconds[name] = self._timed(theta, mine, execution, chunk)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+        if not seconds:
+            raise torch.OutOfMemoryError("no way to execute a step fits in memory")
+        best = self.ranks.agreed(min(seconds, key=lambda name: seconds[name]))
+        execution, chunk = candidates[best]
+        self.plan = {"execution": execution, "tasks_per_chunk": chunk, "seconds": seconds}
+        say.info("execution: %s (%s)", best, ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items()))
+
+    def _timed(self, theta: Theta, tasks: Episode, execution: Execution, chunk: int | None) -> float:
+        """Seconds of the fastest of a few steps; nothing is descended."""
+        found = []
+        for _ in range(1 + TIMINGS):
+            started = time.perf_counter()
+            loss, _, _ = meta_gradient(
+                self.algo, theta, tasks, execution=execution, tasks_per_chunk=chunk, part=self._part(execution)
+            )
+            loss.item()  # waits for the device
+            found.append(time.perf_counter() - started)
+        return min(found[1:])
+
+    def __call__(self, theta: Theta, tasks: Episode) -> tuple[Tensor, Metrics, Theta]:
+        """See `meta_gradient`. Where memory runs out, the chunk is halved, for good."""
+        while True:
+            try:
+                return meta_gradient(
+                    self.algo,
+                    theta,
+                    tasks,
+                    execution=self.execution,
+                    tasks_per_chunk=self.plan["tasks_per_chunk"],
+                    ranks=self.ranks,
+                    part=self._part(self.execution),
+                )
+            except RuntimeError as error:
+                start, stop = self.ranks.share(len(tasks.query.y))
+                size = min(self.plan["tasks_per_chunk"] or stop - start, stop - start)
+                if not is_out_of_memory(error) or self.execution == "loop" or size == 1:
+                    raise
+            self.plan["tasks_per_chunk"] = -(-size // 2)
+            say.info("out of memory: going on with trainer.tasks_per_chunk=%d", self.plan["tasks_per_chunk"])
+
+    def _part(self, execution: Execution) -> Part:
+        if execution not in self._parts:
+            part = sums(self.algo, execution, bfloat16=self.settings.precision == "bfloat16")
+            self._parts[execution] = Compiled(part) if self.settings.compile else part
+        return self._parts[execution]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
+
+
+class Compiled:
+    """A part whose whole graph, inner gradients and their derivatives included, is traced and compiled by
+    TorchInductor, anew for other shapes. Inductor keeps what it compiled in its own cache between runs.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self._programs: dict[Any, Callable[..., Any]] = {}
+
+    def __call__(self, theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+        """Raises Failed where the compiled gradient is not the eager one."""
+        leaves, structure = tree_flatten((theta, tasks))
+        shapes = tuple((leaf.shape, leaf.stride()) for leaf in leaves)
+        with torch.no_grad():
+            leaves = [leaf.detach() for leaf in leaves]
+            if shapes not in self._programs:
+                self._programs[shapes] = self._checked(theta, tasks, leaves, structure)
+            return self._programs[shapes](leaves)
+
+    def _checked(self, theta: Theta, tasks: Episode, leaves: list[Tensor], structure: Any) -> Callable[..., Any]:
+        outputs: Any = None
+
+        def flat(*leaves: Tensor) -> list[Tensor]:
+            nonlocal outputs
+            theta, tasks = tree_unflatten(list(leaves), structure)
+            theta = {c: {n: p.detach().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
+            with torch.enable_grad():
+                values, outputs = tree_flatten(self.part(theta, tasks))
+            return values
+
+        compiled = torch.compile(make_fx(flat)(*leaves), dynamic=False, fullgraph=True)
+
+        def program(leaves: list[Tensor]) -> Any:
+            return tree_unflatten(list(compiled(*leaves)), outputs)
+
+        with torch.enable_grad():
+            expected = torch.cat([g.flatten() for g in self.part(theta, tasks)[1]])
+        found = torch.cat([g.flatten() for g in program(leaves)[1]])
+        difference = float((found - expected).norm() / expected.norm())
+        if not difference <= TOLERANCE[found.dtype]:
+            raise Failed(
+                f"trainer.compile: the compiled meta-gradient differs from the eager one by {difference:.1e} of its "
+                "norm: set trainer.compile=false"
+            )
+        say.info("compiled: the meta-gradient differs from the eager one by %.1e of its norm", difference)
+        return program

@@ -1,0 +1,84 @@
+"""`metarun profile`: where the time of a step goes, with the user's own settings."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metarun.environment import device_name
+from metarun.execution import over_tasks
+from metarun.executor import Executor
+from metarun.experiment import Experiment
+from metarun.ranks import ALONE
+from metarun.seeding import generator_for
+from metarun.settings import Settings
+from metarun.trainer import Window, descend
+
+STEPS = 10  # timed; two more warm up
+
+
+def profile(settings: Settings) -> list[str]:
+    """A table of the parts of a training step in this one process, and what the rest of a run costs beside them."""
+    experiment = Experiment.of(settings)
+    algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
+    theta = experiment.initial_theta()
+    optimizer, window = experiment.optimizer(theta), Window()
+
+    def sample() -> Any:
+        return source.sample(trainer.tasks_per_step, generator_for(settings.seed, "train", 0, device=device))
+
+    tasks = sample()
+    executor = Executor(algo, trainer, ALONE)
+    executor.settle(theta, tasks)
+    loss, metrics, gradient = executor(theta, tasks)
+    row = experiment.eval_rows()["test"]
+    tester = experiment.tester(row, "val")
+
+    def adapt() -> None:
+        with torch.no_grad():
+            over_tasks(lambda task: algo.task_loss(theta, task)[0], tasks, executor.execution)
+
+    def log() -> None:
+        window.add({"loss": loss, **metrics})
+        window.flush()
+
+    def validate() -> None:
+        tester.scores(theta, experiment.statistics(theta), settings.eval.val_tasks, executor.execution, ALONE)
+
+    in_a_step = {
+        "sampling": _milliseconds(sample, device),
+        "loss after adaptation": _milliseconds(adapt, device),
+        "its gradient": _milliseconds(lambda: executor(theta, tasks), device),
+        "optimiser": _milliseconds(lambda: descend(theta, gradient, optimizer, trainer, algo.carried), device),
+        "logging": _milliseconds(log, device) / trainer.log_every,
+        "validation": _milliseconds(validate, device, steps=1) / trainer.eval_every,
+    }
+    in_a_step["its gradient"] = max(0.0, in_a_step["its gradient"] - in_a_step["loss after adaptation"])
+    whole = sum(in_a_step.values())
+    return [
+        f"{'part of a step':24}{'ms':>10}{'share':>8}",
+        *(f"{name:24}{ms:10.2f}{100 * ms / whole:7.1f} %" for name, ms in in_a_step.items()),
+        f"{'together':24}{whole:10.2f}{1000 * trainer.tasks_per_step / whole:8.0f} tasks per second",
+        f"logging is shared out over {trainer.log_every} steps, validation over {trainer.eval_every}",
+        f"execution: {executor.execution}, tasks_per_chunk: {executor.plan['tasks_per_chunk'] or 'all'}",
+        f"all of it in this one process, whatever trainer.workers={trainer.workers} gives",
+        device_name(device),
+    ]
+
+
+def _milliseconds(part: Callable[[], object], device: torch.device, steps: int = STEPS) -> float:
+    """The mean over some calls, with all that they leave to the device."""
+    for _ in range(min(2, steps)):
+        part()
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        part()
+    _wait(device)
+    return 1000 * (time.perf_counter() - started) / steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
