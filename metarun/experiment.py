@@ -41,6 +41,8 @@ class Experiment:
     def of(cls, settings: Settings) -> "Experiment":
         """Build every component; weights are drawn from the seed. Raises ConfigError."""
         device, dataset = find_device(settings.device), dataset_of(settings)
+        exact = settings.trainer.precision != "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
         source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
         if isinstance(source, EpisodeSampler) and "batch_size" in settings.algo:  # learns without tasks
             source = source.minibatches(settings.algo["batch_size"])

@@ -61,6 +61,8 @@ class Ranks:
 
     def any(self, value: bool) -> bool:
         """Whether it is true on one rank at least."""
+        if self.count == 1:
+            return value
         flag = torch.tensor(float(value))
         self.add([flag])
         return bool(flag > 0)

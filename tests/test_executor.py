@@ -1,14 +1,19 @@
 """The ways to execute a step: they agree, the fastest is chosen, and memory that runs out is dealt with."""
 
+from functools import partial
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map
 
 from metarun import executor
 from metarun.errors import Failed
 from metarun.execution import meta_gradient, sums
-from metarun.executor import Compiled, Executor
+from metarun.executor import Captured, Compiled, Executor
 from metarun.settings import TrainerSettings
-from tests.tiny import PAIRS, algo_and_theta, episodes, leaves
+from metarun.trainer import Window, descend
+from tests.tiny import PAIRS, REFERENCES, algo_and_theta, episodes, leaves
 
 TASKS = 6
 
@@ -56,7 +61,7 @@ def test_inductors_meta_gradient_is_eagers():
 def test_a_wrong_compiled_gradient_is_refused(monkeypatch):
     monkeypatch.setattr(executor.torch, "compile", lambda graph, **_: lambda *x: [1.001 * value for value in graph(*x)])
     algo, theta = algo_and_theta("maml", "mlp")
-    with pytest.raises(Failed, match=r"compiled meta-gradient differs from the eager one by 1.0e-03"):
+    with pytest.raises(Failed, match=r"compiled meta-gradient differs from the eager one by 1\.0e-03"):
         Compiled(sums(algo, "vmap"))(theta, episodes(2))
 
 
@@ -127,3 +132,45 @@ def test_memory_that_is_too_small_for_one_task_is_an_error(monkeypatch):
     algo, theta = algo_and_theta("maml", "mlp")
     with pytest.raises(RuntimeError, match="allocate memory"):
         Executor(algo, settings())(theta, episodes(TASKS))
+
+
+class Readings(TorchDispatchMode):
+    """Counts the numbers that Python reads out of tensors: on a GPU each would wait for the device."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += function is torch.ops.aten._local_scalar_dense.default
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("execution", ["vmap", "loop"])
+@pytest.mark.parametrize("name", REFERENCES)
+def test_a_step_reads_nothing_back_from_the_device(name, execution):
+    algo, theta = algo_and_theta(name, next(backbone for algo, backbone in PAIRS if algo == name))
+    optimizer = torch.optim.SGD([p for c, params in theta.items() if c not in algo.carried for p in params.values()])
+    run, window = Executor(algo, settings(execution=execution, clip_norm=1.0)), Window()
+    with Readings() as readings:
+        for _ in range(2):
+            loss, metrics, gradient = run(theta, episodes(TASKS))
+            descend(theta, gradient, optimizer, run.settings, algo.carried)
+            window.add({"loss": loss, **metrics})
+        assert readings.count == 0
+        loss.item()
+        assert readings.count == 1  # the counter counts
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+@pytest.mark.parametrize("execution", ["vmap", "loop"])
+@pytest.mark.parametrize(("name", "backbone"), PAIRS)
+def test_a_captured_graph_has_the_same_meta_gradient(name, backbone, execution):
+    algo, theta = algo_and_theta(name, backbone)
+    algo.backbone.cuda()
+    theta = {c: {n: p.detach().cuda().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
+    part = Captured(sums(algo, execution))
+    for seed in (0, 1):
+        tasks = tree_map(torch.Tensor.cuda, episodes(3, seed=seed))
+        captured = meta_gradient(algo, theta, tasks, execution=execution, part=part)
+        eager = meta_gradient(algo, theta, tasks, execution=execution)
+        torch.testing.assert_close(leaves(captured[2]), leaves(eager[2]), rtol=1e-10, atol=1e-13)
+    assert all(not isinstance(program, partial) for program in part._programs.values())
