@@ -70,31 +70,15 @@ def serve(request: dict[str, Any]) -> None:
     if request["prepare"]:
         prepare_cpu()
     import torch
-    from contenders import ADAPTS_NORMS, PEERS, WORK, Metarun, plain, trained_by
+    from contenders import WORK
 
     if request["threads"]:
         torch.set_num_threads(request["threads"])
     name, device = request["name"], request["device"]
     work = replace(WORK[request["item"]], **request["changes"])
-    small = replace(work, tasks=min(work.tasks, 2))
-
-    def ready(work: Any, dtype: torch.dtype, workers: int) -> Any:
-        if name in OWN:
-            settings = {**OWN[name], "workers": min(workers, OWN[name].get("workers", 1))}
-            return Metarun(**settings).ready(work, dtype, device)
-        return contextlib.nullcontext(trained_by(PEERS[name], work, dtype, device))
-
-    def everything(net: Any, work: Any) -> Any:
-        net.adapted = lambda: dict(net.named_parameters())
-        return plain(net, work)
-
-    with ready(small, torch.float64, 1) as (_, gradient):
-        found = gradient()
-    slow = everything if name in ADAPTS_NORMS else plain
-    expected = trained_by(slow, small, torch.float64, device)[1]()
-    difference = max(float((found[n] - g).norm() / g.norm()) for n, g in expected.items() if g.norm() > 0)
+    difference = disagreement(name, replace(work, tasks=min(work.tasks, 2)), device)
     before = peak_memory(device)
-    with ready(work, torch.float32, 99) as (step, _):
+    with implementation(name, work, torch.float32, device) as (step, _):
         step()
         print(json.dumps({"difference": difference}), flush=True)
         for _ in sys.stdin:
@@ -104,6 +88,30 @@ def serve(request: dict[str, Any]) -> None:
             synchronize(device)
             print(json.dumps({"ms": 1000 * (time.perf_counter() - began)}), flush=True)
         print(json.dumps({"mib": peak_memory(device) - before}), flush=True)
+
+
+def implementation(name: str, work: Any, dtype: Any, device: str, **changes: Any) -> Any:
+    """A context that gives the step and the meta-gradient of metarun, with `OWN[name]` changed, or of a peer."""
+    from contenders import PEERS, Metarun, trained_by
+
+    if name in OWN:
+        return Metarun(**{**OWN[name], **changes}).ready(work, dtype, device)
+    return contextlib.nullcontext(trained_by(PEERS[name], work, dtype, device))
+
+
+def disagreement(name: str, work: Any, device: str) -> float:
+    """The largest relative difference, over the parameters, of the float64 meta-gradient from the plain loop's."""
+    import torch
+    from contenders import ADAPTS_NORMS, plain, trained_by
+
+    def plain_of_all(net: Any, work: Any) -> Any:
+        net.adapted = lambda: dict(net.named_parameters())
+        return plain(net, work)
+
+    with implementation(name, work, torch.float64, device, workers=1) as (_, gradient):
+        found = gradient()
+    _, expected = trained_by(plain_of_all if name in ADAPTS_NORMS else plain, work, torch.float64, device)
+    return max(float((found[name] - g).norm() / g.norm()) for name, g in expected().items() if g.norm() > 0)
 
 
 def peak_memory(device: str) -> float:
@@ -169,6 +177,9 @@ class Server:
         self.process.stdin.close()
         answer = self.answer() or {}
         self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.errors.close()
         return float(answer.get("mib", 0.0))
 
 
@@ -180,6 +191,7 @@ def measure(item: str, names: list[str], args: argparse.Namespace, changes: dict
         answer = server.answer()
         if answer is None:
             remarks.append(f"{name}: left out ({server.why()})")
+            server.close()
         elif not answer["difference"] <= TOLERANCE:
             remarks.append(f"{name}: left out, its float64 meta-gradient is off by {answer['difference']:.0e}")
             server.close()

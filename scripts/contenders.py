@@ -6,6 +6,7 @@ once, with Adam outside; `gradient` is the meta-gradient of the mean loss, by na
 
 import contextlib
 import multiprocessing
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -270,7 +271,9 @@ def plain(net: Network, work: Work) -> Callable[[Episode], None]:
 
 def by_higher(net: Network, work: Work) -> Callable[[Episode], None]:
     """As in its own MAML example; the inner optimiser holds what is adapted."""
-    import higher
+    with warnings.catch_warnings():  # its source is of an older Python
+        warnings.simplefilter("ignore")
+        import higher
 
     inner = torch.optim.SGD(net.adapted().values(), lr=work.algo["inner_lr"])
     track = not work.algo["first_order"]
@@ -297,8 +300,10 @@ def by_torchopt(net: Network, work: Work) -> Callable[[Episode], None]:
     """As in its own MAML example: MetaSGD, the network's state restored after each task."""
     import torchopt
 
-    for norm in net.norms.parameters():
-        norm.requires_grad_()
+    for norm in net.norms:  # PyTorch cannot differentiate twice by the shift of a norm that has no scale at all
+        if norm.weight is None:
+            del norm._parameters["weight"]
+            norm.__dict__["weight"] = torch.ones_like(norm.bias)
     inner = torchopt.MetaSGD(net, lr=work.algo["inner_lr"])
 
     def backward(task: Episode) -> None:

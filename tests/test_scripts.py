@@ -1,14 +1,15 @@
 """The scripts: the benchmark compares equals, and the page of results says what the runs' files say."""
 
+import argparse
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -32,35 +33,46 @@ def results() -> ModuleType:
     return loaded("results")
 
 
-def test_every_implementation_has_the_plain_loops_meta_gradient(benchmark):
-    torch.manual_seed(0)
-    tasks = benchmark.random_tasks(count=2, queries=3, dtype=torch.float64)
-    differences = benchmark.disagreements(benchmark.contenders(tasks, filters=4))
-    assert {"metarun, `execution=vmap`", "metarun, `execution=loop`"} <= differences.keys()
-    assert max(differences.values()) < benchmark.TOLERANCE
+SMALL = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
+
+
+@pytest.mark.parametrize("item", ["W1q1", "W2so", "W2fo", "W3omni"])
+def test_every_implementation_has_the_plain_loops_meta_gradient(benchmark, item):
+    from contenders import PEERS, WORK  # scripts/, which the benchmark has put on the path
+
+    small = {"backbone": {**WORK[item].backbone, "filters": 4}, "image": (1, 28, 28), "ways": 5, "tasks": 2}
+    work = replace(WORK[item], **small)
+    peers = [name for name in PEERS if work.algo["name"] == "maml" and importlib.util.find_spec(name)]
+    for name in [*benchmark.OWN, *peers]:
+        if "compiled" not in name and (name, item) != ("torchopt", "W2fo"):  # it has no first order
+            assert benchmark.disagreement(name, work, "cpu") < benchmark.TOLERANCE, name
 
 
 def test_a_wrong_meta_gradient_is_noticed(benchmark, monkeypatch):
-    tasks = benchmark.random_tasks(count=2, queries=1, dtype=torch.float64)
-    found = benchmark.contenders(tasks, filters=4)
-    monkeypatch.setattr(benchmark, "INNER_LR", 0.3)  # the plain loop reads it late, metarun has its own already
-    assert benchmark.disagreements(found)["metarun, `execution=vmap`"] > 1e-3
+    import contenders
+
+    plain = contenders.plain
+    monkeypatch.setattr(contenders, "plain", lambda net, work: plain(net, replace(work, algo=contenders.maml(0.3, 1))))
+    assert benchmark.disagreement("metarun", replace(contenders.WORK["W1q1"], **SMALL), "cpu") > 1e-3
 
 
-def test_the_table_has_a_row_for_every_implementation(benchmark):
-    found = benchmark.contenders(benchmark.random_tasks(count=2, queries=1), filters=4)
-    times = benchmark.measure(found, rounds=2)
-    rows = {line.split("|")[1].strip() for line in benchmark.table(times, tasks=2)[2:]}
-    assert rows == {"metarun, `execution=vmap`", "metarun, `execution=loop`", "higher", "plain loop"}
+def test_processes_take_turns_and_workers_share(benchmark):
+    args = argparse.Namespace(device="cpu", threads=2, allocator="shipped", rounds=2)
+    names = [benchmark.PLAIN, "metarun", "metarun, 2 workers"]
+    times, memory, remarks = benchmark.measure("W1q1", names, args, SMALL)
+    assert {name: len(row) for name, row in times.items()} == dict.fromkeys(names, 2)
+    assert memory.keys() == set(names)
+    assert len(remarks) == 1
+    rows = benchmark.table(times, memory, 2, None, 1.0)
+    assert [row.split("|")[1].strip() for row in rows[2:]] == names
 
 
 def test_ratios_pair_the_rounds(benchmark):
-    """Per round the ratios are 2, 4 and 2; the ratio of the medians would be 3."""
+    """Per round the ratios are 2, 4 and 2; the ratio of the medians would be 3. 1 GFLOP in 10 ms is half of 200."""
     times = {"metarun": [10.0, 10.0, 20.0], "plain loop": [20.0, 40.0, 40.0]}
-    lines = benchmark.table(times, tasks=32)
-    assert lines[2] == "| metarun | 10.0 | 2.00 | 3200 |"
-    assert lines[3] == "| plain loop | 40.0 | 1.00 | 800 |"
-    assert lines[4] == "| higher | not installed | | |"
+    lines = benchmark.table(times, {"metarun": 5.0, "plain loop": 6.0}, tasks=32, gflop=1.0, peak=200.0)
+    assert lines[2] == "| metarun | 10.0 | 2.00 | 3200 | 5 | 50 % |"
+    assert lines[3] == "| plain loop | 40.0 | 1.00 | 800 | 6 | 12 % |"
 
 
 def omniglot_result() -> dict[str, Any]:
