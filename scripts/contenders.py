@@ -300,10 +300,6 @@ def by_torchopt(net: Network, work: Work) -> Callable[[Episode], None]:
     """As in its own MAML example: MetaSGD, the network's state restored after each task."""
     import torchopt
 
-    for norm in net.norms:  # PyTorch cannot differentiate twice by the shift of a norm that has no scale at all
-        if norm.weight is None:
-            del norm._parameters["weight"]
-            norm.__dict__["weight"] = torch.ones_like(norm.bias)
     inner = torchopt.MetaSGD(net, lr=work.algo["inner_lr"])
 
     def backward(task: Episode) -> None:

@@ -44,7 +44,8 @@ def test_every_implementation_has_the_plain_loops_meta_gradient(benchmark, item)
     work = replace(WORK[item], **small)
     peers = [name for name in PEERS if work.algo["name"] == "maml" and importlib.util.find_spec(name)]
     for name in [*benchmark.OWN, *peers]:
-        if "compiled" not in name and (name, item) != ("torchopt", "W2fo"):  # it has no first order
+        # torchopt has no first order, and PyTorch no second derivative in the shift of a norm without scale
+        if "compiled" not in name and (name, item) not in [("torchopt", "W2fo"), ("torchopt", "W1q1")]:
             assert benchmark.disagreement(name, work, "cpu") < benchmark.TOLERANCE, name
 
 
