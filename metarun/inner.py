@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.func import grad
 
 from metarun.backbones.norm import norm_names
-from metarun.types import Theta
+from metarun.types import Params, Theta
 
 
 def initial_theta(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
@@ -29,22 +29,40 @@ def select(theta: Theta, *components: str) -> Theta:
     return {component: theta[component] for component in components}
 
 
-def unroll(
-    loss: Callable[[Theta], Tensor], phi: Theta, *, lr: float, steps: int, first_order: bool = False
-) -> Iterator[Theta]:
-    """phi_0 = phi, then phi_1 .. phi_steps by phi_{j+1} = phi_j - lr * grad loss(phi_j).
+def named(components: Theta) -> Params:
+    """All parameters in one dictionary, by full names as "backbone.convs.0.weight"."""
+    return {f"{component}.{name}": p for component, params in components.items() for name, p in params.items()}
 
-    Differentiable in whatever `loss` and `phi` depend on, unless `first_order`: then the gradients count as
-    constants, and no graph is kept for them.
+
+def inner_step(
+    loss: Callable[[Theta], Tensor], phi: Theta, *, lr: float | Params, first_order: bool | Tensor = False
+) -> Theta:
+    """phi - lr * grad loss(phi), with one rate for all, or by full name one that broadcasts against each parameter.
+
+    Differentiable in `lr` and in whatever `loss` and `phi` depend on, unless `first_order`: then the gradient
+    counts as a constant, and no graph is kept for it. Where that is a tensor (a boolean scalar), the graph is
+    kept in either case, and counts where it is false.
     """
+    with torch.no_grad() if first_order is True else nullcontext():
+        gradient = grad(loss)(phi)
+
+    def stepped(component: str, name: str, p: Tensor) -> Tensor:
+        rate, g = lr[f"{component}.{name}"] if isinstance(lr, dict) else lr, gradient[component][name]
+        return p - rate * (torch.where(first_order, g.detach(), g) if isinstance(first_order, Tensor) else g)
+
+    return {
+        component: {name: stepped(component, name, p) for name, p in params.items()}
+        for component, params in phi.items()
+    }
+
+
+def unroll(
+    loss: Callable[[Theta], Tensor], phi: Theta, *, lr: float | Params, steps: int, first_order: bool = False
+) -> Iterator[Theta]:
+    """phi_0 = phi, then phi_1 .. phi_steps, each by an `inner_step` from the one before."""
     yield phi
     for _ in range(steps):
-        with torch.no_grad() if first_order else nullcontext():
-            gradient = grad(loss)(phi)
-        phi = {
-            component: {name: p - lr * gradient[component][name] for name, p in params.items()}
-            for component, params in phi.items()
-        }
+        phi = inner_step(loss, phi, lr=lr, first_order=first_order)
         yield phi
 
 

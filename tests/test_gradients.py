@@ -58,7 +58,10 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
     generator = torch.Generator().manual_seed(2)
     direction = {
-        component: {key: torch.randn(p.shape, generator=generator, dtype=p.dtype) for key, p in params.items()}
+        component: {
+            key: 0 * p if component in algo.carried else torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            for key, p in params.items()
+        }
         for component, params in theta.items()
     }
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarun.inner import initial_theta, last, unroll
+from metarun.inner import initial_theta, inner_step, last, unroll
 from metarun.registry import build
 
 
@@ -19,6 +19,22 @@ def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation():
         assert phi["net"]["w"].item() == pytest.approx(stepped, abs=1e-12)
         (a / 2 * (phi["net"]["w"] - d) ** 2).backward()
         assert theta["net"]["w"].grad.item() == pytest.approx(a * (stepped - d) * factor, abs=1e-12)
+
+
+def test_each_parameter_has_the_rate_of_its_full_name_and_a_tensor_decides_on_the_order():
+    """L = (a^2 + b^2) / 2 and then q = a + 2 b: dq/da_0 = 1 - lr_a, dq/db_0 = 2 (1 - lr_b), dq/dlr = -a_0, -2 b_0;
+    the first order has 1 and 2 for the initial values, and the same for the rates."""
+    for first_order, keeps in [(False, 1.0), (True, 0.0)]:
+        a, b, lr_a, lr_b = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (3.0, -1.0, 0.1, 0.4))
+        phi = inner_step(
+            lambda phi: (phi["x"]["w"] ** 2 + phi["y"]["w"] ** 2) / 2,
+            {"x": {"w": a}, "y": {"w": b}},
+            lr={"x.w": lr_a, "y.w": lr_b},
+            first_order=torch.tensor(first_order),
+        )
+        assert (phi["x"]["w"].item(), phi["y"]["w"].item()) == pytest.approx((2.7, -0.6))
+        gradient = torch.autograd.grad(phi["x"]["w"] + 2 * phi["y"]["w"], (a, b, lr_a, lr_b))
+        assert [g.item() for g in gradient] == pytest.approx([1 - 0.1 * keeps, 2 * (1 - 0.4 * keeps), -3.0, 2.0])
 
 
 def test_a_quadratic_contracts_by_a_known_factor_at_every_step():

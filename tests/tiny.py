@@ -37,11 +37,13 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
     algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
     noise = torch.Generator().manual_seed(1)
+
+    def perturbed(p: Tensor, spread: float) -> Tensor:
+        p = p.double()
+        return (p + spread * torch.randn(p.shape, generator=noise, dtype=p.dtype)).requires_grad_()
+
     theta = {
-        component: {
-            key: (p.double() + 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)).requires_grad_()
-            for key, p in params.items()
-        }
+        component: {key: perturbed(p, 0.0 if component in algo.carried else 0.3) for key, p in params.items()}
         for component, params in algo.init().items()
     }
     return algo, theta

@@ -32,9 +32,14 @@ def maml_loss(
 
 
 def inner_step(
-    backbone_name: str, phi: Theta, support: Any, adapted: tuple[str, ...], lr: float, first_order: bool
+    backbone_name: str,
+    phi: Theta,
+    support: Any,
+    adapted: tuple[str, ...],
+    lr: float | dict[str, Tensor],
+    first_order: bool = False,
 ) -> Theta:
-    """phi - lr * grad loss(phi; support), in the adapted components; the others stay."""
+    """phi - lr * grad loss(phi; support), in the adapted components; the others stay. `lr` may differ by full name."""
     phi = {c: {n: p if p.requires_grad else p.clone().requires_grad_() for n, p in phi[c].items()} for c in phi}
     names = [(component, name) for component in adapted for name in phi[component]]
     weights = [phi[component][name] for component, name in names]
@@ -42,7 +47,8 @@ def inner_step(
     gradient = torch.autograd.grad(support_loss, weights, create_graph=not first_order)
     stepped = {component: dict(params) for component, params in phi.items()}
     for (component, name), weight, g in zip(names, weights, gradient):
-        stepped[component][name] = weight - lr * g
+        rate = lr if isinstance(lr, float) else lr[f"{component}.{name}"]
+        stepped[component][name] = weight - rate * g
     return stepped
 
 

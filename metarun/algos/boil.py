@@ -1,0 +1,69 @@
+"""Body only update in the inner loop (BOIL).
+
+Oh, Yoo, Kim, Yun, "BOIL: Towards Representation Change for Few-shot Learning", ICLR 2021,
+https://arxiv.org/abs/2008.08882.
+
+As in the authors' code the norm layers' parameters belong to the body, and are adapted with it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun import objectives
+from metarun.inner import initial_theta, last, select, unroll
+from metarun.objectives import episode_loss, metrics_by_step
+from metarun.registry import register
+from metarun.settings import Norm, Positive, Whole
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+
+
+@register("algo", "boil")
+@dataclass(frozen=True)
+class BOIL:
+    """MAML whose inner loop changes all but the last layer (Oh et al. 2021)."""
+
+    inner_lr: Positive  # alpha_b, of the body; the head's alpha_h is 0
+    inner_steps: Whole
+    first_order: bool
+    norm: Norm
+    backbone: Backbone
+    head: nn.Linear
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    carried: ClassVar[tuple[str, ...]] = ()
+
+    def init(self) -> Theta:
+        return initial_theta(self.backbone, self.head)
+
+    def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
+        """MAML's inner loop with rate 0 for the head: phi_0 .. phi_J, each of the components "backbone" and "norm".
+
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
+        """
+
+        def loss(phi: Theta) -> Tensor:
+            return objectives.loss(self.spec.kind, self.predict(theta, phi, support.x), support.y)
+
+        body = select(theta, "backbone", "norm")
+        return unroll(loss, body, lr=self.inner_lr, steps=self.inner_steps, first_order=self.first_order)
+
+    def adapt(self, theta: Theta, support: Examples) -> Theta:
+        return last(self.trajectory(theta, support))
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N], or values [n, *output]."""
+        features = functional_call(self.backbone, (phi["backbone"], phi["norm"]), (x,))
+        return functional_call(self.head, theta["head"], (features,))
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """Query loss after adaptation of the body."""
+        return episode_loss(self, self.spec.kind, theta, episode)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        """The headline figure, and the same after each inner step from 0 on."""
+        states = self.trajectory(theta, episode.support)
+        return metrics_by_step(self, self.spec.kind, theta, episode, states)
