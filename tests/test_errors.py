@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from filelock import FileLock
 
-from metarun import checkpoint, cli
+from metarun import cli
 from metarun.composing import CONFIGS
 from metarun.datasets import download, omniglot
 from metarun.registry import declaration, known
@@ -58,7 +57,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
     (
         "evalute outputs/x",
-        "evalute is no command (did you mean evaluate?): choose from list, resume, evaluate, data, or set name=value",
+        "evalute is no command (did you mean evaluate?): choose from list, resume, evaluate, data, profile, or set name=value",
     ),
     ("--config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
     (
@@ -82,7 +81,7 @@ MISTAKES: list[tuple[str, str]] = [
         "seed=x algo.inner_steps=-1 trainer.execution=vmpa",
         "algo.inner_steps is -1: it must be at least 0\n"
         "seed is 'x': it must be a whole number\n"
-        "trainer.execution is 'vmpa': choose from vmap, loop (did you mean vmap?)",
+        "trainer.execution is 'vmpa': choose from auto, vmap, loop (did you mean vmap?)",
     ),
     (
         "glyphs eval.checkpoint=final",
@@ -91,7 +90,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("hydra.run.dir=/dev/null/x", "the run folder /dev/null/x cannot be made: /dev/null is a file"),
     # grammar
     ("seed=1,2", "seed=1,2 asks for several runs: did you mean metarun --multirun seed=1,2?"),
-    ("seed", "seed is no command: choose from list, resume, evaluate, data, or set name=value"),
+    ("seed", "seed is no command: choose from list, resume, evaluate, data, profile, or set name=value"),
     (
         "trainer.clip_norm={backbone: 1}",
         "trainer.clip_norm={backbone: cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'",
@@ -241,90 +240,6 @@ def test_outputs_without_permission(metarun: Command, place: Path):
     answer = metarun(*TINY)
     assert_told(answer, f"the run folder {place}/outputs/maml-glyphs-5w1s/...")
     assert answer.err.endswith(f" cannot be written: no permission for {place}/outputs\n")
-
-
-@pytest.mark.parametrize("command", ["resume", "evaluate"])
-def test_a_folder_that_is_no_run(metarun: Command, place: Path, command: str):
-    assert_told(metarun(command, "nowhere"), f"{place}/nowhere is not a run folder: it has no config.yaml")
-    write(place / "half/config.yaml", "a: [")
-    assert_told(metarun(command, "half"), f"{place}/half/config.yaml is damaged: ...")
-    assert sorted(str(path.relative_to(place)) for path in place.rglob("*")) == ["half", "half/config.yaml"]
-
-
-@pytest.fixture
-def trained(metarun: Command, place: Path) -> Path:
-    """A run that was trained but not yet tested, as after a power cut."""
-    assert metarun(*TINY, "hydra.run.dir=run").code == 0
-    (place / "run/result.json").unlink()
-    return place / "run"
-
-
-def test_a_damaged_checkpoint(metarun: Command, trained: Path):
-    last = trained / "checkpoints/last.pt"
-    whole = last.read_bytes()
-    for content in (whole[: len(whole) // 2], b"", b"something else"):
-        last.write_bytes(content)
-        answer = metarun("resume", "run")
-        assert_told(answer, f"the checkpoint {last} cannot be read, it is damaged or not metarun's (...")
-        assert answer.err.count("\n") == 1
-        assert not (trained / "result.json").exists()
-    last.write_bytes(whole)
-    assert metarun("resume", "run").code == 0
-
-
-def test_a_checkpoint_that_is_missing_or_of_another_model(metarun: Command, trained: Path, place: Path):
-    best = trained / "checkpoints/best.pt"
-    tensors, facts = checkpoint.load(best)
-    before = sorted(place.rglob("*"))
-
-    assert_told(metarun("evaluate", "run", "checkpoint=first.pt"), "there is no checkpoint first.pt")
-    tensors["theta"]["head"]["weight"] = torch.zeros(7, 4)
-    checkpoint.save(place / "other.pt", tensors, facts)
-    answer = metarun("evaluate", "run", "checkpoint=other.pt")
-    assert_told(answer, "the checkpoint other.pt is of another model: its weights have other names or shapes")
-    best.unlink()
-    assert_told(metarun("evaluate", "run"), f"there is no checkpoint {best}")
-    assert {*place.rglob("*")} - {*before} == {place / "other.pt"}
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ("wayz=3", "eval.wayz: no such setting (did you mean ways?)"),
-        ("ways=3", "eval.ways is 3: this model has a last layer for ways=5; ..."),
-        ("ways=5,3", "eval.ways=5,3 is a list of values: one at a time"),
-        ("ways", "eval.ways cannot be read: a setting is written name=value"),
-        ("algo.inner_step=3", "eval.algo.inner_step: no such setting (did you mean inner_steps?)"),
-        ("device=gpu", "device is 'gpu': choose from auto, ..."),
-    ],
-)
-def test_a_mistake_in_what_differs_at_a_later_test(metarun: Command, trained: Path, asked: str, message: str):
-    assert_told(metarun("evaluate", "run", asked), message)
-    assert not (trained / "tests").exists()
-
-
-def test_a_folder_that_holds_another_run(metarun: Command, trained: Path):
-    before = (trained / "config.yaml").read_bytes()
-    answer = metarun(*TINY, "hydra.run.dir=run", "seed=1")
-    assert_told(answer, f"{trained} holds a run with other settings: choose another folder")
-    assert (trained / "config.yaml").read_bytes() == before
-
-
-def test_a_folder_where_another_process_is_at_work(metarun: Command, trained: Path):
-    with FileLock(trained / ".lock"):
-        answer = metarun("resume", "run")
-    assert_told(answer, f"another process is at work in {trained}: wait for it, or change a setting")
-
-
-def test_files_of_a_run_that_are_damaged(metarun: Command, trained: Path):
-    write(trained / "result.json", "{")
-    assert_told(metarun("resume", "run"), f"{trained}/result.json is damaged: ...")
-    (trained / "result.json").unlink()
-    (trained / "choices.json").unlink()
-    assert_told(metarun("resume", "run"), f"{trained} is not a whole run folder: it has no choices.json")
-
-
-# Packages that are not installed
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
