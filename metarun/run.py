@@ -43,6 +43,7 @@ def prepared(settings: Settings, folder: RunFolder) -> Experiment | None:
         for split in ("val", "test"):
             experiment.tester(row, split)
     experiment.optimizer(experiment.initial_theta())
+    worker_count(settings.trainer.workers, settings.trainer.tasks_per_step, experiment.device)
     wanted = settings.eval.checkpoint
     if wanted not in ("best", "last") and not folder.checkpoint(wanted).is_file():
         raise ConfigError(f"eval.checkpoint is {wanted!r}: it must be best, last or a file; there is no such file")

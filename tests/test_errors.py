@@ -57,7 +57,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
     (
         "evalute outputs/x",
-        "evalute is no command (did you mean evaluate?): choose from list, resume, evaluate, data, profile, or set name=value",
+        f"evalute is no command (did you mean evaluate?): choose from {', '.join(cli.COMMANDS)}, or set name=value",
     ),
     ("--config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
     (
@@ -90,7 +90,12 @@ MISTAKES: list[tuple[str, str]] = [
     ("hydra.run.dir=/dev/null/x", "the run folder /dev/null/x cannot be made: /dev/null is a file"),
     # grammar
     ("seed=1,2", "seed=1,2 asks for several runs: did you mean metarun --multirun seed=1,2?"),
-    ("seed", "seed is no command: choose from list, resume, evaluate, data, profile, or set name=value"),
+    ("trainer.workers=0", "trainer.workers is 0: it must be a whole number at least 1 or one of auto"),
+    (
+        "trainer.workers=3 trainer.tasks_per_step=2",
+        "trainer.workers is 3: trainer.tasks_per_step is 2, and each needs a task",
+    ),
+    ("seed", f"seed is no command: choose from {', '.join(cli.COMMANDS)}, or set name=value"),
     (
         "trainer.clip_norm={backbone: 1}",
         "trainer.clip_norm={backbone: cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'",
