@@ -21,7 +21,7 @@ class Koch(Backbone):
     Koch, Zemel, Salakhutdinov 2015 (ICML Deep Learning Workshop), figure 4: 64, 128, 128 and 256 filters of
     10x10, 7x7, 4x4 and 4x4 on images of 105x105, then 4,096 units. `filters` are the first layer's; the others
     have 2, 2 and 4 times as many. The initial weights are PyTorch's own: with those of the paper (convolutions
-    N(0, 0.01) with biases N(0.5, 0.01), fully connected N(0, 0.2)) nearly every unit starts saturated.
+    N(0, 0.01) with biases N(0.5, 0.01), fully connected N(0, 0.2)) most units start saturated.
     """
 
     filters: Count
