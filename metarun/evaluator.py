@@ -49,9 +49,9 @@ def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split, ranks: 
     """
     for block in range(*ranks.share(math.ceil(count / BLOCK))):
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
-        yield next(iter(chunks(tasks, min(BLOCK, count - block * BLOCK))))
-        if len(tasks.query.y) < BLOCK:
+        if block > 0 and len(tasks.query.y) < BLOCK:  # a short list, all of which is in block 0
             return
+        yield next(iter(chunks(tasks, min(BLOCK, count - block * BLOCK))))
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
-from metarun.evaluator import Scores, evaluate
+from metarun.evaluator import Scores, evaluate, fixed_tasks
+from metarun.ranks import Ranks
 from metarun.types import TaskShape
 from tests.tiny import algo_and_theta
 
@@ -62,6 +63,8 @@ def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source):
     assert found.tasks == 7
     assert scores(few, tasks=3).tasks == 3
     assert torch.equal(scores(few, tasks=3).per_task["accuracy"], found.per_task["accuracy"][:3])
+    blocks = [block for rank in range(2) for block in fixed_tasks(few, 2000, 0, "test", Ranks(rank, 2))]
+    assert [len(block.query.y) for block in blocks] == [7]
 
 
 def test_interval_by_hand():
