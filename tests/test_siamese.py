@@ -26,7 +26,7 @@ class Identity(Backbone):
 def by_hand() -> tuple[Siamese, Theta]:
     """p = sigmoid(2 - |a_1 - b_1| - 3 |a_2 - b_2|)."""
     algo = Siamese(norm="running", backbone=Identity(), spec=SPEC)
-    metric = {"weight": torch.tensor([-1.0, -3.0]).double(), "bias": torch.tensor(2.0).double()}
+    metric = {"weight": torch.tensor([[-1.0, -3.0]]).double(), "bias": torch.tensor([2.0]).double()}
     return algo, {"backbone": {}, "norm": {}, "metric": metric}
 
 

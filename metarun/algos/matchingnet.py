@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from metarun.backbones.recurrent import BiLSTM, LSTMCell
 from metarun.inner import initial_theta
-from metarun.objectives import episode_metrics, judged
+from metarun.objectives import episode_metrics, judged, one_hot
 from metarun.registry import register
 from metarun.settings import Count, Norm, Positive
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -102,8 +102,8 @@ class MatchingNet:
     def log_probabilities(self, theta: Theta, phi: Support, z: Tensor) -> Tensor:
         """log sum_i a(x, x_i) y_i (Eq. 1), attention a being a softmax over the support. z: [q, D] -> [q, N]."""
         attention = self.similarities(phi.g, self.query_embedding(theta, phi.g, z)).log_softmax(-1)  # [q, n]
-        others = F.one_hot(phi.y, self.spec.output_size) == 0  # [n, N]
-        return attention[:, :, None].masked_fill(others, -torch.inf).logsumexp(1)
+        members = one_hot(phi.y, self.spec.output_size)  # [n, N]
+        return attention[:, :, None].masked_fill(~members, -torch.inf).logsumexp(1)
 
     def adapt(self, theta: Theta, support: Examples) -> Support:
         """support.x: [n, *input], support.y: [n]."""

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from metarun.backbones.norm import BatchNorm
 from metarun.errors import ConfigError
 from metarun.inner import initial_theta
-from metarun.objectives import HEADLINE, episode_metrics, score
+from metarun.objectives import HEADLINE, episode_metrics, one_hot, score
 from metarun.registry import register
 from metarun.settings import Count
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -99,7 +99,7 @@ class RelationNet:
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """The sum of each class's maps (section 3.3): support.x [n, *input] -> [N, C, S, S]."""
-        members = F.one_hot(support.y, self.spec.output_size)  # [n, N]
+        members = one_hot(support.y, self.spec.output_size)  # [n, N]
         maps = self.embed(theta, support.x)
         return torch.einsum("nk,n...->k...", members.to(maps.dtype), maps)
 
@@ -117,7 +117,7 @@ class RelationNet:
         """Mean squared error of the scores: 1 for the query's own class, else 0 (Eq. 2, there a sum)."""
         support, query = episode
         scores = self.predict(theta, self.adapt(theta, support), query.x)
-        loss = F.mse_loss(scores, F.one_hot(query.y, self.spec.output_size).to(scores.dtype))
+        loss = F.mse_loss(scores, one_hot(query.y, self.spec.output_size).to(scores.dtype))
         return loss, {HEADLINE[self.spec.kind]: score(self.spec.kind, scores, query.y).detach()}
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:

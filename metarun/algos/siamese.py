@@ -8,16 +8,17 @@ every query with every support image, and the two kinds weigh the same: the expe
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.errors import ConfigError
 from metarun.inner import initial_theta
-from metarun.objectives import HEADLINE, episode_metrics, score
+from metarun.objectives import HEADLINE, episode_metrics, one_hot, score
 from metarun.registry import register
 from metarun.settings import Norm
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -44,11 +45,15 @@ class Siamese:
     def __post_init__(self) -> None:
         if self.spec.output_size < 2:
             raise ConfigError("ways is 1: algo=siamese learns from pairs of different classes; use at least 2")
+        _ = self.metric  # initial weights are drawn now, while the run's seed holds
+
+    @cached_property
+    def metric(self) -> nn.Linear:
+        """The template of the weighted distance: alpha [1, D] and a bias [1]."""
+        return self.backbone.head(1)
 
     def init(self) -> Theta:
-        """alpha starts as minus the mean: the nearer, the more alike."""
-        size = self.backbone.feature_size
-        metric = {"weight": torch.full((size,), -1 / size), "bias": torch.zeros(())}
+        metric = {name: p.detach().clone() for name, p in self.metric.named_parameters()}
         return {**initial_theta(self.backbone), "metric": metric}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
@@ -57,13 +62,13 @@ class Siamese:
 
     def likeness(self, theta: Theta, one: Tensor, other: Tensor) -> Tensor:
         """sum_d alpha_d |h1_d - h2_d| + b, the logit of "same" (section 3.1): [n, D], [m, D] -> [n, m]."""
-        metric = theta["metric"]
-        return (one[:, None] - other).abs() @ metric["weight"] + metric["bias"]
+        distances = (one[:, None] - other).abs()  # [n, m, D]
+        return functional_call(self.metric, theta["metric"], (distances,))[:, :, 0]
 
     def best_match(self, likeness: Tensor, y: Tensor) -> Tensor:
         """Of each class's support the most alike (section 4.3): [n, m], y [m] -> [n, N]."""
-        others = F.one_hot(y, self.spec.output_size) == 0  # [m, N]
-        return likeness[:, :, None].masked_fill(others, -torch.inf).amax(1)
+        members = one_hot(y, self.spec.output_size)  # [m, N]
+        return likeness[:, :, None].masked_fill(~members, -torch.inf).amax(1)
 
     def adapt(self, theta: Theta, support: Examples) -> Support:
         """support.x: [n, *input], support.y: [n]."""
