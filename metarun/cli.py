@@ -188,15 +188,15 @@ def resume() -> None:
 def evaluate() -> None:
     """Test a finished run again, with the same or other settings.
 
-    Settings are those of eval (ways=20, shots=5, tasks=5000, checkpoint=last, algo.inner_steps=10), and device
-    and data_dir. Without any, the run's own test is repeated.
+    Settings are those of eval (ways=20, shots=5, tasks=5000, checkpoint=last, algo.inner_steps=10), and device,
+    data_dir and dataset.test_tasks. Without any, the run's own test is repeated.
     """
     parser = argparse.ArgumentParser(prog="metarun evaluate", description=evaluate.__doc__)
     parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
     parser.add_argument("overrides", nargs="*", default=[], help="settings that differ, as ways=20")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run.absolute())
-    elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=")
+    elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.test_tasks=")
     changes = [text if text.startswith(elsewhere) else f"eval.{text}" for text in arguments.overrides]
     config = composing.changed(folder.config(), changes)
     settings = composing.load_settings(config)

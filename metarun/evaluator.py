@@ -25,6 +25,10 @@ class Scores:
     per_task: Metrics  # name -> [tasks, ...]
     task_hash: str  # of inputs and labels, in order: two equal hashes mean the same test
 
+    @property
+    def tasks(self) -> int:
+        return len(next(iter(self.per_task.values())))
+
     def summary(self) -> dict[str, Any]:
         """name -> {"mean", "ci95"}; lists for vector metrics. ci95 is 1.96 std / sqrt(tasks)."""
         return {
@@ -40,10 +44,13 @@ def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split, ranks: 
     """The first `count` of an endless list of tasks that `seed` and `split` determine, block by block; of several
     ranks each gets its share of the blocks, in order.
 
-    Drawn on the CPU whatever the device, so that the list is the same on every machine.
+    Drawn on the CPU whatever the device, so that the list is the same on every machine. A source that has less than
+    a block of tasks gives each of them once.
     """
     for block in range(*ranks.share(math.ceil(count / BLOCK))):
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
+        if block > 0 and len(tasks.query.y) < BLOCK:  # a short list, all of which is in block 0
+            return
         yield next(iter(chunks(tasks, min(BLOCK, count - block * BLOCK))))
 
 

@@ -269,7 +269,7 @@ def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder | No
             "ways": row.ways,
             "shots": row.shots,
             "queries": row.queries,
-            "tasks": row.tasks,
+            "tasks": scores.tasks,
             "task_hash": scores.task_hash,
             "algo": row.algo,
             "transductive": experiment.transductive(row),

@@ -53,7 +53,10 @@ class TaskSource(Protocol):
     def spec(self) -> TaskSpec: ...
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
-        """A batch of tasks with a leading T, on the data's device; all randomness is the generator's."""
+        """A batch of tasks with a leading T, on the data's device; all randomness is the generator's.
+
+        Fewer only where the source is a list of less than `num_tasks`: then these are all there are.
+        """
         ...
 
 

@@ -29,6 +29,8 @@ SMALL = {
 }
 SMALL_PARTS = {  # of what has them
     "backbone.filters": 4,
+    "backbone.kernels": [5, 3, 2, 2],
+    "backbone.units": 8,
     "dataset.classes_train": 20,
     "dataset.classes_val": 10,
     "dataset.classes_test": 10,

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from metarun.datasets.episodes import EpisodeSampler
-from metarun.evaluator import Scores, evaluate
+from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
+from metarun.evaluator import Scores, evaluate, fixed_tasks
+from metarun.ranks import Ranks
 from metarun.types import TaskShape
 from tests.tiny import algo_and_theta
 
@@ -53,6 +54,17 @@ def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(sour
     found = scores(source)
     assert found.per_task["accuracy_by_step"].shape == (70, 3)
     assert torch.equal(found.per_task["accuracy_by_step"][:, -1], found.per_task["accuracy"])
+
+
+def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source):
+    few = FixedEpisodes(source.sample(7, torch.Generator()), source.shape)
+    assert few.spec == source.spec
+    found = scores(few, tasks=2000)
+    assert found.tasks == 7
+    assert scores(few, tasks=3).tasks == 3
+    assert torch.equal(scores(few, tasks=3).per_task["accuracy"], found.per_task["accuracy"][:3])
+    blocks = [block for rank in range(2) for block in fixed_tasks(few, 2000, 0, "test", Ranks(rank, 2))]
+    assert [len(block.query.y) for block in blocks] == [7]
 
 
 def test_interval_by_hand():

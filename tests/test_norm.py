@@ -9,7 +9,7 @@ from metarun.backbones.norm import BatchNorm, collect_statistics, norm_names, us
 from metarun.execution import unstack
 from metarun.objectives import answers
 from metarun.registry import build, known
-from tests.tiny import WAYS, algo_and_theta, episodes
+from tests.tiny import PAIRS, WAYS, algo_and_theta, episodes
 
 
 def test_batch_statistics_equal_pytorchs_layer():
@@ -55,8 +55,9 @@ def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbon
 def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_do(name):
     task = unstack(episodes(1))[0]
     fewer = task._replace(query=type(task.query)(task.query.x[:2], task.query.y[:2]))
+    backbone = next(backbone for algo, backbone in PAIRS if algo == name)
     for norm, same in (("per_query", True), ("batch", False)):
-        algo, theta = algo_and_theta(name, "conv4_strided", norm=norm)
+        algo, theta = algo_and_theta(name, backbone, norm=norm)
         phi = algo.adapt(theta, task.support)
         in_company, alone = answers(algo, theta, phi, task)[:2], answers(algo, theta, phi, fewer)
         assert torch.allclose(in_company, alone) is same

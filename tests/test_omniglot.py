@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.datasets import omniglot
+from metarun.datasets import omniglot, omniglot_runs
 from metarun.datasets.omniglot import divide
 from metarun.errors import ConfigError
 from metarun.registry import declaration
@@ -89,6 +89,35 @@ def test_the_registry_knows_which_fields_yaml_sets():
     assert declared.runtime == ("data_dir", "device")
 
 
+# The published one-shot runs
+
+
+@pytest.fixture
+def one_shot(root, monkeypatch):
+    """Two runs of the tiny copy's test alphabet, its characters in the other order."""
+    monkeypatch.setattr(omniglot_runs, "RUNS", {"Kannada": (((5, 8), (3, 2)), (2, 1))})
+    monkeypatch.setattr(omniglot, "RUN", TaskShape(2, 1, 1))
+    return dataset(root, split="lake", test_tasks="runs", rotations_test="classes")
+
+
+def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot):
+    tasks = one_shot.tasks("test", TaskShape(2, 1, 1)).sample(50, torch.Generator().manual_seed(7))
+    images, index = one_shot._packed
+    assert index["characters"][4:] == ["images_evaluation/Kannada/character01", "images_evaluation/Kannada/character02"]
+    for part, drawers in ((tasks.support, (5, 3)), (tasks.query, (8, 2))):
+        assert part.y.tolist() == [[0, 1], [0, 1]]
+        expected = [[images[row, drawer - 1] for row in (5, 4)] for drawer in drawers]
+        assert torch.equal(part.x, (255 - torch.stack([torch.stack(run) for run in expected])).float() / 255)
+
+
+def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_shot, root):
+    with pytest.raises(ConfigError, match=r"eval.ways, shots and queries are 2, 1 and 5: .* has 2, 1 and 1"):
+        one_shot.tasks("test", TaskShape(2, 1, 5))
+    with pytest.raises(ConfigError, match=r"dataset.split=vinyals trains on .*: use dataset.split=lake"):
+        dataset(root, test_tasks="runs").tasks("test", TaskShape(2, 1, 1))
+    assert len(dataset(root, test_tasks="runs").tasks("val", TaskShape(2, 1, 5)).images) == 2  # validation as ever
+
+
 # Splits
 
 CHARACTERS = [f"images_background/A{n % 30:02}/character{n // 30:02}" for n in range(964)] + [
@@ -150,6 +179,33 @@ def test_vinyals_equals_the_published_lists(omniglot_data):
         lines = (Path(omniglot_data.path) / "splits" / "vinyals" / f"{split}.txt").read_text().split()
         assert {characters[row].split("/", 1)[1] for row in rows} == {line.rsplit("/", 1)[0] for line in lines}
         assert 4 * len(rows) == len(lines)
+
+
+@real
+def test_runs_are_those_of_the_published_archive():
+    """Every image of all_runs.zip, by its run's own list of which class each test image is of."""
+    root = Path(os.environ["METARUN_DATA"]) / "omniglot"
+    published = root / "one-shot-classification" / "all_runs.zip"
+    if not published.is_file():
+        pytest.skip("all_runs.zip is not in METARUN_DATA")
+    with (
+        zipfile.ZipFile(root / "omniglot-py" / "images_evaluation.zip") as collection,
+        zipfile.ZipFile(published) as runs,
+    ):
+        names = sorted(name for name in collection.namelist() if name.endswith(".png"))
+        characters = sorted({name.rpartition("/")[0] for name in names})
+
+        def pixels(archive: zipfile.ZipFile, name: str) -> bytes:
+            return Image.open(archive.open(name)).tobytes()
+
+        rows, drawings = omniglot_runs.where(characters)
+        for run, (row, (drawing,)) in enumerate(zip(rows[:, :, 0].tolist(), drawings.tolist()), start=1):
+            listed = runs.read(f"run{run:02}/class_labels.txt").decode().split()
+            query_of = dict(zip(listed[1::2], listed[::2]))
+            for number, character in enumerate(row, start=1):
+                support = f"run{run:02}/training/class{number:02}.png"
+                for name, which in zip((support, query_of[support]), drawing):
+                    assert pixels(runs, name) == pixels(collection, names[20 * character + which])
 
 
 @real

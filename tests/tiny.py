@@ -15,7 +15,9 @@ from metarun.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "conv4": {"filters": 4},
+    "conv4_relation": {"filters": 4},
     "conv4_strided": {"filters": 4},
+    "koch": {"filters": 2, "kernels": [3, 2, 2, 1], "units": 6},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
 }
 REFERENCES: dict[str, ModuleType] = {

@@ -17,6 +17,7 @@ SETTINGS = {
     "path": None,
     "split": "vinyals",
     "split_seed": 1,
+    "test_tasks": "episodes",
     "rotations_train": "none",
     "rotations_test": "none",
     "image_size": 28,

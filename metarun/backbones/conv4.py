@@ -72,6 +72,40 @@ class Conv4Strided(Backbone):
         return x.mean((-2, -1))
 
 
+@register("backbone", "conv4_relation")
+@dataclass(eq=False)
+class Conv4Relation(Backbone):
+    """Conv-4 that leaves a map to compare: padding only in the last two blocks, pooling only in the first two.
+
+    Sung et al. 2018, https://arxiv.org/abs/1711.06025: 28x28 with 64 filters gives maps 64x5x5, 84x84 64x19x19.
+    Weights from a normal distribution of variance 2 / fan-out, as in the authors' code.
+    """
+
+    filters: Count
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        channels, side = _image_shape("conv4_relation", self.input_shape, smallest=10)
+        widths = pairwise([channels] + 4 * [self.filters])
+        self.convs = nn.ModuleList(
+            nn.Conv2d(i, o, 3, padding=padding, bias=False) for (i, o), padding in zip(widths, (0, 0, 1, 1))
+        )
+        for weight in self.convs.parameters():
+            nn.init.kaiming_normal_(weight, mode="fan_out")
+        self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
+        left = ((side - 2) // 2 - 2) // 2
+        self.feature_shape = (self.filters, left, left)
+        self.feature_size = math.prod(self.feature_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, C, S, S] -> [n, feature_size]."""
+        for block, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            x = norm(conv(x))
+            x = F.relu(F.max_pool2d(x, 2) if block < 2 else x)
+        return x.flatten(1)
+
+
 def _image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
     """Channels and side of a square image. Raises ConfigError for anything else."""
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] < smallest:

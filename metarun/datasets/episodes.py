@@ -80,6 +80,22 @@ class Minibatches:
         return Episode(support=Examples(x[:, :0], y[:, :0]), query=Examples(x, y))
 
 
+@dataclass(frozen=True)
+class FixedEpisodes:
+    """A list of published tasks, in its order; it leaves nothing to chance."""
+
+    tasks: Episode  # with a leading T
+    shape: TaskShape
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec("classification", tuple(self.tasks.support.x.shape[2:]), self.shape.ways)
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+        """The first `num_tasks`, or all where there are fewer."""
+        return Episode(*(Examples(x[:num_tasks], y[:num_tasks]) for x, y in self.tasks))
+
+
 def distinct(n: int, k: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """[*batch, k] indices below n in random order, no repeats within a row."""
     return torch.rand(*batch, n, generator=generator, device=generator.device).argsort(-1)[..., :k]

@@ -31,11 +31,12 @@ from tqdm import tqdm
 
 from metarun.datasets.cache import cache_dir, prepared
 from metarun.datasets.download import download, is_web_page
-from metarun.datasets.episodes import EpisodeSampler
+from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.omniglot_runs import RUN, where
 from metarun.errors import ConfigError
 from metarun.registry import register
 from metarun.settings import Count, Whole
-from metarun.types import Kind, Split, TaskShape
+from metarun.types import Episode, Examples, Kind, Split, TaskShape
 
 
 class Part(NamedTuple):
@@ -72,6 +73,7 @@ class Omniglot:
     path: str | None
     split: Literal["vinyals", "random", "lake"]
     split_seed: Whole
+    test_tasks: Literal["episodes", "runs"]
     rotations_train: Literal["classes", "episode", "none"]
     rotations_test: Literal["classes", "episode", "none"]
     image_size: Count
@@ -90,11 +92,13 @@ class Omniglot:
         """
         _ = self._packed
 
-    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
+    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler | FixedEpisodes:
         """Episodes of images [1, image_size, image_size].
 
         Raises ConfigError where the shape asks for more than the split has, and as `prepare` does.
         """
+        if split == "test" and self.test_tasks == "runs":
+            return self._runs(shape)
         images, index = self._packed
         rows = divide(index["characters"], self.split, self.split_seed)[split]
         images = images[rows].to(self.device)
@@ -105,6 +109,24 @@ class Omniglot:
         if self.ink == 1:
             images = 255 - images
         return EpisodeSampler(images, shape, variants=4 if rotations == "episode" else 1)
+
+    def _runs(self, shape: TaskShape) -> FixedEpisodes:
+        """The published one-shot runs, upright whatever the rotations of other tasks. Raises ConfigError."""
+        if self.split != "lake":
+            raise ConfigError(
+                f"dataset.test_tasks is runs, and dataset.split={self.split} trains on characters of theirs: "
+                "use dataset.split=lake"
+            )
+        if shape != RUN:
+            raise ConfigError(
+                f"eval.ways, shots and queries are {shape.ways}, {shape.shots} and {shape.queries}: "
+                f"the test of dataset.test_tasks=runs has {RUN.ways}, {RUN.shots} and {RUN.queries}"
+            )
+        images, index = self._packed
+        x = images[where(index["characters"])].to(self.device)  # [T, N, 2, 1, S, S]
+        support, query = ((255 - x if self.ink == 1 else x).float() / 255).unbind(2)
+        y = torch.arange(RUN.ways, device=self.device).expand(len(x), -1)
+        return FixedEpisodes(Episode(Examples(support, y), Examples(query, y)), shape)
 
     def describe(self) -> str:
         """Where the files and the packed table are, and the counts; what is wrong or missing. Only reads."""
@@ -133,6 +155,7 @@ class Omniglot:
             "name": "omniglot",
             "split": self.split,
             "split_seed": self.split_seed,
+            "test_tasks": self.test_tasks,
             "characters": {split: len(rows) for split, rows in splits.items()},
             "rotations": {"train": self.rotations_train, "test": self.rotations_test},
             "image_size": self.image_size,

@@ -65,7 +65,14 @@ def predict(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
 
 def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
     w = {**phi["backbone"], **phi["norm"]}
-    return {"conv4": conv4, "conv4_strided": conv4_strided, "mlp": mlp}[backbone_name](w, x)
+    networks = {
+        "conv4": conv4,
+        "conv4_relation": conv4_relation,
+        "conv4_strided": conv4_strided,
+        "koch": koch,
+        "mlp": mlp,
+    }
+    return networks[backbone_name](w, x)
 
 
 def conv4(w: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -75,6 +82,27 @@ def conv4(w: dict[str, Tensor], x: Tensor) -> Tensor:
         x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5)
         x = F.max_pool2d(x.clamp(min=0), 2)
     return x.flatten(1)
+
+
+def conv4_relation(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Two blocks without padding and with pooling, two with padding and without pooling; flattened."""
+    for i in (0, 1):
+        x = F.conv2d(x, w[f"convs.{i}.weight"])
+        x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5)
+        x = F.max_pool2d(x.clamp(min=0), 2)
+    for i in (2, 3):
+        x = F.conv2d(x, w[f"convs.{i}.weight"], padding=1)
+        x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5).clamp(min=0)
+    return x.flatten(1)
+
+
+def koch(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Convolutions with ReLU, a pool after each but the last; a sigmoid layer."""
+    for i in range(4):
+        x = F.conv2d(x, w[f"convs.{i}.weight"], w[f"convs.{i}.bias"]).clamp(min=0)
+        if i < 3:
+            x = F.max_pool2d(x, 2)
+    return 1 / (1 + (-(x.flatten(1) @ w["last.weight"].T + w["last.bias"])).exp())
 
 
 def conv4_strided(w: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -1,0 +1,55 @@
+"""Recurrent layers from plain operations: the fused `nn.LSTM` and `nn.LSTMCell` have no rule under vmap."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+State = tuple[Tensor, Tensor]  # what the cell says and what it remembers: [..., hidden] each
+
+
+class LSTMCell(nn.Module):
+    """One step of a long short-term memory; names, shapes and initial weights are those of `nn.LSTMCell`."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.weight_ih = nn.Parameter(torch.empty(4 * hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(4 * hidden, hidden))
+        self.bias_ih = nn.Parameter(torch.empty(4 * hidden))
+        self.bias_hh = nn.Parameter(torch.empty(4 * hidden))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def start(self, x: Tensor) -> State:
+        """Nothing said and nothing remembered yet, for an input [..., inputs]."""
+        zeros = x.new_zeros(*x.shape[:-1], self.hidden)
+        return zeros, zeros
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """x: [..., inputs]."""
+        h, c = state
+        gates = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(h, self.weight_hh, self.bias_hh)
+        enter, forget, proposal, leave = gates.chunk(4, dim=-1)
+        c = forget.sigmoid() * c + enter.sigmoid() * proposal.tanh()
+        return leave.sigmoid() * c.tanh(), c
+
+
+def read(cell: LSTMCell, x: Tensor) -> Tensor:
+    """What the cell says after each step of a sequence: x [steps, ..., inputs] -> [steps, ..., hidden]."""
+    state, said = cell.start(x[0]), []
+    for step in x:
+        state = cell(step, state)
+        said.append(state[0])
+    return torch.stack(said)
+
+
+class BiLSTM(nn.Module):
+    """Two cells that read a sequence from either end."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.onward, self.back = LSTMCell(inputs, hidden), LSTMCell(inputs, hidden)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [steps, ..., inputs] -> what each direction says at each step: two of [steps, ..., hidden]."""
+        return read(self.onward, x), read(self.back, x.flip(0)).flip(0)
