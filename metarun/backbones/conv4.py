@@ -32,6 +32,7 @@ class Conv4(Backbone):
         widths = [channels] + 4 * [self.filters]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
+        self.modulated = ("norms.2.weight", "norms.2.bias")
         self.feature_shape = (self.filters, side // 16, side // 16)
         self.feature_size = math.prod(self.feature_shape)
 
@@ -62,6 +63,7 @@ class Conv4Strided(Backbone):
         for weight in self.convs.parameters():
             nn.init.xavier_uniform_(weight)
         self.norms = nn.ModuleList(BatchNorm(self.filters, scale=False, eps=1e-3) for _ in range(4))
+        self.modulated = ("norms.2.bias",)
         self.feature_shape = (self.filters,)
         self.feature_size = self.filters
 

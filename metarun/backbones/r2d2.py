@@ -37,6 +37,7 @@ class R2D2Net(Backbone):
         widths = [channels, *self.filters]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(o) for o in self.filters)
+        self.modulated = ("norms.2.weight", "norms.2.bias")
         self.feature_shape = (sum(self.filters[2:]), side // 8 - 1, side // 8 - 1)
         self.feature_size = math.prod(self.feature_shape)
 
