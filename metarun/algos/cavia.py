@@ -6,8 +6,9 @@ https://arxiv.org/abs/1810.03642; code: https://github.com/lmzintgraf/cavia.
 The context phi is added, by a learned linear map, to the parameters that the backbone names as `modulated`:
 - A first layer's bias b + V phi: the layer W [x; phi] + b of the paper, with the context concatenated to the input.
 - A norm layer's scale w + U phi and shift b + V phi: the paper's FiLM layer with linear gamma(phi) and beta(phi),
-  since the constant part of gamma is one with w, and that of beta with b. FiLM starts as the identity; in the code
-  gamma starts near 0. The code pools before FiLM: with a negative scale, pooling after it is another function.
+  since the constant part of gamma is one with w, and that of beta with b. FiLM starts as the identity, U and V
+  uniform in -1..1; in the code, gamma within 0.1 of 0 and its map within 0.17, which is as much beside that gamma.
+  The code pools before FiLM: where the scale is negative, pooling after it is another function.
 - A norm layer's shift alone, where it has no scale.
 The code clips the meta-gradient element-wise to [-10, 10]; see trainer.clip_value.
 """
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -52,9 +54,9 @@ class CAVIA:
             )
 
     def init(self) -> Theta:
-        """The maps from the context, each [units or channels, context_size], are PyTorch's new linear layers."""
+        """The maps from the context are [units or channels, context_size]."""
         sizes = {name: self.backbone.get_parameter(name).numel() for name in self.backbone.modulated}
-        maps = {name: nn.Linear(self.context_size, size, bias=False).weight.detach() for name, size in sizes.items()}
+        maps = {name: torch.empty(size, self.context_size).uniform_(-1, 1) for name, size in sizes.items()}
         return initial_theta(self.backbone, self.head) | {"context": maps}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
