@@ -65,7 +65,10 @@ class Experiment:
                     raise ConfigError(f"trainer.{key}.{name}: the algorithm has no such component{hint}")
 
     def initial_theta(self) -> Theta:
-        return self.trainable(self.algo.init())
+        """Ready to be trained; what the algorithm draws itself comes from the seed, as the networks' weights do."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(generator_for(self.settings.seed, "theta").initial_seed())
+            return self.trainable(self.algo.init())
 
     def trainable(self, theta: Theta) -> Theta:
         """On the device, in the memory order that is set, ready to be trained."""

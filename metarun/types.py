@@ -120,10 +120,12 @@ class Backbone(nn.Module):
     """A network from inputs [n, *input_shape] to features [n, feature_size].
 
     `feature_shape` is their shape before they were flattened: (C, H, W) of a convolutional network's last map.
+    `modulated` names the parameters, of one value per unit or channel, through which a task's context enters.
     """
 
     feature_size: int
     feature_shape: tuple[int, ...]
+    modulated: tuple[str, ...] = ()
 
     def head(self, outputs: int) -> nn.Linear:
         """A last layer for these features: Xavier weights, zero biases."""

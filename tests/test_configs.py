@@ -18,7 +18,7 @@ from metarun.run import run
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
 PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
-SMALL = {
+SMALL: dict[str, Any] = {
     "trainer.steps": 1,
     "trainer.tasks_per_step": 2,
     "trainer.log_every": 1,
@@ -89,5 +89,10 @@ def real_data() -> str | None:
 
 def shrunk(values: dict[str, Any]) -> dict[str, Any]:
     """The same configuration with sizes that take a moment."""
-    parts = {key: size for key, size in SMALL_PARTS.items() if key.split(".")[1] in values[key.split(".")[0]]}
-    return changed(values, [f"{key}={size}" for key, size in {**SMALL, **parts}.items()])
+    sizes = dict(SMALL)
+    for key, size in SMALL_PARTS.items():
+        group, name = key.split(".")
+        if name in values[group]:
+            now = values[group][name]
+            sizes[key] = [size] * len(now) if isinstance(now, list) else size
+    return changed(values, [f"{key}={size}" for key, size in sizes.items()])

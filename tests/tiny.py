@@ -19,6 +19,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "conv4_strided": {"filters": 4},
     "koch": {"filters": 2, "kernels": [3, 2, 2, 1], "units": 6},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
+    "r2d2": {"filters": [3, 2, 4, 3]},
 }
 REFERENCES: dict[str, ModuleType] = {
     name: import_module(f"tests.reference.{name}")

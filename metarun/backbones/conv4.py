@@ -28,10 +28,11 @@ class Conv4(Backbone):
 
     def __post_init__(self) -> None:
         super().__init__()
-        channels, side = _image_shape("conv4", self.input_shape, smallest=16)
+        channels, side = image_shape("conv4", self.input_shape, smallest=16)
         widths = [channels] + 4 * [self.filters]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths))
         self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
+        self.modulated = ("norms.2.weight", "norms.2.bias")
         self.feature_shape = (self.filters, side // 16, side // 16)
         self.feature_size = math.prod(self.feature_shape)
 
@@ -56,12 +57,13 @@ class Conv4Strided(Backbone):
 
     def __post_init__(self) -> None:
         super().__init__()
-        channels, _ = _image_shape("conv4_strided", self.input_shape, smallest=4)
+        channels, _ = image_shape("conv4_strided", self.input_shape, smallest=4)
         widths = [channels] + 4 * [self.filters]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in pairwise(widths))
         for weight in self.convs.parameters():
             nn.init.xavier_uniform_(weight)
         self.norms = nn.ModuleList(BatchNorm(self.filters, scale=False, eps=1e-3) for _ in range(4))
+        self.modulated = ("norms.2.bias",)
         self.feature_shape = (self.filters,)
         self.feature_size = self.filters
 
@@ -107,6 +109,9 @@ class Conv4Relation(Backbone):
 
 
 def _image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
+
+
+def image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
     """Channels and side of a square image. Raises ConfigError for anything else."""
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] < smallest:
         raise ConfigError(

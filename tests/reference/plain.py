@@ -71,6 +71,7 @@ def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
         "conv4_strided": conv4_strided,
         "koch": koch,
         "mlp": mlp,
+        "r2d2": r2d2,
     }
     return networks[backbone_name](w, x)
 
@@ -112,6 +113,19 @@ def conv4_strided(w: dict[str, Tensor], x: Tensor) -> Tensor:
         shift = w[f"norms.{i}.bias"]
         x = batch_norm(x, torch.ones_like(shift), shift, eps=1e-3).clamp(min=0)
     return x.mean((2, 3))
+
+
+def r2d2(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Convolution, batch norm, max-pool, leaky ReLU; the last two blocks, each pooled with stride 1, are joined."""
+
+    def block(i: int, x: Tensor, stride: int) -> Tensor:
+        x = F.conv2d(x, w[f"convs.{i}.weight"], padding=1)
+        x = F.max_pool2d(batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5), 2, stride)
+        return x.clamp(min=0) + 0.1 * x.clamp(max=0)
+
+    third = block(2, block(1, block(0, x, 2), 2), 2)
+    fourth = block(3, third, 1)
+    return torch.cat([F.max_pool2d(third, 2, 1).flatten(1), fourth.flatten(1)], dim=1)
 
 
 def mlp(w: dict[str, Tensor], x: Tensor) -> Tensor:

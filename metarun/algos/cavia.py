@@ -1,0 +1,90 @@
+"""Fast context adaptation via meta-learning (CAVIA).
+
+Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019,
+https://arxiv.org/abs/1810.03642; code: https://github.com/lmzintgraf/cavia.
+
+The context phi is added, by a learned linear map, to the parameters that the backbone names as `modulated`:
+- A first layer's bias b + V phi: the layer W [x; phi] + b of the paper, with the context concatenated to the input.
+- A norm layer's scale w + U phi and shift b + V phi: the paper's FiLM layer with linear gamma(phi) and beta(phi),
+  since the constant part of gamma is one with w, and that of beta with b. FiLM starts as the identity, U and V
+  uniform in -1..1; in the code, gamma within 0.1 of 0 and its map within 0.17, which is as much beside that gamma.
+  The code pools before FiLM: where the scale is negative, pooling after it is another function.
+- A norm layer's shift alone, where it has no scale.
+The code clips the meta-gradient element-wise to [-10, 10]; see trainer.clip_value.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun import objectives
+from metarun.errors import ConfigError
+from metarun.inner import initial_theta, last, unroll
+from metarun.objectives import episode_loss, metrics_by_step
+from metarun.registry import register
+from metarun.settings import Count, Norm, Positive, Whole
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+
+
+@register("algo", "cavia")
+@dataclass(frozen=True)
+class CAVIA:
+    """Adapt a context vector that modulates a network shared by all tasks (Zintgraf et al. 2019)."""
+
+    context_size: Count
+    inner_lr: Positive  # alpha
+    inner_steps: Whole
+    first_order: bool
+    norm: Norm
+    backbone: Backbone
+    head: nn.Linear
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    carried: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        if not self.backbone.modulated:
+            name = type(self.backbone).__name__
+            raise ConfigError(
+                f"algo=cavia finds no place for a context in the backbone {name}: choose another, as conv4"
+            )
+
+    def init(self) -> Theta:
+        """The maps from the context are [units or channels, context_size]."""
+        sizes = {name: self.backbone.get_parameter(name).numel() for name in self.backbone.modulated}
+        maps = {name: torch.empty(size, self.context_size).uniform_(-1, 1) for name, size in sizes.items()}
+        return initial_theta(self.backbone, self.head) | {"context": maps}
+
+    def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
+        """phi_0 = 0, phi_{j+1} = phi_j - alpha * grad L(phi_j, theta; support): yields phi_0 .. phi_J.
+
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
+        """
+
+        def loss(phi: Theta) -> Tensor:
+            return objectives.loss(self.spec.kind, self.predict(theta, phi, support.x), support.y)
+
+        start = {"context": {"phi": theta["head"]["bias"].new_zeros(self.context_size)}}
+        return unroll(loss, start, lr=self.inner_lr, steps=self.inner_steps, first_order=self.first_order)
+
+    def adapt(self, theta: Theta, support: Examples) -> Theta:
+        return last(self.trajectory(theta, support))
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N], or values [n, *output]."""
+        weights = theta["backbone"] | theta["norm"]
+        moved = {name: weights[name] + matrix @ phi["context"]["phi"] for name, matrix in theta["context"].items()}
+        return functional_call(self.head, theta["head"], (functional_call(self.backbone, weights | moved, (x,)),))
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """Query loss after adaptation of the context: the meta-objective."""
+        return episode_loss(self, self.spec.kind, theta, episode)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        """The headline figure, and the same after each inner step from 0 on."""
+        states = self.trajectory(theta, episode.support)
+        return metrics_by_step(self, self.spec.kind, theta, episode, states)

@@ -1,0 +1,55 @@
+"""No inner loop (NIL): what is left of a trained network when its head is thrown away.
+
+Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML",
+ICLR 2020, https://arxiv.org/abs/1909.09157, section 5. There is no official code.
+
+Meant as the test of a network that another method trained, by `eval.algo`. It learns too: cosines as logits, without
+a temperature.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from metarun.inner import initial_theta
+from metarun.objectives import episode_loss, episode_metrics
+from metarun.registry import register
+from metarun.settings import Norm
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+
+
+@register("algo", "nil")
+@dataclass(frozen=True)
+class NIL:
+    """Label a query by its cosine similarity to the features of the support (Raghu et al. 2020)."""
+
+    norm: Norm
+    backbone: Backbone
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+    carried: ClassVar[tuple[str, ...]] = ()
+
+    def init(self) -> Theta:
+        return initial_theta(self.backbone)
+
+    def directions(self, theta: Theta, x: Tensor) -> Tensor:
+        """Features of length one. x: [n, *input] -> [n, D]."""
+        return F.normalize(functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,)), dim=-1)
+
+    def adapt(self, theta: Theta, support: Examples) -> Tensor:
+        """The sum of each class's directions. support.x: [n, *input], support.y: [n] -> [N, D]."""
+        directions = self.directions(theta, support.x)
+        return F.one_hot(support.y, self.spec.output_size).to(directions.dtype).T @ directions
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        """The support's labels, each weighted by its cosine with the query: x [n, *input] -> logits [n, N]."""
+        return self.directions(theta, x) @ phi.T
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        return episode_loss(self, self.spec.kind, theta, episode)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        return episode_metrics(self, self.spec.kind, theta, episode)

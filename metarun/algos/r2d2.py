@@ -1,0 +1,75 @@
+"""Ridge regression as the learner within a task (R2-D2).
+
+Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with differentiable closed-form solvers", ICLR 2019,
+https://arxiv.org/abs/1805.08136; code: https://github.com/bertinetto/r2d2.
+
+The code divides the support's features and labels by sqrt(NK) each: lambda is per example, as here. lambda is learned,
+as in the paper (the code keeps it at 50), through its logarithm, so that it stays positive. The code draws the number
+of shots anew for each episode. With more than one class the bias moves all logits alike and has no gradient.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from metarun.inner import initial_theta
+from metarun.objectives import episode_metrics, judged
+from metarun.registry import register
+from metarun.ridge import ridge, with_ones
+from metarun.settings import Norm, Positive
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+
+
+@register("algo", "r2d2")
+@dataclass(frozen=True)
+class R2D2:
+    """Learn features that a ridge regression on the support separates best (Bertinetto et al. 2019)."""
+
+    penalty: Positive  # lambda at the start
+    scale: Positive  # alpha at the start
+    norm: Norm
+    backbone: Backbone
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    carried: ClassVar[tuple[str, ...]] = ()
+
+    def init(self) -> Theta:
+        learner = {"log_penalty": math.log(self.penalty), "scale": self.scale, "bias": 0.0}
+        return initial_theta(self.backbone) | {"ridge": {name: torch.tensor(p) for name, p in learner.items()}}
+
+    def features(self, theta: Theta, x: Tensor) -> Tensor:
+        """x: [n, *input] -> [n, D + 1], with a column of ones."""
+        return with_ones(functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,)))
+
+    def weights(self, theta: Theta, features: Tensor, y: Tensor) -> Tensor:
+        """Lambda(Z), the closed form: features [n, D + 1], y [n] class indices or [n, output] values -> [D + 1, N]."""
+        classes = self.spec.kind == "classification"
+        targets = F.one_hot(y, self.spec.output_size).to(features.dtype) if classes else y
+        return ridge(features, targets, len(features) * theta["ridge"]["log_penalty"].exp())
+
+    def outputs(self, theta: Theta, phi: Tensor, features: Tensor) -> Tensor:
+        """alpha X W + beta, which makes logits of regressed labels."""
+        return theta["ridge"]["scale"] * (features @ phi) + theta["ridge"]["bias"]
+
+    def adapt(self, theta: Theta, support: Examples) -> Tensor:
+        """W. support.x: [n, *input] -> [D + 1, N]."""
+        return self.weights(theta, self.features(theta, support.x), support.y)
+
+    def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N], or values [n, output]."""
+        return self.outputs(theta, phi, self.features(theta, x))
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """Query loss of the solution. Support and query pass through the network as one batch, as in the code."""
+        support, query = episode
+        features = self.features(theta, torch.cat([support.x, query.x]))
+        phi = self.weights(theta, features[: len(support.y)], support.y)
+        return judged(self.spec.kind, self.outputs(theta, phi, features[len(support.y) :]), query.y)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        return episode_metrics(self, self.spec.kind, theta, episode)
