@@ -27,7 +27,7 @@ def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
-    """[n] -> [n, classes], true at the label. PyTorch's own waits for the device to check the labels."""
+    """[n] -> [n, classes], true at the label. PyTorch's own reads the labels back from the device to check them."""
     return y[:, None] == torch.arange(classes, device=y.device)
 
 

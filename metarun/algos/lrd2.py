@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
 from metarun.inner import initial_theta
-from metarun.objectives import episode_metrics, judged
+from metarun.objectives import episode_metrics, judged, one_hot
 from metarun.registry import register
 from metarun.ridge import logistic_regression, with_ones
 from metarun.settings import Count, Norm, Positive
@@ -47,7 +46,7 @@ class LRD2:
 
     def weights(self, theta: Theta, features: Tensor, y: Tensor) -> Tensor:
         """A classifier of each class against the others: features [n, D + 1], y [n] -> [D + 1, N]."""
-        members = F.one_hot(y, self.spec.output_size).to(features.dtype)  # [n, N]
+        members = one_hot(y, self.spec.output_size).to(features.dtype)  # [n, N]
         return logistic_regression(features, members, theta["logistic"]["log_penalty"].exp(), self.iterations)
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun.inner import initial_theta
-from metarun.objectives import episode_loss, episode_metrics
+from metarun.objectives import episode_loss, episode_metrics, one_hot
 from metarun.registry import register
 from metarun.settings import Norm
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -42,7 +42,7 @@ class NIL:
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """The sum of each class's directions. support.x: [n, *input], support.y: [n] -> [N, D]."""
         directions = self.directions(theta, support.x)
-        return F.one_hot(support.y, self.spec.output_size).to(directions.dtype).T @ directions
+        return one_hot(support.y, self.spec.output_size).to(directions.dtype).T @ directions
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         """The support's labels, each weighted by its cosine with the query: x [n, *input] -> logits [n, N]."""

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
 from metarun.inner import initial_theta
-from metarun.objectives import episode_metrics, judged
+from metarun.objectives import episode_metrics, judged, one_hot
 from metarun.registry import register
 from metarun.ridge import ridge, with_ones
 from metarun.settings import Norm, Positive
@@ -49,7 +48,7 @@ class R2D2:
     def weights(self, theta: Theta, features: Tensor, y: Tensor) -> Tensor:
         """Lambda(Z), the closed form: features [n, D + 1], y [n] class indices or [n, output] values -> [D + 1, N]."""
         classes = self.spec.kind == "classification"
-        targets = F.one_hot(y, self.spec.output_size).to(features.dtype) if classes else y
+        targets = one_hot(y, self.spec.output_size).to(features.dtype) if classes else y
         return ridge(features, targets, len(features) * theta["ridge"]["log_penalty"].exp())
 
     def outputs(self, theta: Theta, phi: Tensor, features: Tensor) -> Tensor:

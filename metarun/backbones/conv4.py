@@ -88,7 +88,7 @@ class Conv4Relation(Backbone):
 
     def __post_init__(self) -> None:
         super().__init__()
-        channels, side = _image_shape("conv4_relation", self.input_shape, smallest=10)
+        channels, side = image_shape("conv4_relation", self.input_shape, smallest=10)
         widths = pairwise([channels] + 4 * [self.filters])
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, padding=padding, bias=False) for (i, o), padding in zip(widths, (0, 0, 1, 1))
@@ -106,9 +106,6 @@ class Conv4Relation(Backbone):
             x = norm(conv(x))
             x = F.relu(F.max_pool2d(x, 2) if block < 2 else x)
         return x.flatten(1)
-
-
-def _image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
 
 
 def image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
