@@ -16,6 +16,7 @@ from metarun.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
 BACKBONES: dict[str, dict[str, Any]] = {
     "conv4": {"filters": 4},
     "conv4_strided": {"filters": 4},
+    "conv4_flat": {"filters": 4},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
 }
 REFERENCES: dict[str, ModuleType] = {

@@ -59,7 +59,8 @@ def predict(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
 
 def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
     w = {**phi["backbone"], **phi["norm"]}
-    return {"conv4": conv4, "conv4_strided": conv4_strided, "mlp": mlp}[backbone_name](w, x)
+    networks = {"conv4": conv4, "conv4_strided": conv4_strided, "conv4_flat": conv4_flat, "mlp": mlp}
+    return networks[backbone_name](w, x)
 
 
 def conv4(w: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -78,6 +79,14 @@ def conv4_strided(w: dict[str, Tensor], x: Tensor) -> Tensor:
         shift = w[f"norms.{i}.bias"]
         x = batch_norm(x, torch.ones_like(shift), shift, eps=1e-3).clamp(min=0)
     return x.mean((2, 3))
+
+
+def conv4_flat(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Convolution of stride 2, batch norm, ReLU, four times; flattened."""
+    for i in range(4):
+        x = F.conv2d(x, w[f"convs.{i}.weight"], stride=2, padding=1)
+        x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-3).clamp(min=0)
+    return x.flatten(1)
 
 
 def mlp(w: dict[str, Tensor], x: Tensor) -> Tensor:
