@@ -38,13 +38,13 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
     algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
     noise = torch.Generator().manual_seed(1)
-    theta = {
-        component: {
-            key: (p.double() + 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)).requires_grad_()
-            for key, p in params.items()
-        }
-        for component, params in algo.init().items()
-    }
+
+    def perturbed(component: str, p: Tensor) -> Tensor:
+        change = 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)
+        carried = component in algo.carried  # counters and moments, which are never negative
+        return (p.double() + (change.abs() if carried else change)).requires_grad_()
+
+    theta = {c: {key: perturbed(c, p) for key, p in params.items()} for c, params in algo.init().items()}
     return algo, theta
 
 
