@@ -69,3 +69,13 @@ def unroll(
 def last(states: Iterator[Theta]) -> Theta:
     """The final state of a trajectory."""
     return deque(states, maxlen=1)[0]
+
+
+def slope(params: Theta, gradient: Theta) -> Tensor:
+    """Zero, with `gradient` as its derivative in `params`: for updates that no loss has as its gradient."""
+    terms = [
+        ((p - p.detach()) * gradient[component][name].detach()).sum()
+        for component, weights in params.items()
+        for name, p in weights.items()
+    ]
+    return torch.stack(terms).sum()

@@ -51,7 +51,7 @@ def test_first_order_meta_gradient_equals_plain_autograd(name, execution):
     assert difference > 1e-4  # the second derivatives are not nothing
 
 
-@pytest.mark.parametrize(("name", "backbone"), PAIRS)
+@pytest.mark.parametrize(("name", "backbone"), [pair for pair in PAIRS if getattr(REFERENCES[pair[0]], "EXACT", True)])
 def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbone):
     algo, theta = algo_and_theta(name, backbone)
     tasks = episodes(2)

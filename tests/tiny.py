@@ -18,6 +18,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "conv4_relation": {"filters": 4},
     "conv4_strided": {"filters": 4},
     "koch": {"filters": 2, "kernels": [3, 2, 2, 1], "units": 6},
+    "conv4_flat": {"filters": 4},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
     "r2d2": {"filters": [3, 2, 4, 3]},
 }
@@ -41,14 +42,12 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
     algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
     noise = torch.Generator().manual_seed(1)
 
-    def perturbed(p: Tensor, spread: float) -> Tensor:
-        p = p.double()
-        return (p + spread * torch.randn(p.shape, generator=noise, dtype=p.dtype)).requires_grad_()
+    def perturbed(component: str, p: Tensor) -> Tensor:
+        change = 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)
+        carried = component in algo.carried  # counters and moments, which are never negative
+        return (p.double() + (change.abs() if carried else change)).requires_grad_()
 
-    theta = {
-        component: {key: perturbed(p, 0.0 if component in algo.carried else 0.3) for key, p in params.items()}
-        for component, params in algo.init().items()
-    }
+    theta = {c: {key: perturbed(c, p) for key, p in params.items()} for c, params in algo.init().items()}
     return algo, theta
 
 

@@ -74,6 +74,36 @@ class Conv4Strided(Backbone):
         return x.mean((-2, -1))
 
 
+@register("backbone", "conv4_flat")
+@dataclass(eq=False)
+class Conv4Flat(Backbone):
+    """Four 3x3 convolutions of stride 2, batch norm with scale and shift, ReLU; flattened: 28x28 gives 2x2 maps.
+
+    The Omniglot network in the authors' code of Reptile (weights Xavier, eps 1e-3) and, with eps 1e-5, of iMAML.
+    Unlike in the former, padding is symmetric (TensorFlow's SAME pads an even image at the far side only).
+    """
+
+    filters: Count
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        channels, side = image_shape("conv4_flat", self.input_shape, smallest=4)
+        widths = [channels] + 4 * [self.filters]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride=2, padding=1, bias=False) for i, o in pairwise(widths))
+        for weight in self.convs.parameters():
+            nn.init.xavier_uniform_(weight)
+        self.norms = nn.ModuleList(BatchNorm(self.filters, eps=1e-3) for _ in range(4))
+        self.feature_shape = (self.filters, math.ceil(side / 16), math.ceil(side / 16))
+        self.feature_size = math.prod(self.feature_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, C, S, S] -> [n, feature_size]."""
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.relu(norm(conv(x)))
+        return x.flatten(1)
+
+
 @register("backbone", "conv4_relation")
 @dataclass(eq=False)
 class Conv4Relation(Backbone):

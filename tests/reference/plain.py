@@ -67,6 +67,7 @@ def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
     w = {**phi["backbone"], **phi["norm"]}
     networks = {
         "conv4": conv4,
+        "conv4_flat": conv4_flat,
         "conv4_relation": conv4_relation,
         "conv4_strided": conv4_strided,
         "koch": koch,
@@ -126,6 +127,14 @@ def r2d2(w: dict[str, Tensor], x: Tensor) -> Tensor:
     third = block(2, block(1, block(0, x, 2), 2), 2)
     fourth = block(3, third, 1)
     return torch.cat([F.max_pool2d(third, 2, 1).flatten(1), fourth.flatten(1)], dim=1)
+
+
+def conv4_flat(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Convolution of stride 2, batch norm, ReLU, four times; flattened."""
+    for i in range(4):
+        x = F.conv2d(x, w[f"convs.{i}.weight"], stride=2, padding=1)
+        x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-3).clamp(min=0)
+    return x.flatten(1)
 
 
 def mlp(w: dict[str, Tensor], x: Tensor) -> Tensor:
