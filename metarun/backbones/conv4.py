@@ -94,6 +94,7 @@ class Conv4Flat(Backbone):
         for weight in self.convs.parameters():
             nn.init.xavier_uniform_(weight)
         self.norms = nn.ModuleList(BatchNorm(self.filters, eps=1e-3) for _ in range(4))
+        self.modulated = ("norms.2.weight", "norms.2.bias")
         self.feature_shape = (self.filters, math.ceil(side / 16), math.ceil(side / 16))
         self.feature_size = math.prod(self.feature_shape)
 
@@ -127,6 +128,7 @@ class Conv4Relation(Backbone):
             nn.init.kaiming_normal_(weight, mode="fan_out")
         self.norms = nn.ModuleList(BatchNorm(self.filters) for _ in range(4))
         left = ((side - 2) // 2 - 2) // 2
+        self.modulated = ("norms.2.weight", "norms.2.bias")
         self.feature_shape = (self.filters, left, left)
         self.feature_size = math.prod(self.feature_shape)
 

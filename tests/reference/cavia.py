@@ -5,6 +5,7 @@ from torch import Tensor
 
 from tests.reference.plain import Theta, loss, predict
 
+BACKBONES = ("conv4", "conv4_flat", "conv4_relation", "conv4_strided", "mlp", "r2d2")
 SETTINGS = {"context_size": 3, "inner_lr": 0.5, "inner_steps": 2, "first_order": False, "norm": "batch"}
 
 
