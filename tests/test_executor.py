@@ -13,7 +13,7 @@ from metarun.execution import meta_gradient, sums
 from metarun.executor import Captured, Compiled, Executor
 from metarun.settings import TrainerSettings
 from metarun.trainer import Window, descend
-from tests.tiny import PAIRS, REFERENCES, algo_and_theta, episodes, leaves
+from tests.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 TASKS = 6
 
@@ -38,7 +38,7 @@ def settings(**changes) -> TrainerSettings:
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), PAIRS)
+@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
 def test_the_traced_graph_has_the_same_meta_gradient(name, backbone, execution, monkeypatch):
     """Traced whole, double backward included; inductor's own work is tested below, for it takes a minute."""
     monkeypatch.setattr(executor.torch, "compile", lambda graph, **_: graph)
@@ -145,9 +145,9 @@ class Readings(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize("name", REFERENCES)
-def test_a_step_reads_nothing_back_from_the_device(name, execution):
-    algo, theta = algo_and_theta(name, next(backbone for algo, backbone in PAIRS if algo == name))
+@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
+def test_a_step_reads_nothing_back_from_the_device(name, backbone, execution):
+    algo, theta = algo_and_theta(name, backbone)
     optimizer = torch.optim.SGD([p for c, params in theta.items() if c not in algo.carried for p in params.values()])
     run, window = Executor(algo, settings(execution=execution, clip_norm=1.0)), Window()
     with Readings() as readings:
@@ -162,7 +162,7 @@ def test_a_step_reads_nothing_back_from_the_device(name, execution):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), PAIRS)
+@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
 def test_a_captured_graph_has_the_same_meta_gradient(name, backbone, execution):
     algo, theta = algo_and_theta(name, backbone)
     algo.backbone.cuda()

@@ -17,9 +17,9 @@ from metarun.errors import ConfigError
 from metarun.execution import meta_gradient
 from metarun.ranks import ALONE, Ranks, joined, worker_count
 from tests.conftest import TINY
-from tests.tiny import PAIRS, algo_and_theta, episodes, leaves
+from tests.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
-CASES = [(name, backbone, execution) for name, backbone in PAIRS for execution in ("vmap", "loop")]
+CASES = [(name, backbone, execution) for name, backbone in ONE_BACKBONE for execution in ("vmap", "loop")]
 TASKS = 5  # which two ranks cannot share evenly
 
 

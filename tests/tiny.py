@@ -30,6 +30,10 @@ REFERENCES: dict[str, ModuleType] = {
 PAIRS = [
     (name, backbone) for name, module in REFERENCES.items() for backbone in getattr(module, "BACKBONES", BACKBONES)
 ]
+ONE_BACKBONE = [  # for each algorithm, the quickest; and one that convolves
+    *((name, backbone) for name, backbone in PAIRS if backbone == "mlp" or (name, "mlp") not in PAIRS),
+    ("maml", "conv4_strided"),
+]
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 
 
