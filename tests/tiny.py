@@ -21,6 +21,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "conv4_flat": {"filters": 4},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
     "r2d2": {"filters": [3, 2, 4, 3]},
+    "resnet12": {"filters": [3, 4, 4, 5]},
 }
 REFERENCES: dict[str, ModuleType] = {
     name: import_module(f"tests.reference.{name}")
