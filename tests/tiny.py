@@ -22,14 +22,19 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [6, 5], "batch_norm": True},
     "r2d2": {"filters": [3, 2, 4, 3]},
     "resnet12": {"filters": [3, 4, 4, 5]},
+    "torchvision": {"model": "resnet18", "weights": None},
 }
+UNPAIRED = ("torchvision",)  # too slow with every algorithm: tests/test_torchvision.py stands in
 REFERENCES: dict[str, ModuleType] = {
     name: import_module(f"tests.reference.{name}")
     for name in known("algo")
     if find_spec(f"tests.reference.{name}") is not None
 }
 PAIRS = [
-    (name, backbone) for name, module in REFERENCES.items() for backbone in getattr(module, "BACKBONES", BACKBONES)
+    (name, backbone)
+    for name, module in REFERENCES.items()
+    for backbone in getattr(module, "BACKBONES", BACKBONES)
+    if backbone not in UNPAIRED
 ]
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 
