@@ -73,6 +73,7 @@ def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
         "koch": koch,
         "mlp": mlp,
         "r2d2": r2d2,
+        "resnet12": resnet12,
     }
     return networks[backbone_name](w, x)
 
@@ -148,6 +149,26 @@ def mlp(w: dict[str, Tensor], x: Tensor) -> Tensor:
             x = x + w[f"layers.{i}.bias"]
         x = x.clamp(min=0)
     return x
+
+
+def resnet12(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Four blocks of three convolutions and one of 1x1 beside them, each with batch norm; mean over space."""
+
+    def convolved(x: Tensor, conv: str, norm: str, padding: int) -> Tensor:
+        x = F.conv2d(x, w[f"{conv}.weight"], padding=padding)
+        return batch_norm(x, w[f"{norm}.weight"], w[f"{norm}.bias"], eps=1e-5)
+
+    def leaky(x: Tensor) -> Tensor:
+        return x.clamp(min=0) + 0.1 * x.clamp(max=0)
+
+    for i in range(4):
+        block = f"blocks.{i}"
+        shortcut = convolved(x, f"{block}.shortcut", f"{block}.shortcut_norm", padding=0)
+        for j in range(3):
+            x = convolved(x, f"{block}.convs.{j}", f"{block}.norms.{j}", padding=1)
+            x = leaky(x if j < 2 else x + shortcut)
+        x = F.max_pool2d(x, 2)
+    return x.mean((2, 3))
 
 
 def batch_norm(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> Tensor:

@@ -1,0 +1,66 @@
+"""The residual network that most few-shot papers after 2018 use."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.backbones.conv4 import image_shape
+from metarun.backbones.norm import BatchNorm
+from metarun.errors import ConfigError
+from metarun.registry import register
+from metarun.settings import Count
+from metarun.types import Backbone
+
+
+class ResidualBlock(nn.Module):
+    """Three 3x3 convolutions with batch norm beside a 1x1 one; LeakyReLU 0.1; 2x2 max-pool."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        widths = [inputs, outputs, outputs, outputs]
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1, bias=False) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(BatchNorm(outputs) for _ in self.convs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, bias=False)
+        self.shortcut_norm = BatchNorm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[n, inputs, H, W] -> [n, outputs, H // 2, W // 2]."""
+        shortcut = self.shortcut_norm(self.shortcut(x))
+        for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
+            x = F.leaky_relu(norm(conv(x)), 0.1)
+        x = self.norms[-1](self.convs[-1](x)) + shortcut
+        return F.leaky_relu(F.max_pool2d(x, 2), 0.1)  # as pooling after it, and cheaper
+
+
+@register("backbone", "resnet12")
+@dataclass(eq=False)
+class ResNet12(Backbone):
+    """Four residual blocks of three convolutions each, then the mean over space (Lee et al. 2019, MetaOptNet).
+
+    "Meta-Learning with Differentiable Convex Optimization", https://arxiv.org/abs/1904.03758: 64, 160, 320, 640
+    filters, weights from a normal of variance 2 / fan-out. Unlike there features are averaged over space, as most
+    papers since have them (84x84 gives 640 features, without the mean 16,000), and there is no DropBlock: its masks
+    are random in every forward pass, and within a task nothing is.
+    """
+
+    filters: list[Count]  # of each block
+    input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        if len(self.filters) != 4:
+            raise ConfigError(f"backbone.filters has {len(self.filters)} numbers: it must have 4, one for each block")
+        channels, _ = image_shape("resnet12", self.input_shape, smallest=16)
+        self.blocks = nn.Sequential(*(ResidualBlock(i, o) for i, o in pairwise([channels, *self.filters])))
+        for parameter in self.parameters():
+            if parameter.dim() == 4:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+        self.modulated = ("blocks.2.norms.2.weight", "blocks.2.norms.2.bias")
+        self.feature_shape = (self.filters[-1],)
+        self.feature_size = self.filters[-1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, C, S, S] -> [n, filters[-1]]."""
+        return self.blocks(x).mean((-2, -1))
