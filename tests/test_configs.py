@@ -94,5 +94,5 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
         group, name = key.split(".")
         if name in values[group]:
             now = values[group][name]
-            sizes[key] = [size] * len(now) if isinstance(now, list) else size
+            sizes[key] = [size] * len(now) if isinstance(now, list) and isinstance(size, int) else size
     return changed(values, [f"{key}={size}" for key, size in sizes.items()])
