@@ -14,6 +14,10 @@ The authors' released code (aravindr93/imaml_dev) differs from the paper: it tak
 proximal term and then a single step on that term; it solves with (1 + 1) I + H/(lambda + 10), for which set `shift` 1
 and `damping` 10 (about half of the plain query gradient, since H/12 is small); it tests with lambda 0, which
 `eval.algo.proximal` can say. The paper's Hessian-free inner solver is not here, nor in that code.
+
+With the proximal term in every step a given lambda binds much more than in that code, and I + H/lambda need not be
+positive definite where the inner steps stop, so that more steps of conjugate gradient can make the direction worse.
+In short runs the paper's lambda 2 with its own operator was slow to learn; a smaller one or the code's damping was not.
 """
 
 from collections.abc import Callable, Iterator
