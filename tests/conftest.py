@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+import torch
 
 from metarun import cli
 from metarun.logs import say
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core has no use for more threads
+    torch.set_num_threads(1)
 
 TINY = (
     "dataset=glyphs",
