@@ -42,8 +42,9 @@ class Executor:
         """Replace `auto` by the fastest way: vmap over all tasks or over a quarter of them, or a loop."""
         if self.plan["execution"] != "auto":
             return
-        mine = between(tasks, *self.ranks.share(len(tasks.query.y)))
-        size = self.settings.tasks_per_chunk or len(mine.query.y)
+        total = len(tasks.query.y)
+        mine = between(tasks, *self.ranks.share(total))
+        size = self.settings.tasks_per_chunk or -(-total // self.ranks.count)  # the same on every rank
         candidates: dict[str, tuple[Execution, int | None]] = {
             "vmap": ("vmap", self.settings.tasks_per_chunk),
             f"vmap of {-(-size // 4)}": ("vmap", -(-size // 4)),

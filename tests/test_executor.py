@@ -11,6 +11,7 @@ from metarun import executor
 from metarun.errors import Failed
 from metarun.execution import meta_gradient, sums
 from metarun.executor import Captured, Compiled, Executor
+from metarun.ranks import Ranks
 from metarun.settings import TrainerSettings
 from metarun.trainer import Window, descend
 from tests.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
@@ -81,6 +82,16 @@ def test_auto_takes_the_fastest_and_says_what_it_measured(fastest, monkeypatch):
     assert (run.plan["execution"], run.plan["tasks_per_chunk"]) == plan
     assert run.plan["seconds"][fastest] == 0.5
     assert set(run.plan["seconds"]) == set(seconds)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_with_unequal_shares_settle_on_the_same_plan(rank, monkeypatch):
+    monkeypatch.setattr(Executor, "_timed", lambda *_: 1.0)
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value: "vmap of 2")
+    algo, theta = algo_and_theta("maml", "mlp")
+    run = Executor(algo, settings(execution="auto"), Ranks(rank, 2))
+    run.settle(theta, episodes(9))  # 4 and 5 tasks
+    assert run.plan["tasks_per_chunk"] == 2
 
 
 def test_auto_really_times_and_leaves_the_weights_alone():
