@@ -16,6 +16,7 @@ from metarun.trainer import Window, descend
 from tests.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 TASKS = 6
+SHORT = {"imaml": {"cg_steps": 2}}  # a graph has every step of it
 
 
 def settings(**changes) -> TrainerSettings:
@@ -42,7 +43,7 @@ def settings(**changes) -> TrainerSettings:
 def test_the_traced_graph_has_the_same_meta_gradient(name, backbone, execution, monkeypatch):
     """Traced whole, double backward included; inductor's own work is tested below, for it takes a minute."""
     monkeypatch.setattr(executor.torch, "compile", lambda graph, **_: graph)
-    algo, theta = algo_and_theta(name, backbone)
+    algo, theta = algo_and_theta(name, backbone, **SHORT.get(name, {}))
     tasks = episodes(3)
     traced = meta_gradient(algo, theta, tasks, execution=execution, part=Compiled(sums(algo, execution)))
     _, _, gradient = eager = meta_gradient(algo, theta, tasks, execution=execution)
