@@ -109,3 +109,11 @@ def test_where_there_can_be_none(metarun: Command, place: Path, changes: list[st
     answer = metarun(*own, *changes)
     assert (answer.code, answer.err) == (2, f"metarun: eval.checkpoint is ensemble: {message}\n")
     assert list(place.iterdir()) == []
+
+
+def test_several_processes_test_it_together(metarun_process: Command, place: Path):
+    done = metarun_process(*KEPT, "trainer.tasks_per_step=4", "trainer.workers=2")
+    assert done.code == 0, done.err
+    found = json.loads((place / "run/result.json").read_text())
+    assert found["training"]["workers"] == 2
+    assert (found["test"]["test"]["ensemble"], found["test"]["test"]["tasks"]) == (3, 20)
