@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from metarun.ensemble import Ensemble
 from metarun.execution import Execution, chunks, over_tasks
 from metarun.ranks import ALONE, Ranks
 from metarun.seeding import generator_for
@@ -56,7 +57,7 @@ def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split, ranks: 
 
 @torch.no_grad()
 def evaluate(
-    algo: Algorithm,
+    algo: Algorithm | Ensemble,
     theta: Theta,
     source: TaskSource,
     *,

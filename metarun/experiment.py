@@ -2,7 +2,7 @@
 
 import copy
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
 from metarun.datasets.episodes import EpisodeSampler
+from metarun.ensemble import Ensemble
 from metarun.environment import find_device
 from metarun.errors import ConfigError
 from metarun.evaluator import Scores, evaluate
@@ -113,6 +114,17 @@ class Experiment:
             raise ConfigError(f"eval.algo.name is {name}: it needs a {component}, which algo={trained} does not learn")
         return Tester(algo, backbone, source, how, split)
 
+    def tested(
+        self, how: EvalSettings, models: Sequence[tuple[Theta, Params]], execution: Execution, ranks: Ranks
+    ) -> Scores:
+        """The test of a trained theta with its running statistics; of several of them as an ensemble."""
+        testers = [self.tester(how, "test") for _ in models]
+        for tester, (_, statistics) in zip(testers, models):
+            tester.normalise_by(statistics)
+        members = [(tester.algo, theta) for tester, (theta, _) in zip(testers, models)]
+        algo, theta = members[0] if len(members) == 1 else (Ensemble(members), {})
+        return testers[0].evaluated(algo, theta, how.tasks, execution, ranks)
+
     def eval_rows(self) -> dict[str, EvalSettings]:
         """The rows of a result: "test", each of the variants, and for those that are transductive, as batch
         statistics make them, the same test with queries predicted one by one. Each with the whole of its `algo`.
@@ -144,11 +156,20 @@ class Tester:
     how: EvalSettings
     split: Split
 
+    def normalise_by(self, statistics: Params) -> None:
+        """Where this test asks for running averages."""
+        use_statistics(self.backbone, statistics if self.how.algo["norm"] == "running" else {})
+
     def scores(self, theta: Theta, statistics: Params, tasks: int, execution: Execution, ranks: Ranks) -> Scores:
         """Test `theta` by the same `adapt` as in training."""
-        use_statistics(self.backbone, statistics if self.algo.norm == "running" else {})
+        self.normalise_by(statistics)
+        return self.evaluated(self.algo, theta, tasks, execution, ranks)
+
+    def evaluated(
+        self, algo: Algorithm | Ensemble, theta: Theta, tasks: int, execution: Execution, ranks: Ranks
+    ) -> Scores:
         return evaluate(
-            self.algo,
+            algo,
             theta,
             self.source,
             tasks=tasks,

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,19 @@ class RunFolder:
         return self.path / "checkpoints" / "best.pt"
 
     def checkpoint(self, name: str) -> Path:
-        """`best`, `last`, or a path."""
-        return {"best": self.best, "last": self.last}.get(name, Path(name))
+        """`best`, `last`, `best-STEP`, or a path."""
+        ours = name in ("best", "last") or re.fullmatch(r"best-\d+", name)
+        return self.path / "checkpoints" / f"{name}.pt" if ours else Path(name)
+
+    def leaders(self) -> list[Path]:
+        """The checkpoints `best-STEP`, by step."""
+        return sorted((self.path / "checkpoints").glob("best-*.pt"), key=lambda file: int(file.stem[5:]))
+
+    def keep_leaders(self, steps: Collection[float]) -> None:
+        """Delete those of other steps."""
+        for file in self.leaders():
+            if int(file.stem[5:]) not in steps:
+                file.unlink()
 
     def check_writable(self) -> None:
         """Raises ConfigError where the folder could not be made, or not be written in. Makes nothing."""

@@ -19,6 +19,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
         else:
             figure = f"accuracy {100 * row['accuracy']['mean']:.2f} +- {100 * row['accuracy']['ci95']:.2f} %"
         mode = "transductive" if row["transductive"] else "inductive"
+        mode += f", ensemble of {row['ensemble']}" if "ensemble" in row else ""
         lines.append(f"{name:20} {figure}  ({task}, {row['tasks']} tasks, {mode})")
         if "mse_by_step" in row:
             steps = " ".join(f"{mse:.3f}" for mse in row["mse_by_step"]["mean"])

@@ -45,9 +45,23 @@ def prepared(settings: Settings, folder: RunFolder) -> Experiment | None:
     experiment.optimizer(experiment.initial_theta())
     worker_count(settings.trainer.workers, settings.trainer.tasks_per_step, experiment.device)
     wanted = settings.eval.checkpoint
-    if wanted not in ("best", "last") and not folder.checkpoint(wanted).is_file():
-        raise ConfigError(f"eval.checkpoint is {wanted!r}: it must be best, last or a file; there is no such file")
+    _check_ensemble(experiment)
+    if wanted not in ("best", "last", "ensemble") and not folder.checkpoint(wanted).is_file():
+        raise ConfigError(
+            f"eval.checkpoint is {wanted!r}: it must be best, last, ensemble or a file; there is no such file"
+        )
     return experiment
+
+
+def _check_ensemble(experiment: Experiment) -> None:
+    """Raises ConfigError where one is asked for and cannot be."""
+    settings = experiment.settings
+    if settings.eval.checkpoint != "ensemble":
+        return
+    if settings.trainer.keep_best == 1:
+        raise ConfigError("eval.checkpoint is ensemble: trainer.keep_best is 1, and must be at least 2 in training")
+    if experiment.source.spec.kind != "classification":
+        raise ConfigError("eval.checkpoint is ensemble: it averages class probabilities, and this is regression")
 
 
 def run(
@@ -113,8 +127,8 @@ def follow(settings: Settings, ranks: Ranks, job: str) -> None:
     with contextlib.suppress(Failed, Stopped):  # rank 0 tells
         if job == "train":
             _train(experiment, None, {}, ranks)
-        tensors, _ = _loaded(experiment, None, ranks)
-        test(experiment, tensors, None, ranks)
+        models, _ = _tested(experiment, None, ranks)
+        test(experiment, models, None, ranks)
 
 
 def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -128,9 +142,9 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
         "commit": commit(),
     }
     progress = _train(experiment, folder, about, ranks)
-    tensors, facts = _loaded(experiment, folder.checkpoint(settings.eval.checkpoint), ranks)
+    models, facts = _tested(experiment, folder, ranks)
     result = {
-        "test": test(experiment, tensors, folder, ranks),
+        "test": test(experiment, models, folder, ranks),
         "checkpoint": {"name": settings.eval.checkpoint, "step": facts["step"]},
         "validation": {"best": facts["validation"], "step": progress.best_step, "tasks": settings.eval.val_tasks},
         "training": {
@@ -183,6 +197,8 @@ def _train(experiment: Experiment, folder: RunFolder | None, about: dict[str, An
         validation = None if progress.best is None else sign * progress.best
         facts = {"step": progress.step, "validation": validation, "progress": asdict(progress)}
         checkpoint.save(folder.checkpoint(name), tensors, about | facts)
+        if trainer.keep_best > 1:
+            folder.keep_leaders([step for _, step in progress.leaders])
 
     schedule = build("schedule", settings.schedule)
     log = _log(settings, folder, about, progress.step)
@@ -255,14 +271,38 @@ def _loaded(experiment: Experiment, path: Path | None, ranks: Ranks) -> tuple[di
     return tree_map(lambda value: value.to(experiment.device) if isinstance(value, Tensor) else value, tensors), facts
 
 
-def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder | None, ranks: Ranks) -> dict[str, Any]:
-    """Every row of the result: settings of the test, which tasks, mean and interval of each metric."""
+def _tested(
+    experiment: Experiment, folder: RunFolder | None, ranks: Ranks
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Tensors of the checkpoint that is to be tested, or of each of an ensemble's; facts, of all the steps.
+
+    Raises ConfigError.
+    """
+    name = experiment.settings.eval.checkpoint
+    paths: list[Path] = []
+    if folder:
+        paths = folder.leaders() if name == "ensemble" else [folder.checkpoint(name)]
+    count = ranks.agreed(len(paths))
+    if count == 0:
+        raise ConfigError("eval.checkpoint is ensemble: there are no checkpoints best-STEP.pt")
+    loaded = [_loaded(experiment, paths[i] if folder else None, ranks) for i in range(count)]
+    models, facts = [tensors for tensors, _ in loaded], loaded[-1][1]
+    return models, facts if count == 1 else {**facts, "step": [found["step"] for _, found in loaded]}
+
+
+def test(
+    experiment: Experiment, models: list[dict[str, Any]], folder: RunFolder | None, ranks: Ranks
+) -> dict[str, Any]:
+    """Every row of the result: settings of the test, which tasks, mean and interval of each metric.
+
+    Several models are tested as an ensemble, and its rows say so.
+    """
     execution: Execution = "loop" if experiment.settings.trainer.execution == "loop" else "vmap"
-    statistics = tensors["statistics"] or experiment.statistics(tensors["theta"])
+    trained = [(model["theta"], model["statistics"] or experiment.statistics(model["theta"])) for model in models]
     results = {}
     for name, row in experiment.eval_rows().items():
         started = time.perf_counter()
-        scores = experiment.tester(row, "test").scores(tensors["theta"], statistics, row.tasks, execution, ranks)
+        scores = experiment.tested(row, trained, execution, ranks)
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores)
         results[name] = scores.summary() | {
@@ -273,6 +313,7 @@ def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder | No
             "task_hash": scores.task_hash,
             "algo": row.algo,
             "transductive": experiment.transductive(row),
+            **({"ensemble": len(trained)} if len(trained) > 1 else {}),
             "seconds": round(time.perf_counter() - started, 1),
         }
     return results
@@ -280,8 +321,8 @@ def test(experiment: Experiment, tensors: dict[str, Any], folder: RunFolder | No
 
 def retest(settings: Settings, folder: RunFolder, config: dict[str, Any], overrides: list[str]) -> None:
     """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`."""
-    path = folder.checkpoint(settings.eval.checkpoint)
     experiment = Experiment.of(settings)
+    _check_ensemble(experiment)
     for row in experiment.eval_rows().values():
         experiment.tester(row, "test")
     if launched():
@@ -290,11 +331,11 @@ def retest(settings: Settings, folder: RunFolder, config: dict[str, Any], overri
         return
     beside = RunFolder(folder.path / "tests" / ("-".join(overrides).replace("/", "_") or "again"))
     with _ranks(experiment, config, "test") as ranks:
-        tensors, facts = _loaded(experiment, path, ranks)
+        models, facts = _tested(experiment, folder, ranks)
         beside.path.mkdir(parents=True, exist_ok=True)
         result = {
-            "checkpoint": {"name": str(path), "step": facts["step"]},
-            "test": test(experiment, tensors, beside, ranks),
+            "checkpoint": {"name": str(folder.checkpoint(settings.eval.checkpoint)), "step": facts["step"]},
+            "test": test(experiment, models, beside, ranks),
         }
     beside.finish(result)
     print(*result_lines(result), f"in {beside.path}", sep="\n")

@@ -54,6 +54,7 @@ class TrainerSettings:
     log_every: Count
     eval_every: Count
     patience: Count | None  # validations without improvement after which training stops
+    keep_best: Count  # checkpoints to keep of those that validated best, for an ensemble
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class Progress:
     seconds: float = 0.0  # spent in training steps, over all sittings
     stopped: str | None = None  # the signal that ended this sitting early; never saved
     plan: dict[str, Any] | None = None  # how tasks are executed, once that is settled
+    leaders: list[list[float]] = field(default_factory=list)  # score and step of the best validations, best first
 
 
 @dataclass
@@ -81,7 +82,8 @@ def train(
 
     `tasks_of` draws the tasks of a step from the step alone, so a resumed run is bit-equal to one that never
     stopped; `gradient_of` gives their mean loss, mean metrics and its gradient; `validate` a score, of which more is
-    better, and what to log; `save("last")` and `save("best")` write checkpoints. Raises NonFiniteLoss.
+    better, and what to log; `save("last")`, `save("best")` and, of the `keep_best` best, `save("best-STEP")` write
+    checkpoints. Raises NonFiniteLoss.
     """
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
     with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
@@ -109,6 +111,8 @@ def train(
                 if progress.best is None or score > progress.best:
                     progress.best, progress.best_step, progress.unimproved = score, progress.step, 0
                     save("best")
+                if leads(progress, score, settings.keep_best):
+                    save(f"best-{progress.step}")
                 save("last")
                 clock = time.perf_counter()
             if stopping:
@@ -140,6 +144,12 @@ def descend(
         for component in carried:
             for name, p in theta[component].items():
                 p -= gradient[component][name]
+
+
+def leads(progress: Progress, score: float, places: int) -> bool:
+    """Whether this step is among several best, whose list it joins."""
+    progress.leaders = sorted([*progress.leaders, [score, progress.step]], key=lambda leader: -leader[0])[:places]
+    return places > 1 and [score, progress.step] in progress.leaders
 
 
 def patience_is_over(progress: Progress, settings: TrainerSettings) -> bool:

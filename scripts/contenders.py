@@ -144,6 +144,7 @@ class Metarun:
             log_every=1,
             eval_every=1,
             patience=None,
+            keep_best=1,
         )
         executor, tasks = Executor(algo, settings, ranks), tasks_of(work, dtype, device)
         return lambda theta: executor(theta, tasks)[2], theta

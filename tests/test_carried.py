@@ -24,6 +24,7 @@ SETTINGS = TrainerSettings(
     log_every=1,
     eval_every=1,
     patience=None,
+    keep_best=1,
 )
 
 

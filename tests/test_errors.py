@@ -85,7 +85,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     (
         "glyphs eval.checkpoint=final",
-        "eval.checkpoint is 'final': it must be best, last or a file; there is no such file",
+        "eval.checkpoint is 'final': it must be best, last, ensemble or a file; there is no such file",
     ),
     ("hydra.run.dir=/dev/null/x", "the run folder /dev/null/x cannot be made: /dev/null is a file"),
     # grammar
