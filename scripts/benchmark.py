@@ -249,7 +249,9 @@ def episodes_per_second(args: argparse.Namespace) -> list[str]:
 
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (1100, 20, 1, 28, 28), dtype=torch.uint8)
-    sampler, generator = EpisodeSampler(images, TaskShape(5, 1, 15)), torch.Generator()
+    from metarun.datasets.table import Table
+
+    sampler, generator = EpisodeSampler(Table.even(images), TaskShape(5, 1, 15)), torch.Generator()
 
     class Episodes(Dataset):  # as one writes it for a DataLoader: an episode is an item
         def __len__(self) -> int:

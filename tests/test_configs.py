@@ -1,5 +1,6 @@
 """Every file under configs/ composes, passes the check, builds, and takes a step and a test; also those in folders."""
 
+import dataclasses
 import importlib.util
 import math
 import os
@@ -9,14 +10,16 @@ from typing import Any
 import pytest
 
 from metarun.composing import CONFIGS, changed, compose, load_settings, plain
-from metarun.datasets.omniglot import PARTS, find
+from metarun.datasets import collections
 from metarun.errors import ConfigError
 from metarun.folder import RunFolder
 from metarun.registry import GROUPS
 from metarun.run import run
+from tests.tiny_pictures import write_cifar, write_listed
 
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
+REAL = {"omniglot": "omniglot", "miniimagenet": "mini-imagenet"}  # dataset -> its folder in METARUN_DATA
 PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
 SMALL: dict[str, Any] = {
     "trainer.steps": 1,
@@ -57,16 +60,25 @@ def test_a_file_composes_and_passes_the_check(place: Path, option: str):
     assert config.hydra.run.dir.startswith("outputs/")
 
 
+@pytest.fixture
+def data_folder() -> str | None:
+    """METARUN_DATA as it was before `place` took it away."""
+    return os.environ.get("METARUN_DATA")
+
+
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_file_takes_a_step_and_a_test(real_data: str | None, place: Path, monkeypatch, option: str):
+def test_a_file_takes_a_step_and_a_test(data_folder: str | None, place: Path, monkeypatch, option: str):
     if option in PACKAGES:
         pytest.importorskip(PACKAGES[option])
     monkeypatch.setenv("WANDB_MODE", "offline")
     values = shrunk(plain(compose([option])))
-    if values["dataset"]["name"] == "omniglot":
-        if real_data is None:
-            pytest.skip("Omniglot is downloaded data: set METARUN_DATA to the folder that has it")
-        values["data_dir"] = real_data
+    data = values["dataset"].get("collection", values["dataset"]["name"])
+    if data in REAL:
+        if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
+            pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
+        values["data_dir"] = data_folder
+    elif data in collections.COLLECTIONS or data == "folder":
+        values["dataset"]["path"] = str(stand_in(data, place / "pictures", monkeypatch))
     folder = RunFolder(place / "run")
     run(load_settings(values), folder, values, {})
 
@@ -80,11 +92,17 @@ def test_a_file_takes_a_step_and_a_test(real_data: str | None, place: Path, monk
         assert math.isfinite(figure["mean"])
 
 
-@pytest.fixture
-def real_data() -> str | None:
-    """The data folder with Omniglot in it, None where there is none."""
-    folder = os.environ.get("METARUN_DATA")
-    return folder if folder and len(find(Path(folder, "omniglot"))) == len(PARTS) else None
+def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small set of pictures in the form of the one named."""
+    if data == "folder":
+        write_listed(root, "cifar_fs", per_class=6)
+    elif data in ("cifar_fs", "fc100"):
+        write_cifar(root, per_class=6)
+        small = dataclasses.replace(collections.COLLECTIONS[data], per_class=6)
+        monkeypatch.setitem(collections.COLLECTIONS, data, small)
+    else:
+        write_listed(root, data, per_class=6)
+    return root
 
 
 def shrunk(values: dict[str, Any]) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def glyphs(**changed) -> Glyphs:
 
 
 def images(split, **changed):
-    return glyphs(**changed).tasks(split, ONE_SHOT).images
+    table = glyphs(**changed).tasks(split, ONE_SHOT).table
+    return table.pictures.unflatten(0, (len(table), -1))
 
 
 def test_shapes_and_types():

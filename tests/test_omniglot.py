@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from metarun.datasets import omniglot, omniglot_runs
+from metarun.datasets.episodes import EpisodeSampler
 from metarun.datasets.omniglot import divide
 from metarun.errors import ConfigError
 from metarun.registry import declaration
@@ -38,15 +39,21 @@ def root(tiny, tmp_path):
 # Tasks
 
 
+def images_of(sampler: EpisodeSampler) -> torch.Tensor:
+    """[classes, 20, 1, S, S]."""
+    return sampler.table.pictures.unflatten(0, (len(sampler.table), -1))
+
+
 @pytest.mark.parametrize(("rotations", "rows", "variants"), [("none", 2, 1), ("classes", 8, 1), ("episode", 8, 4)])
 def test_rotation_modes(root, rotations, rows, variants):
     data = dataset(root, rotations_train=rotations)
     sampler = data.tasks("train", TaskShape(2, 1, 1))
-    assert (len(sampler.images), sampler.variants) == (rows, variants)
-    assert len(data.tasks("test", TaskShape(2, 1, 1)).images) == 2  # the other setting
+    assert (len(sampler.table), sampler.variants) == (rows, variants)
+    assert len(data.tasks("test", TaskShape(2, 1, 1)).table) == 2  # the other setting
+    images = images_of(sampler)
     for row in range(rows):
-        turned = torch.rot90(sampler.images[row - row % 4], row % 4, (-2, -1))
-        assert rows == 2 or torch.equal(sampler.images[row], turned)
+        turned = torch.rot90(images[row - row % 4], row % 4, (-2, -1))
+        assert rows == 2 or torch.equal(images[row], turned)
 
 
 def test_validation_rotates_as_the_test_does(root):
@@ -57,7 +64,7 @@ def test_validation_rotates_as_the_test_does(root):
 def test_an_episode_never_holds_two_rotations_of_a_character(root):
     sampler = dataset(root, rotations_train="episode").tasks("train", TaskShape(2, 1, 2))
     support = sampler.sample(64, torch.Generator().manual_seed(0)).support.x  # [T, 2, 1, S, S]
-    table = sampler.images.float() / 255  # [8, 20, 1, S, S]
+    table = images_of(sampler).float() / 255  # [8, 20, 1, S, S]
     same = (support[:, :, None, None] == table).flatten(4).all(-1).any(-1)  # [T, 2, 8]
     rows = same.float().argmax(-1)
     assert (same.sum(-1) == 1).all()
@@ -69,7 +76,7 @@ def test_an_episode_never_holds_two_rotations_of_a_character(root):
 
 def test_ink_is_one_or_zero_and_shares_the_packed_table(root, cache):
     shape = TaskShape(2, 1, 1)
-    bright, dark = (dataset(root, ink=ink).tasks("train", shape).images for ink in (1, 0))
+    bright, dark = (images_of(dataset(root, ink=ink).tasks("train", shape)) for ink in (1, 0))
     assert torch.equal(bright, 255 - dark)
     assert bright[0, 0, 0, -1, -1] == 0  # paper
     assert bright.float().mean() < 128 < dark.float().mean()
@@ -115,7 +122,7 @@ def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_sh
         one_shot.tasks("test", TaskShape(2, 1, 5))
     with pytest.raises(ConfigError, match=r"dataset.split=vinyals trains on .*: use dataset.split=lake"):
         dataset(root, test_tasks="runs").tasks("test", TaskShape(2, 1, 1))
-    assert len(dataset(root, test_tasks="runs").tasks("val", TaskShape(2, 1, 5)).images) == 2  # validation as ever
+    assert len(dataset(root, test_tasks="runs").tasks("val", TaskShape(2, 1, 5)).table) == 2  # validation as ever
 
 
 # Splits

@@ -20,7 +20,8 @@ def prepared(name: str, make: Callable[[Path], None]) -> Path:
     """The folder `name` of the cache; `make` fills it where it is missing.
 
     `make` writes into a scratch folder that takes the name only when it returned, so a folder that exists is
-    complete. A second process waits for the first instead of working beside it.
+    complete. What a killed run left in it is there for the next, a failed one leaves nothing. A second process waits
+    for the first instead of working beside it.
     Raises ConfigError where the cache cannot be written, and whatever else `make` raises.
     """
     target = cache_dir() / name
@@ -43,13 +44,13 @@ def prepared(name: str, make: Callable[[Path], None]) -> Path:
 
 def _fill(target: Path, make: Callable[[Path], None]) -> None:
     scratch = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed: we hold the lock
-    scratch.mkdir()
+    scratch.mkdir(exist_ok=True)
     try:
         make(scratch)
         scratch.rename(target)
-    finally:
+    except Exception:
         shutil.rmtree(scratch, ignore_errors=True)
+        raise
 
 
 def _is_about(folder: Path, error: OSError) -> bool:

@@ -1,52 +1,54 @@
-"""Few-shot episodes drawn from a table of images: whole batches of tasks, on the device, without a loop."""
+"""Few-shot episodes drawn from a table of pictures: whole batches of tasks, without a loop."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metarun.datasets.table import Table
+from metarun.datasets.views import AS_IS, View
 from metarun.errors import ConfigError
 from metarun.types import Episode, Examples, TaskShape, TaskSpec
 
 
 @dataclass(frozen=True)
 class EpisodeSampler:
-    """N-way K-shot episodes; a class is one row of the table, or one of `variants` neighbouring rows.
+    """N-way K-shot episodes; a class is one of the table's, or one of `variants` neighbouring ones.
 
-    With `variants=4` the rows 4c..4c+3 are the rotations of class c: a task draws N classes and, for each,
-    one rotation, so that two rotations of one class never meet in a task. With `variants=1` every row is a
-    class of its own.
+    With `variants=4` the table's classes 4c..4c+3 are the rotations of class c: a task draws N classes and, for each,
+    one rotation, so that two rotations of one class never meet in a task. With `variants=1` each is a class of its own.
     """
 
-    images: Tensor  # [classes * variants, per_class, C, H, W] uint8
+    table: Table
     shape: TaskShape
     variants: int = 1
+    view: View = AS_IS
 
     def __post_init__(self) -> None:
         ways, shots, queries = self.shape
-        classes, per_class = len(self.images) // self.variants, self.images.shape[1]
+        classes = len(self.table) // self.variants
         if ways > classes:
             raise ConfigError(f"ways is {ways}: this split has {classes} classes")
-        if shots + queries > per_class:
+        if shots + queries > self.table.least:
+            which = "each class" if self.table.least == self.table.most else "its smallest class"
             raise ConfigError(
                 f"shots + queries is {shots} + {queries} = {shots + queries}: "
-                f"each class has {per_class} images, and support and query must not share any"
+                f"{which} has {self.table.least} images, and support and query must not share any"
             )
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", tuple(self.images.shape[2:]), self.shape.ways)
+        return TaskSpec("classification", self.table.image_shape, self.shape.ways)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """support.x [T, N*K, C, H, W] in 0..1, query.x [T, N*Q, C, H, W]; labels 0..N-1 in class-draw order."""
         ways, shots, queries = self.shape
-        rows = distinct(len(self.images) // self.variants, ways, (num_tasks,), generator)  # [T, N]
+        classes = distinct(len(self.table) // self.variants, ways, (num_tasks,), generator)  # [T, N]
         if self.variants > 1:
-            draw = torch.randint(self.variants, rows.shape, generator=generator, device=generator.device)
-            rows = rows * self.variants + draw
-        members = distinct(self.images.shape[1], shots + queries, (num_tasks, ways), generator)  # [T, N, K+Q]
-        rows, members = rows.to(self.images.device), members.to(self.images.device)
-        x = self.images[rows[..., None], members].float() / 255  # [T, N, K+Q, C, H, W]
+            draw = torch.randint(self.variants, classes.shape, generator=generator, device=generator.device)
+            classes = classes * self.variants + draw
+        members = self._members(classes, shots + queries, generator)  # [T, N, K+Q]
+        x = self.view(self.table.take(classes, members), generator)  # [T, N, K+Q, C, H, W]
         y = torch.arange(ways, device=x.device)[:, None].expand(members.shape)  # [T, N, K+Q]
 
         def part(start: int, stop: int) -> Examples:
@@ -54,29 +56,37 @@ class EpisodeSampler:
 
         return Episode(support=part(0, shots), query=part(shots, shots + queries))
 
+    def _members(self, classes: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """[*classes.shape, k], distinct pictures of each class."""
+        table, shape = self.table, tuple(classes.shape)
+        if table.least == table.most:
+            return distinct(table.most, k, shape, generator)
+        return distinct(table.most, k, shape, generator, below=table.sizes(classes))
+
     def minibatches(self, size: int) -> "Minibatches":
         """The same images without tasks."""
-        return Minibatches(self.images, size, self.variants)
+        return Minibatches(self.table, size, self.variants, self.view)
 
 
 @dataclass(frozen=True)
 class Minibatches:
     """Images of all classes with labels that stay the same from batch to batch: "tasks" without a support."""
 
-    images: Tensor  # [classes * variants, per_class, C, H, W] uint8
+    table: Table
     size: int
     variants: int = 1
+    view: View = AS_IS
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", tuple(self.images.shape[2:]), len(self.images) // self.variants)
+        return TaskSpec("classification", self.table.image_shape, len(self.table) // self.variants)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """query.x [T, size, C, H, W] in 0..1, query.y [T, size] of all classes; the support has no examples."""
-        rows, per_class = self.images.shape[:2]
-        draw = torch.randint(rows * per_class, (num_tasks, self.size), generator=generator, device=generator.device)
-        draw = draw.to(self.images.device)
-        x, y = self.images.flatten(0, 1)[draw].float() / 255, draw // (per_class * self.variants)
+        size = (num_tasks, self.size)
+        draw = torch.randint(self.table.total, size, generator=generator, device=generator.device)
+        pictures, classes = self.table.at(draw)
+        x, y = self.view(pictures, generator), classes // self.variants
         return Episode(support=Examples(x[:, :0], y[:, :0]), query=Examples(x, y))
 
 
@@ -96,6 +106,9 @@ class FixedEpisodes:
         return Episode(*(Examples(x[:num_tasks], y[:num_tasks]) for x, y in self.tasks))
 
 
-def distinct(n: int, k: int, batch: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """[*batch, k] indices below n in random order, no repeats within a row."""
-    return torch.rand(*batch, n, generator=generator, device=generator.device).argsort(-1)[..., :k]
+def distinct(n: int, k: int, batch: tuple[int, ...], generator: torch.Generator, below: Tensor | None = None) -> Tensor:
+    """[*batch, k] indices below n, or each row below its own bound [*batch], in random order, no repeats in a row."""
+    keys = torch.rand(*batch, n, generator=generator, device=generator.device)
+    if below is not None:
+        keys = keys.masked_fill(torch.arange(n, device=keys.device) >= below[..., None], 2)
+    return keys.argsort(-1)[..., :k]

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from metarun.datasets.cache import cache_dir, prepared
 from metarun.datasets.episodes import EpisodeSampler, distinct
+from metarun.datasets.table import Table
 from metarun.registry import register
 from metarun.settings import Count, NonNegative, Whole
 from metarun.types import Kind, Split, TaskShape
@@ -69,7 +70,7 @@ class Glyphs:
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
         """Tasks over images [classes, drawings, 1, S, S]. ConfigError where `shape` asks for too many."""
         start, stop = self._rows[split]
-        return EpisodeSampler(self._table[start:stop].to(self.device), shape)
+        return EpisodeSampler(Table.even(self._table[start:stop].to(self.device)), shape)
 
     def describe(self) -> str:
         size, folder = self.image_size, cache_dir() / self._name

@@ -33,6 +33,7 @@ from metarun.datasets.cache import cache_dir, prepared
 from metarun.datasets.download import download, is_web_page
 from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.omniglot_runs import RUN, where
+from metarun.datasets.table import Table
 from metarun.errors import ConfigError
 from metarun.registry import register
 from metarun.settings import Count, Whole
@@ -108,7 +109,7 @@ class Omniglot:
             images = torch.stack(turned, dim=1).flatten(0, 1)  # rows 4c..4c+3: the rotations of character c
         if self.ink == 1:
             images = 255 - images
-        return EpisodeSampler(images, shape, variants=4 if rotations == "episode" else 1)
+        return EpisodeSampler(Table.even(images), shape, variants=4 if rotations == "episode" else 1)
 
     def _runs(self, shape: TaskShape) -> FixedEpisodes:
         """The published one-shot runs, upright whatever the rotations of other tasks. Raises ConfigError."""
