@@ -211,6 +211,7 @@ def data() -> None:
     parser.add_argument("name", help="a dataset, as metarun list shows them")
     parser.add_argument("overrides", nargs="*", default=[], help="settings, as dataset.path=/data or data_dir=/data")
     parser.add_argument("--check", action="store_true", help="only look, fetch and prepare nothing")
+    parser.add_argument("--preview", type=Path, metavar="PNG", help="a file for a picture of some tasks")
     arguments = parser.parse_args()
     config = composing.compose([f"dataset={arguments.name}", *arguments.overrides])
     settings = composing.load_settings(composing.plain(config))
@@ -220,6 +221,12 @@ def data() -> None:
     if not arguments.check:
         dataset.prepare()
     print(dataset.describe())
+    if arguments.preview:
+        from metarun.preview import draw
+        from metarun.types import TaskShape
+
+        draw(dataset, TaskShape(settings.ways, settings.shots, settings.queries), arguments.preview)
+        print(f"some tasks of {settings.ways} ways and {settings.shots} shots: {arguments.preview}")
 
 
 def profile() -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun import checkpoint
+from metarun.datasets.ahead import Ahead, is_elsewhere
 from metarun.environment import STARTED, commit, device_name, peak_memory_mib, versions
 from metarun.errors import ConfigError, Failed, Stopped
 from metarun.execution import Execution
@@ -174,9 +175,12 @@ def _train(experiment: Experiment, folder: RunFolder | None, about: dict[str, An
     statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
     executor = Executor(experiment.algo, trainer, ranks)
 
-    def tasks_of(step: int) -> Episode:
+    def drawn(step: int) -> Episode:
         generator = generator_for(settings.seed, "train", step, device=experiment.device)
         return experiment.source.sample(trainer.tasks_per_step, generator)
+
+    elsewhere = is_elsewhere(experiment.source, experiment.device)
+    tasks_of = Ahead(drawn, experiment.device) if elsewhere else drawn
 
     def validate() -> tuple[float, dict[str, Any]]:
         tasks = settings.eval.val_tasks

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from metarun.datasets import table as tables
+from metarun.datasets.ahead import Ahead, is_elsewhere
 from metarun.datasets.episodes import EpisodeSampler
 from metarun.datasets.table import Table, placed, turned
 from metarun.errors import ConfigError
 from metarun.seeding import generator_for
-from metarun.types import TaskShape
+from metarun.types import Episode, TaskShape
 from tests.tiny_pictures import images, write_folders
 
 CPU = torch.device("cpu")
@@ -100,7 +101,7 @@ from pathlib import Path
 from metarun.datasets.episodes import EpisodeSampler
 from metarun.datasets.packing import mapped
 from metarun.datasets.table import Table, placed
-from metarun.types import TaskShape
+from metarun.types import Episode, TaskShape
 torch.set_num_threads(1)
 cpu, rows = torch.device("cpu"), torch.arange(2560)
 pictures = mapped(Path(sys.argv[1]), (2560, 1, 512, 512))
@@ -133,3 +134,20 @@ def test_ten_times_more_pictures_than_memory(tmp_path):
     assert first == "not in memory"
     drawn = int(torch.rand(1, 64, generator=torch.Generator().manual_seed(29)).argsort(-1)[0, 0])  # the first class
     assert int(last) in [row % 251 for row in range(40 * drawn, 40 * drawn + 40)]
+
+
+def test_tasks_drawn_ahead_are_the_same_and_in_time():
+    asked: list[int] = []
+    sampler = EpisodeSampler(ragged(), TaskShape(3, 1, 1))
+
+    def tasks_of(step: int) -> Episode:
+        asked.append(step)
+        return sampler.sample(4, generator_for("ahead", step))
+
+    ahead = Ahead(tasks_of, CPU)
+    for step in (5, 6, 7, 20, 21):  # as a resumed run starts
+        assert torch.equal(ahead(step).query.x, sampler.sample(4, generator_for("ahead", step)).query.x)
+    ahead._thread.shutdown()
+    assert asked == [5, 6, 7, 8, 20, 21, 22]
+    assert not is_elsewhere(sampler, CPU)
+    assert is_elsewhere(sampler, torch.device("cuda"))
