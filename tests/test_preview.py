@@ -11,7 +11,7 @@ from tests.conftest import Command
 
 
 def test_a_row_holds_a_class_with_its_support_first():
-    """Two ways of one shot and two queries, 2 x 2 images of one value: 0.1, 0.2; 0.3, 0.4, 0.5, 0.6, between 0 and 1."""
+    """Two ways of one shot and two queries; an image is 2 x 2 pixels of one value."""
 
     def examples(*values: float) -> Examples:
         return Examples(torch.tensor(values).view(1, -1, 1, 1, 1).expand(1, -1, 1, 2, 2), torch.zeros(1, len(values)))

@@ -48,13 +48,13 @@ class EpisodeSampler:
             draw = torch.randint(self.variants, classes.shape, generator=generator, device=generator.device)
             classes = classes * self.variants + draw
         members = self._members(classes, shots + queries, generator)  # [T, N, K+Q]
-        x = self.view(self.table.take(classes, members), generator)  # [T, N, K+Q, C, H, W]
-        y = torch.arange(ways, device=x.device)[:, None].expand(members.shape)  # [T, N, K+Q]
 
-        def part(start: int, stop: int) -> Examples:
-            return Examples(x[:, :, start:stop].flatten(1, 2), y[:, :, start:stop].flatten(1, 2))
+        def part(chosen: Tensor) -> Examples:  # [T, N, k]
+            x = self.view(self.table.take(classes, chosen), generator).flatten(1, 2)
+            y = torch.arange(ways, device=x.device)[:, None].expand(chosen.shape)
+            return Examples(x, y.flatten(1, 2))
 
-        return Episode(support=part(0, shots), query=part(shots, shots + queries))
+        return Episode(support=part(members[..., :shots]), query=part(members[..., shots:]))
 
     def _members(self, classes: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """[*classes.shape, k], distinct pictures of each class."""
@@ -111,4 +111,4 @@ def distinct(n: int, k: int, batch: tuple[int, ...], generator: torch.Generator,
     keys = torch.rand(*batch, n, generator=generator, device=generator.device)
     if below is not None:
         keys = keys.masked_fill(torch.arange(n, device=keys.device) >= below[..., None], 2)
-    return keys.argsort(-1)[..., :k]
+    return keys.topk(k, largest=False).indices

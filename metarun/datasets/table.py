@@ -76,7 +76,8 @@ class Table:
         return pictures, classes * turns + index % turns
 
     def _fetched(self, index: Tensor) -> Tensor:
-        x = self.pictures[self.rows[index].to(self.pictures.device)]
+        rows = self.rows[index.flatten()].to(self.pictures.device)
+        x = self.pictures.index_select(0, rows).unflatten(0, index.shape)
         if x.device != self.device and self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
