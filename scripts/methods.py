@@ -32,7 +32,8 @@ def methods(runs: list[Run]) -> str:
         citation = cells[5].lstrip("[").partition("]")[0]
         return cells[1], re.findall(r"\d{4}", citation), citation
 
-    rows = (row(algo, comment, runs) for algo, comment in composing.described_options("algo"))
+    ours = {path.stem for path in (composing.CONFIGS / "algo").iterdir()}
+    rows = (row(algo, line, runs) for algo, line in composing.described_options("algo").items() if algo in ours)
     return table(HEADER, sorted(rows, key=order))
 
 
