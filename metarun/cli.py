@@ -249,7 +249,7 @@ def list_all() -> None:
     chosen = parser.parse_args().group
     for group in [chosen] if chosen else ["algo", "dataset", "backbone", "experiment"]:
         print(f"{group}=")
-        for option, line in composing.described_options(group):
+        for option, line in composing.described_options(group).items():
             print(f"  {option:28}{line}")
 
 

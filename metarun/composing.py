@@ -14,24 +14,37 @@ from typing import Any, get_type_hints
 
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from metarun.errors import ConfigError
-from metarun.registry import GROUPS, check, declaration
+from metarun.registry import GROUPS, check, config_folders, declaration
 from metarun.settings import EvalSettings, Settings, at_meta_test, convert, convert_fields, did_you_mean, instead
 
 HERE = Path(__file__).resolve().parent
 CONFIGS = next(folder for folder in (HERE / "configs", HERE.parent / "configs") if folder.is_dir())
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
 ONCE = ("val_tasks", "checkpoint", "variants")  # settings of eval that its variants share
+
+
+class PackagesConfigs(SearchPathPlugin):
+    """The YAML files of packages that add components, wherever Hydra composes; of two of one name ours counts."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in config_folders():
+            search_path.append("metarun-packages", f"file://{folder}")
+
+
+Plugins.instance().register(PackagesConfigs)
 
 
 def load_settings(values: Mapping[str, Any]) -> Settings:
@@ -187,14 +200,15 @@ def options(hydra: Hydra, group: str) -> list[str]:
     return sorted({*here, *below})
 
 
-def described_options(group: str) -> Iterator[tuple[str, str]]:
+def described_options(group: str) -> dict[str, str]:
     """Every option of a config group with the first comment of its file."""
-    for path in sorted((CONFIGS / group).rglob("*.yaml")):
-        comments = [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"# (?!@)", line)]
-        yield (
-            path.relative_to(CONFIGS / group).with_suffix("").as_posix(),
-            comments[0][2:] if comments else "",
-        )
+    described: dict[str, str] = {}
+    for folder in (CONFIGS, *config_folders()):
+        for path in sorted((folder / group).rglob("*.yaml")):
+            comments = [line for line in path.read_text(encoding="utf-8").splitlines() if re.match(r"# (?!@)", line)]
+            option = path.relative_to(folder / group).with_suffix("").as_posix()
+            described.setdefault(option, comments[0][2:] if comments else "")
+    return described
 
 
 def _explained(error: Exception, hydra: Hydra, overrides: list[str]) -> str:

@@ -5,7 +5,7 @@ other fields (a network, a device) are given by the wiring. Declarations are rea
 listing components and checking a configuration never import torch.
 
 Other packages add components through an entry point in the group `metarun`, whose value is a package
-(or module) to look for `@register` in.
+(or module) to look for `@register` in. YAML files in the folder `configs` of that package are found too.
 """
 
 import ast
@@ -100,12 +100,24 @@ def _declarations() -> dict[str, dict[str, Declaration]]:
     return table
 
 
-def _sources(package: str) -> Iterator[tuple[str, Path]]:
+def config_folders() -> list[Path]:
+    """Where other packages have their YAML files."""
+    roots = [_root(point.value) for point in entry_points(group="metarun")]
+    folders = [root.parent / "configs" for root in roots if root.name == "__init__.py"]
+    return [folder for folder in folders if folder.is_dir()]
+
+
+def _root(package: str) -> Path:
+    """The file of a module, or a package's `__init__.py`."""
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ConfigError(f"entry point metarun: there is no package {package}")
-    root = Path(spec.origin)
-    if not spec.submodule_search_locations:
+    return Path(spec.origin)
+
+
+def _sources(package: str) -> Iterator[tuple[str, Path]]:
+    root = _root(package)
+    if root.name != "__init__.py":
         yield package, root
         return
     for path in sorted(root.parent.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""The scripts: the benchmark compares equals, and the page of results says what the runs' files say."""
+"""The scripts: the benchmark compares equals, the page of results and the table of methods tell what there is."""
 
 import argparse
 import importlib.util
@@ -10,6 +10,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+
+from metarun.registry import known
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
@@ -31,6 +33,11 @@ def benchmark() -> ModuleType:
 @pytest.fixture(scope="module")
 def results() -> ModuleType:
     return loaded("results")
+
+
+@pytest.fixture(scope="module")
+def methods() -> ModuleType:
+    return loaded("methods")
 
 
 SMALL = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
@@ -158,3 +165,30 @@ def test_only_an_experiments_own_test_stands_beside_a_published_figure(results):
     assert run.published("test_inductive") == ""
     result["choices"]["experiment"] = None
     assert run.published("test") == ""
+
+
+def test_readmes_table_of_methods_is_what_the_script_writes(methods):
+    readme = methods.README.read_text(encoding="utf-8")
+    assert readme == methods.rewritten(readme, methods.find([methods.RESULTS])), "run: python scripts/methods.py"
+    assert {name for name in known("algo") if f"\n| `{name}` | " not in readme} == set()
+
+
+def test_a_methods_line_shows_its_class_its_yaml_and_its_results(methods, results):
+    run, another_seed, anils = omniglot_result(), omniglot_result(), omniglot_result()
+    another_seed["config"]["seed"] = 2
+    anils["choices"]["algo"] = "anil"
+    runs = [results.Run(result, overrides=None) for result in (anils, run, another_seed)]
+    comment = "MAML: an initialisation (Finn et al. 2017)"
+    paper = "[Finn et al. 2017](https://arxiv.org/abs/1703.03400)"
+    figure = "omniglot, 5-way 1-shot, 1 query per class: 98.12 ± 0.25 % (published 98.7 ± 0.4)"
+    assert methods.row("maml", comment, runs)[0:3:2] == ("`maml`", "an initialisation")
+    assert methods.row("maml", comment, runs)[4:] == ("batch: transductive", paper, figure)
+    assert methods.row("maml", comment, [])[-1] == "glyphs only"
+
+
+def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml(methods):
+    cells = methods.row("fomaml", "FOMAML: MAML, but quick (Finn et al. 2017, section 5.2)", [])
+    assert cells[:3] == ("`fomaml`", "gradient", "MAML, but quick")
+    assert cells[5].startswith("[Finn et al. 2017, section 5.2](https")
+    with pytest.raises(SystemExit, match=r"configs/algo/fomaml.yaml begin with the comment"):
+        methods.row("fomaml", "FOMAML, without a source", [])

@@ -41,6 +41,9 @@ class Baseline:
     spec: TaskSpec  # in training of all classes, at meta-test of a task
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "transfer"
+    learns: ClassVar[str] = "a classifier of all training classes"
+    adapts: ClassVar[str] = "a new last layer"
 
     def init(self) -> Theta:
         """The "classifier" is a last layer for all training classes, of which cosines need no bias."""

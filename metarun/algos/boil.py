@@ -35,6 +35,9 @@ class BOIL:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation"
+    adapts: ClassVar[str] = "all but the last layer, by gradient steps"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

@@ -45,6 +45,9 @@ class CAVIA:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "a network and where a context enters it"
+    adapts: ClassVar[str] = "the context, by gradient steps"
 
     def __post_init__(self) -> None:
         if not self.backbone.modulated:

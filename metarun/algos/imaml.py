@@ -54,6 +54,9 @@ class IMAML:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation, by the implicit gradient"
+    adapts: ClassVar[str] = "all layers, kept near to it"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

@@ -36,6 +36,9 @@ class LRD2:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "solver"
+    learns: ClassVar[str] = "an embedding"
+    adapts: ClassVar[str] = "logistic regression, by Newton's method"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone) | {"logistic": {"log_penalty": torch.tensor(math.log(self.penalty))}}

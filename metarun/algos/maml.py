@@ -37,6 +37,9 @@ class MAML:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation"
+    adapts: ClassVar[str] = "all layers, by gradient steps"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

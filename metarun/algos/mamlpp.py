@@ -43,6 +43,9 @@ class MAMLPlusPlus:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ("clock",)
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation, rates and norm layers per step"
+    adapts: ClassVar[str] = "all layers, by gradient steps"
 
     def init(self) -> Theta:
         """MAML's components with "norm" per step, [J, C] each; "lr": [J] for each layer, by full name; and "clock"."""

@@ -45,6 +45,9 @@ class MatchingNet:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "metric"
+    learns: ClassVar[str] = "an embedding"
+    adapts: ClassVar[str] = "attention over the support"
 
     def __post_init__(self) -> None:
         if self.fce:

@@ -38,6 +38,9 @@ class MetaSGD:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation and a rate per weight"
+    adapts: ClassVar[str] = "all layers, by gradient steps"
 
     def __post_init__(self) -> None:
         if len(self.lr_range) != 2 or self.lr_range[0] > self.lr_range[1]:

@@ -31,6 +31,9 @@ class NIL:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "metric"
+    learns: ClassVar[str] = "nothing: a test of another method's network"
+    adapts: ClassVar[str] = "cosine to the support"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone)

@@ -28,6 +28,9 @@ class ProtoNet:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "metric"
+    learns: ClassVar[str] = "an embedding"
+    adapts: ClassVar[str] = "class means"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone)

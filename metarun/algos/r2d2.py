@@ -36,6 +36,9 @@ class R2D2:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "solver"
+    learns: ClassVar[str] = "an embedding"
+    adapts: ClassVar[str] = "ridge regression, in closed form"
 
     def init(self) -> Theta:
         learner = {"log_penalty": math.log(self.penalty), "scale": self.scale, "bias": 0.0}

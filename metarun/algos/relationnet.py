@@ -73,6 +73,9 @@ class RelationNet:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "metric"
+    learns: ClassVar[str] = "an embedding and a comparison"
+    adapts: ClassVar[str] = "class maps"
 
     def __post_init__(self) -> None:
         shape = self.backbone.feature_shape

@@ -47,6 +47,9 @@ class Reptile:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ("moments", "clock")
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation near to all tasks' weights"
+    adapts: ClassVar[str] = "all layers, by Adam"
 
     def init(self) -> Theta:
         """The weights, a second moment for each of them (named "component.name"), and the count of Adam's steps."""

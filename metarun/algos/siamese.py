@@ -41,6 +41,9 @@ class Siamese:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "metric"
+    learns: ClassVar[str] = "an embedding and a metric"
+    adapts: ClassVar[str] = "the support itself"
 
     def __post_init__(self) -> None:
         if self.spec.output_size < 2:

@@ -1,0 +1,90 @@
+"""Write README's table of methods anew: from what each declares, its YAML, and the results under docs/results.
+
+python scripts/methods.py
+"""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))  # for results, also where this file is loaded by its path
+
+from results import Run, find, score, table, task
+
+from metarun import composing
+from metarun.registry import declaration
+
+ROOT = Path(__file__).parents[1]
+README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
+START, END = "<!-- written by scripts/methods.py -->\n", "\n<!-- to here -->"
+HEADER = ("`algo=`", "family", "learns", "adapts to a task", "norm layers at meta-test", "paper", "reproduced")
+NORM = {"batch": "batch: transductive", "running": "running: inductive", "per_query": "per query: inductive"}
+
+
+def methods(runs: list[Run]) -> str:
+    """The table: a line for each file in configs/algo, by family, year and authors."""
+
+    def order(cells: tuple[str, ...]) -> tuple[str, list[str], str]:
+        citation = cells[5].lstrip("[").partition("]")[0]
+        return cells[1], re.findall(r"\d{4}", citation), citation
+
+    ours = {path.stem for path in (composing.CONFIGS / "algo").iterdir()}
+    rows = (row(algo, line, runs) for algo, line in composing.described_options("algo").items() if algo in ours)
+    return table(HEADER, sorted(rows, key=order))
+
+
+def row(algo: str, comment: str, runs: list[Run]) -> tuple[str, ...]:
+    """What a method declares; of one that is another's class with other settings, what the YAML's comment says."""
+    described = re.fullmatch(r".+?: (?P<what>.+) \((?P<citation>.+)\)", comment)
+    values = composing.plain(composing.compose([f"algo={algo}"]))["algo"]
+    declared = declaration("algo", values["name"])
+    facts = declared.constants
+    if described is None or not facts.keys() >= {"family", "learns", "adapts"}:
+        where = f"{declared.module} must declare family, learns and adapts, and configs/algo/{algo}.yaml"
+        raise SystemExit(f"{where} begin with the comment '# Name: what it is (Authors year)'")
+    return (
+        f"`{algo}`",
+        facts["family"],
+        facts["learns"] if algo == values["name"] else described["what"],
+        facts["adapts"],
+        NORM[values["norm"]],
+        linked(described["citation"], declared.module),
+        "<br>".join(reproduced([run for run in runs if run.algo == algo])) or "glyphs only",
+    )
+
+
+def linked(citation: str, module: str) -> str:
+    """The citation as a link to the first address in the module's docstring; a paper may have none."""
+    spec = find_spec(module)
+    assert spec is not None
+    assert spec.origin is not None
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    address = re.search(r"https://[\w./-]*\w", docstring)
+    return f"[{citation}]({address[0]})" if address else citation
+
+
+def reproduced(runs: list[Run]) -> Iterator[str]:
+    """Every setting's own test and what else has a published figure beside it; of several seeds the lowest."""
+    lowest: dict[Any, Run] = {}
+    for run in runs:
+        lowest.setdefault(run.order[:4], run)
+    for run in lowest.values():
+        for name, tested in run.result["test"].items():
+            published = re.sub(r"\[\^\w+\]", "", run.published(name))  # without the footnote
+            if name == "test" or published:
+                beside = f" (published {published})" if published else ""
+                yield f"{run.dataset}, {task(tested)}: {score(tested)}{beside}"
+
+
+def rewritten(readme: str, runs: list[Run]) -> str:
+    before, _, rest = readme.partition(START)
+    _, _, after = rest.partition(END)
+    return f"{before}{START}\n{methods(runs)}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text(encoding="utf-8"), find([RESULTS])), encoding="utf-8")
