@@ -189,14 +189,14 @@ def evaluate() -> None:
     """Test a finished run again, with the same or other settings.
 
     Settings are those of eval (ways=20, shots=5, tasks=5000, checkpoint=last, algo.inner_steps=10), and device,
-    data_dir and dataset.test_tasks. Without any, the run's own test is repeated.
+    data_dir, dataset.path, dataset.placement and dataset.test_tasks. Without any, the run's own test is repeated.
     """
     parser = argparse.ArgumentParser(prog="metarun evaluate", description=evaluate.__doc__)
     parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
     parser.add_argument("overrides", nargs="*", default=[], help="settings that differ, as ways=20")
     arguments = parser.parse_args()
     folder = RunFolder(arguments.run.absolute())
-    elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.test_tasks=")
+    elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
     changes = [text if text.startswith(elsewhere) else f"eval.{text}" for text in arguments.overrides]
     config = composing.changed(folder.config(), changes)
     settings = composing.load_settings(config)

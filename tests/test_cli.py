@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from metarun import __version__, run
+from metarun import __version__, composing, run
 from metarun.composing import CONFIGS
 from metarun.errors import Failed
 from tests.conftest import TINY, Command
@@ -129,6 +129,18 @@ def test_other_places_for_the_same_run(metarun: Command, place: Path):
     assert answer.code == 0
     assert "is finished already" in answer.out
     assert len(list((place / "outputs").glob("*/*"))) == 1
+
+
+def test_pictures_of_ones_own_elsewhere_are_another_run(place: Path):
+    """Of a named set it does not matter where a copy is; where pictures are kept in a run never does."""
+
+    def folder(*overrides: str) -> str:
+        return str(composing.compose(["algo=protonet", *overrides]).hydra.run.dir)
+
+    own, named = ("dataset=folder", "dataset.path=a"), ("dataset=cub", "dataset.path=a")
+    assert folder(*own) != folder("dataset=folder", "dataset.path=b")
+    assert folder(*own) == folder(*own, "dataset.placement=host")
+    assert folder(*named) == folder("dataset=cub", "dataset.path=b", "dataset.placement=host")
 
 
 def test_the_same_command_twice(metarun: Command, train: Train):
