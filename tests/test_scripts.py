@@ -60,7 +60,7 @@ def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch):
 
 def test_processes_take_turns_and_workers_share():
     args = argparse.Namespace(device="cpu", threads=2, allocator="shipped", rounds=2)
-    names = [benchmark.PLAIN, "metarun", "metarun, 2 workers"]
+    names = [benchmark.PLAIN, "metarun, 2 workers"]
     times, memory, remarks = benchmark.measure("W4", names, args, SMALL)
     assert {name: len(row) for name, row in times.items()} == dict.fromkeys(names, 2)
     assert memory.keys() == set(names)
