@@ -1,0 +1,215 @@
+"""The implementations that metarun is compared with: plain PyTorch, and the libraries that are installed here."""
+
+import copy
+import importlib.util
+import warnings
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+from workload import Gradient, Step, Work, algo_of, outer, tasks_of
+
+from metarun.execution import unstack
+from metarun.types import Episode
+
+PLAIN = "plain loop"
+
+
+class Network(nn.Module):
+    """The same networks as one writes them for PyTorch; parameters are named as metarun's."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__()
+        filters = work.backbone["filters"]
+        self.strided = work.backbone["name"] == "conv4_strided"
+        widths = [work.image[0]] + 4 * [filters]
+        stride, eps = (2, 1e-3) if self.strided else (1, 1e-5)
+        self.convs = nn.ModuleList(nn.Conv2d(i, o, 3, stride, padding=1, bias=False) for i, o in pairwise(widths))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(filters, eps=eps, track_running_stats=False) for _ in range(4))
+        features = filters
+        if self.strided:
+            for norm in self.norms:
+                norm.register_parameter("weight", None)  # shift, but no scale
+        else:
+            features *= (work.image[1] // 16) ** 2
+        self.head = nn.Linear(features, work.ways) if work.algo["name"] != "protonet" else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms):
+            x = F.relu(norm(conv(x)))
+            x = x if self.strided else F.max_pool2d(x, 2)
+        return self.head(x.mean((-2, -1)) if self.strided else x.flatten(1))
+
+    def adapted(self) -> dict[str, Tensor]:
+        """All parameters but those of the norm layers."""
+        return {name: p for name, p in self.named_parameters() if not name.startswith("norms.")}
+
+
+def network(work: Work, dtype: torch.dtype, device: str) -> Network:
+    """With metarun's starting weights."""
+    net = Network(work).to(device, dtype)
+    algo, theta = algo_of(work, dtype, device)
+    for component in theta.keys() - set(algo.carried):
+        for name, value in theta[component].items():
+            net.get_parameter(f"head.{name}" if component == "head" else name).data.copy_(value)
+    return net
+
+
+def named(net: Network) -> dict[str, Tensor]:
+    def component(name: str) -> str:
+        return name if name.startswith("head.") else f"{'norm' if name.startswith('norms.') else 'backbone'}.{name}"
+
+    return {component(name): p.grad for name, p in net.named_parameters() if p.grad is not None}
+
+
+Backward = Callable[[Episode], None]  # adds a task's gradient to what the network has
+Peer = Callable[[Network, Work], Backward]
+
+
+def trained_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple[Step, Gradient]:
+    net, tasks = network(work, dtype, device), tasks_of(work, dtype, device)
+    backward = peer(net, work)
+    optimizer = outer(work, [{"params": list(net.parameters())}])
+
+    def gradient() -> dict[str, Tensor]:
+        optimizer.zero_grad()
+        for task in unstack(tasks):
+            backward(task)
+        for p in net.parameters():
+            p.grad = None if p.grad is None else p.grad / work.tasks
+        return named(net)
+
+    def step() -> None:
+        gradient()
+        optimizer.step()
+
+    return step, gradient
+
+
+def plain_maml(net: Network, work: Work) -> Backward:
+    """`torch.autograd.grad` for the inner steps, a backward per task."""
+
+    def backward(task: Episode) -> None:
+        support, query = task
+        fast = net.adapted()
+        for _ in range(work.algo["inner_steps"]):
+            loss = F.cross_entropy(functional_call(net, fast, (support.x,)), support.y)
+            gradient = torch.autograd.grad(loss, list(fast.values()), create_graph=not work.algo["first_order"])
+            fast = {name: p - work.algo["inner_lr"] * g for (name, p), g in zip(fast.items(), gradient)}
+        F.cross_entropy(functional_call(net, fast, (query.x,)), query.y).backward()
+
+    return backward
+
+
+def plain_protonet(net: Network, work: Work) -> Backward:
+    def backward(task: Episode) -> None:
+        support, query = task
+        z = net(torch.cat([support.x, query.x])).view(len(support.y) + len(query.y), -1)
+        z_support, z_query = z[: len(support.y)], z[len(support.y) :]
+        prototypes = torch.stack([z_support[support.y == k].mean(0) for k in range(work.ways)])
+        F.cross_entropy(-(z_query[:, None] - prototypes).square().sum(-1), query.y).backward()
+
+    return backward
+
+
+def plain_reptile(net: Network, work: Work, fused: bool | None = None) -> Backward:
+    """A copy of the network learns each task with an Adam of its own, from one pass over balanced minibatches.
+
+    Every parameter can be compared: as no convolution has a bias in front of its norm, none has a true gradient of
+    zero, of which Adam makes full steps of rounding noise.
+    """
+    fast, algo = copy.deepcopy(net), work.algo
+
+    def backward(task: Episode) -> None:
+        x, y = task.support
+        fast.load_state_dict(net.state_dict())
+        betas = (0.0, algo["beta2"])
+        optimizer = torch.optim.Adam(fast.parameters(), algo["inner_lr"], betas, algo["eps"], fused=fused)
+        order = torch.arange(len(y), device=y.device).view(work.ways, -1).T.flatten()
+        for rows in order.split(algo["inner_batch"]):
+            optimizer.zero_grad()
+            F.cross_entropy(fast(x[rows]), y[rows]).backward()
+            optimizer.step()
+        for p, q in zip(net.parameters(), fast.parameters()):
+            pull = p.detach() - q.detach()
+            p.grad = pull if p.grad is None else p.grad + pull
+
+    return backward
+
+
+def by_higher(net: Network, work: Work) -> Backward:
+    """As in its own MAML example; the inner optimiser holds what is adapted."""
+    with warnings.catch_warnings():  # its source is of an older Python
+        warnings.simplefilter("ignore")
+        import higher
+
+    inner = torch.optim.SGD(net.adapted().values(), lr=work.algo["inner_lr"])
+    track = not work.algo["first_order"]
+
+    def backward(task: Episode) -> None:
+        support, query = task
+        with higher.innerloop_ctx(net, inner, copy_initial_weights=False, track_higher_grads=track) as (
+            fast,
+            optimizer,
+        ):
+            for _ in range(work.algo["inner_steps"]):
+                optimizer.step(F.cross_entropy(fast(support.x), support.y))
+            loss = F.cross_entropy(fast(query.x), query.y)
+            if track:
+                loss.backward()
+            else:  # higher leaves first-order gradients at the adapted weights
+                for p, g in zip(net.parameters(), torch.autograd.grad(loss, list(fast.parameters()))):
+                    p.grad = g if p.grad is None else p.grad + g
+
+    return backward
+
+
+def by_torchopt(net: Network, work: Work) -> Backward:
+    """As in its own MAML example: MetaSGD, the network's state restored after each task."""
+    import torchopt
+
+    inner = torchopt.MetaSGD(net, lr=work.algo["inner_lr"])
+
+    def backward(task: Episode) -> None:
+        support, query = task
+        state = torchopt.extract_state_dict(net, by="reference"), torchopt.extract_state_dict(inner, by="reference")
+        for _ in range(work.algo["inner_steps"]):
+            inner.step(F.cross_entropy(net(support.x), support.y))
+        F.cross_entropy(net(query.x), query.y).backward()
+        torchopt.recover_state_dict(net, state[0])
+        torchopt.recover_state_dict(inner, state[1])
+
+    return backward
+
+
+def by_learn2learn(net: Network, work: Work) -> Backward:
+    import learn2learn
+
+    learner = learn2learn.algorithms.MAML(net, lr=work.algo["inner_lr"], first_order=work.algo["first_order"])
+
+    def backward(task: Episode) -> None:
+        support, query = task
+        fast = learner.clone()
+        for _ in range(work.algo["inner_steps"]):
+            fast.adapt(F.cross_entropy(fast(support.x), support.y))
+        F.cross_entropy(fast(query.x), query.y).backward()
+
+    return backward
+
+
+LIBRARIES = {"higher": by_higher, "torchopt": by_torchopt, "learn2learn": by_learn2learn}
+ADAPTS_NORMS = ("torchopt", "learn2learn")  # they adapt every parameter: another gradient, nearly the same work
+
+
+def peers_for(work: Work) -> dict[str, Peer]:
+    """Those that can do this work here, the plain loop first."""
+    if work.algo["name"] == "protonet":
+        return {PLAIN: plain_protonet}
+    if work.algo["name"] == "reptile":
+        return {PLAIN: plain_reptile, f"{PLAIN}, fused Adam": partial(plain_reptile, fused=True)}
+    installed = {name: peer for name, peer in LIBRARIES.items() if importlib.util.find_spec(name)}
+    return {PLAIN: plain_maml, **installed}
