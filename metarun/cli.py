@@ -242,6 +242,18 @@ def profile() -> None:
     print(*profiled(settings), sep="\n")
 
 
+def report() -> None:
+    """Write tables of finished runs beside the published figures: report.md, report.csv and report.tex."""
+    parser = argparse.ArgumentParser(prog="metarun report", description=report.__doc__)
+    parser.add_argument("runs", nargs="*", type=Path, default=[Path("outputs")], help="folders with runs; outputs")
+    parser.add_argument("--to", type=Path, default=Path("report"), help="the folder for the report; report")
+    arguments = parser.parse_args()
+    from metarun.reporting import written
+
+    for file in written(arguments.runs, arguments.to):
+        print(file)
+
+
 def list_all() -> None:
     """Show the algorithms, datasets, backbones and experiments there are, one line each."""
     parser = argparse.ArgumentParser(prog="metarun list", description=list_all.__doc__)
@@ -259,4 +271,5 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "evaluate": evaluate,
     "data": data,
     "profile": profile,
+    "report": report,
 }

@@ -1,0 +1,82 @@
+"""Means with intervals, and comparisons of methods on the same test tasks."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One setting over its seeds. The two spreads answer different questions, and are never added."""
+
+    mean: float  # over seeds, of each seed's mean over tasks
+    over_tasks: float  # half a 95 % interval over the test tasks, of the mean over seeds at each task
+    over_seeds: float | None  # half a 95 % interval over training seeds, by Student's t; None of a single one
+    seeds: int
+    tasks: int
+
+
+def summary(scores: Sequence[np.ndarray]) -> Summary:
+    """scores: of each seed [tasks], on the same tasks."""
+    table = np.stack(scores)  # [seeds, tasks]
+    per_task, per_seed = table.mean(0), table.mean(1)
+    seeds, tasks = table.shape
+    spread = None
+    if seeds > 1:
+        spread = student(seeds - 1) * float(per_seed.std(ddof=1)) / math.sqrt(seeds)
+    over_tasks = 1.96 * float(per_task.std(ddof=1)) / math.sqrt(tasks) if tasks > 1 else math.nan
+    return Summary(float(table.mean()), over_tasks, spread, seeds, tasks)
+
+
+def student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A less B, on the tasks that both were tested on."""
+
+    first: str
+    second: str
+    difference: float
+    ci95: float  # of the difference, paired: 1.96 std / sqrt(tasks)
+    p: float  # Wilcoxon's signed-rank test, of no difference; 1 where no task differs
+    corrected: float  # by Holm's method, over all comparisons of the table
+
+
+def compared(scores: Mapping[str, np.ndarray]) -> list[Comparison]:
+    """Every two of several methods. scores: name -> [tasks], all on the same tasks."""
+    from scipy.stats import wilcoxon
+
+    found = []
+    for first, second in combinations(scores, 2):
+        change = scores[first] - scores[second]
+        p = float(wilcoxon(change, zero_method="zsplit").pvalue) if np.any(change) else 1.0
+        ci95 = 1.96 * float(change.std(ddof=1)) / math.sqrt(len(change))
+        found.append((first, second, float(change.mean()), ci95, p))
+    corrected = holm([entry[-1] for entry in found])
+    return [Comparison(*entry, q) for entry, q in zip(found, corrected)]
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm 1979: the smallest times their number, the next times one less, and so on, never falling, at most 1."""
+    corrected = [1.0] * len(p)
+    largest = 0.0
+    for place, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        largest = max(largest, (len(p) - place) * p[i])
+        corrected[i] = min(1.0, largest)
+    return corrected
+
+
+def ranks(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """The mean over tasks of each method's rank, 1 the best; equal ones share the mean of their ranks."""
+    from scipy.stats import rankdata
+
+    table = np.stack(list(scores.values()))  # [methods, tasks]
+    return dict(zip(scores, rankdata(-table, axis=0).mean(1).tolist()))
