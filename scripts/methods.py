@@ -5,18 +5,14 @@ python scripts/methods.py
 
 import ast
 import re
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-sys.path.insert(0, str(Path(__file__).parent))  # for results, also where this file is loaded by its path
-
-from results import Run, find, score, table, task
 
 from metarun import composing
 from metarun.registry import declaration
+from metarun.reporting.pages import published, score, table, task
+from metarun.reporting.runs import Cell, cells, found
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
@@ -25,7 +21,7 @@ HEADER = ("`algo=`", "family", "learns", "adapts to a task", "norm layers at met
 NORM = {"batch": "batch: transductive", "running": "running: inductive", "per_query": "per query: inductive"}
 
 
-def methods(runs: list[Run]) -> str:
+def methods(tested: list[Cell]) -> str:
     """The table: a line for each file in configs/algo, by family, year and authors."""
 
     def order(cells: tuple[str, ...]) -> tuple[str, list[str], str]:
@@ -33,11 +29,11 @@ def methods(runs: list[Run]) -> str:
         return cells[1], re.findall(r"\d{4}", citation), citation
 
     ours = {path.stem for path in (composing.CONFIGS / "algo").iterdir()}
-    rows = (row(algo, line, runs) for algo, line in composing.described_options("algo").items() if algo in ours)
+    rows = (row(algo, line, tested) for algo, line in composing.described_options("algo").items() if algo in ours)
     return table(HEADER, sorted(rows, key=order))
 
 
-def row(algo: str, comment: str, runs: list[Run]) -> tuple[str, ...]:
+def row(algo: str, comment: str, tested: list[Cell]) -> tuple[str, ...]:
     """What a method declares; of one that is another's class with other settings, what the YAML's comment says."""
     described = re.fullmatch(r".+?: (?P<what>.+) \((?P<citation>.+)\)", comment)
     values = composing.plain(composing.compose([f"algo={algo}"]))["algo"]
@@ -53,7 +49,7 @@ def row(algo: str, comment: str, runs: list[Run]) -> tuple[str, ...]:
         facts["adapts"],
         NORM[values["norm"]],
         linked(described["citation"], declared.module),
-        "<br>".join(reproduced([run for run in runs if run.algo == algo])) or "glyphs only",
+        "<br>".join(reproduced(cell for cell in tested if cell.first.algo == algo)) or "glyphs only",
     )
 
 
@@ -67,24 +63,19 @@ def linked(citation: str, module: str) -> str:
     return f"[{citation}]({address[0]})" if address else citation
 
 
-def reproduced(runs: list[Run]) -> Iterator[str]:
-    """Every setting's own test and what else has a published figure beside it; of several seeds the lowest."""
-    lowest: dict[Any, Run] = {}
-    for run in runs:
-        lowest.setdefault(run.order[:4], run)
-    for run in lowest.values():
-        for name, tested in run.result["test"].items():
-            published = re.sub(r"\[\^\w+\]", "", run.published(name))  # without the footnote
-            if name == "test" or published:
-                beside = f" (published {published})" if published else ""
-                yield f"{run.dataset}, {task(tested)}: {score(tested)}{beside}"
+def reproduced(tested: Iterable[Cell]) -> Iterator[str]:
+    """Every setting's own test and what else has a published figure beside it."""
+    for cell in tested:
+        if cell.row == "test" or cell.published:
+            beside = f" (published {published(cell, mark=False)})" if cell.published else ""
+            yield f"{cell.first.dataset}, {task(cell.test)}: {score(cell)}{beside}"
 
 
-def rewritten(readme: str, runs: list[Run]) -> str:
+def rewritten(readme: str, tested: list[Cell]) -> str:
     before, _, rest = readme.partition(START)
     _, _, after = rest.partition(END)
-    return f"{before}{START}\n{methods(runs)}\n{END}{after}"
+    return f"{before}{START}\n{methods(tested)}\n{END}{after}"
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text(encoding="utf-8"), find([RESULTS])), encoding="utf-8")
+    README.write_text(rewritten(README.read_text(encoding="utf-8"), list(cells(found([RESULTS])))), encoding="utf-8")

@@ -1,12 +1,10 @@
 """The scripts: the benchmark compares equals, the page of results and the table of methods tell what there is."""
 
 import argparse
-import json
 import math
 import mmap
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import benchmark
@@ -15,7 +13,6 @@ import growth
 import methods
 import peers
 import pytest
-import results
 import sampling
 import timed
 import torch
@@ -24,7 +21,9 @@ from contenders import disagreement, implementations
 from workload import WORK, maml
 
 from metarun.registry import known
+from metarun.reporting.runs import cells, found
 from metarun.types import TaskShape
+from tests.test_report import omniglot_result, write_run
 
 SMALL = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
 
@@ -125,106 +124,24 @@ def test_samplers_draw_the_same_kind_of_tasks():
             assert all(len(row.unique()) == len(row) for row in rows), name
 
 
-def omniglot_result() -> dict[str, Any]:
-    row = {"ways": 5, "shots": 1, "tasks": 2000, "algo": {"name": "maml", "inner_steps": 3}}
-    return {
-        "config": {"ways": 5, "shots": 1, "seed": 1, "dataset": {"name": "omniglot", "split": "random"}},
-        "choices": {"experiment": "maml/omniglot_5w1s", "algo": "maml"},
-        "device": "x86_64, 2 threads",
-        "commit": "0123456789abcdef0123456789abcdef01234567-dirty",
-        "checkpoint": {"name": "best", "step": 7500},
-        "training": {"steps": 8000, "seconds": 4830.4, "tasks_per_second": 53.4},
-        "test": {
-            "test": row | {"accuracy": {"mean": 0.98125, "ci95": 0.0025}, "queries": 1, "transductive": True},
-            "test_inductive": row | {"accuracy": {"mean": 0.96, "ci95": 0.003}, "queries": 1, "transductive": False},
-        },
-    }
-
-
-def sinusoid_result() -> dict[str, Any]:
-    steps = {"mean": [3.5, 0.7, 0.5], "ci95": [0.1, 0.05, 0.04]}
-    row = {"ways": 1, "shots": 5, "queries": 100, "tasks": 600, "transductive": False, "algo": {"inner_steps": 2}}
-    return {
-        "config": {"ways": 1, "shots": 5, "seed": 0, "dataset": {"name": "sinusoid"}},
-        "choices": {"experiment": "maml/sinusoid", "algo": "maml"},
-        "device": "x86_64, 2 threads",
-        "commit": None,
-        "checkpoint": {"name": "best", "step": 70000},
-        "training": {"steps": 70000, "seconds": 41.0, "tasks_per_second": 4000.0},
-        "test": {"test": row | {"mse": {"mean": 0.5, "ci95": 0.04}, "mse_by_step": steps}},
-    }
-
-
-def write_run(folder: Path, result: dict[str, Any], overrides: str) -> None:
-    (folder / ".hydra").mkdir(parents=True)
-    (folder / "result.json").write_text(json.dumps(result))
-    (folder / ".hydra" / "overrides.yaml").write_text(overrides)
-
-
-@pytest.fixture
-def outputs(tmp_path: Path) -> Path:
-    elsewhere = "- device=cpu\n- data_dir=/somewhere\n"
-    write_run(tmp_path / "a", sinusoid_result(), "- experiment=maml/sinusoid\n- ++eval.algo.inner_steps=2\n")
-    write_run(tmp_path / "b", omniglot_result(), f"- experiment=maml/omniglot_5w1s\n- seed=1\n{elsewhere}")
-    write_run(tmp_path / "b" / "tests" / "again", {"test": {}}, "[]")
-    return tmp_path
-
-
-def test_the_page_has_a_line_for_every_row_of_every_run(outputs):
-    lines = results.page(results.find([outputs])).splitlines()
-    run = "| 2000 | 7500 of 8000 | 1 h 21 min | 53 | x86_64, 2 threads | 1 | 0123456-dirty |"
-    task = "| omniglot (random) | 5-way 1-shot, 1 query per class |"
-    assert lines[6:9] == [
-        f"| maml/omniglot_5w1s | test {task} 98.12 ± 0.25 % | 98.7 ± 0.4[^maml] | transductive {run}",
-        f"| maml/omniglot_5w1s | test_inductive {task} 96.00 ± 0.30 % |  | inductive {run}",
-        "| maml/sinusoid | test | sinusoid | 5 points | mse 0.500 ± 0.040 |  | inductive | 600 | 70000 of 70000 | 41 s "
-        "| 4000 | x86_64, 2 threads | 0 |  |",
-    ]
-
-
-def test_the_page_shows_sources_inner_steps_and_commands(outputs):
-    page = results.page(results.find([outputs]))
-    assert "\n[^maml]: Finn, Abbeel, Levine" in page
-    assert "[^protonet]" not in page
-    assert "| 1 | 0.700 ± 0.050 | 0.67[^maml] |" in page
-    assert "- `test`: " in page
-    assert "- `queries15`: " not in page
-    assert "metarun experiment=maml/omniglot_5w1s seed=1\n" in page
-    assert "metarun experiment=maml/sinusoid eval.algo.inner_steps=2\n" in page
-    assert "/somewhere" not in page
-
-
-def test_the_page_does_not_depend_on_folders(outputs):
-    page = results.page(results.find([outputs]))
-    (outputs / "a").rename(outputs / "c")
-    assert results.page(results.find([outputs / "c", outputs / "b", outputs])) == page
-
-
-def test_only_an_experiments_own_test_stands_beside_a_published_figure():
-    result = omniglot_result()
-    run = results.Run(result, overrides=None)
-    assert run.published("test") == "98.7 ± 0.4[^maml]"
-    assert run.published("test_inductive") == ""
-    result["choices"]["experiment"] = None
-    assert run.published("test") == ""
-
-
 def test_readmes_table_of_methods_is_what_the_script_writes():
     readme = methods.README.read_text(encoding="utf-8")
-    assert readme == methods.rewritten(readme, methods.find([methods.RESULTS])), "run: python scripts/methods.py"
+    assert readme == methods.rewritten(readme, list(cells(found([methods.RESULTS])))), "run: python scripts/methods.py"
     assert {name for name in known("algo") if f"\n| `{name}` | " not in readme} == set()
 
 
-def test_a_methods_line_shows_its_class_its_yaml_and_its_results():
+def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path):
     run, another_seed, anils = omniglot_result(), omniglot_result(), omniglot_result()
     another_seed["config"]["seed"] = 2
-    anils["choices"]["algo"] = "anil"
-    runs = [results.Run(result, overrides=None) for result in (anils, run, another_seed)]
+    anils["choices"]["algo"], anils["config"]["algo"] = "anil", {"name": "anil"}
+    for name, result in {"a": anils, "b": run, "c": another_seed}.items():
+        write_run(tmp_path / name, result, "[]")
     comment = "MAML: an initialisation (Finn et al. 2017)"
     paper = "[Finn et al. 2017](https://arxiv.org/abs/1703.03400)"
     figure = "omniglot, 5-way 1-shot, 1 query per class: 98.12 ± 0.25 % (published 98.7 ± 0.4)"
-    assert methods.row("maml", comment, runs)[0:3:2] == ("`maml`", "an initialisation")
-    assert methods.row("maml", comment, runs)[4:] == ("batch: transductive", paper, figure)
+    line = methods.row("maml", comment, list(cells(found([tmp_path]))))
+    assert line[0:3:2] == ("`maml`", "an initialisation")
+    assert line[4:] == ("batch: transductive", paper, figure)
     assert methods.row("maml", comment, [])[-1] == "glyphs only"
 
 

@@ -76,7 +76,7 @@ def published(cell: Cell, mark: bool = True) -> str:
     if cell.published is None:
         return ""
     figure = cell.published
-    text = f"{figure.value:g}" + (f" ± {figure.plus_minus:g}" if figure.plus_minus is not None else "")
+    text = str(figure.value) + (f" ± {figure.plus_minus}" if figure.plus_minus is not None else "")
     return text + (f"[^{figure.source}]" if mark else "")
 
 
@@ -121,7 +121,7 @@ def markdown(cells: Sequence[Cell], commands: Iterable[str]) -> str:
     return f"{body}\n\n" + "\n".join(marks) + "\n"
 
 
-def table(header: Sequence[str], content: Iterable[Sequence[str]]) -> str:
+def table(header: tuple[str, ...], content: Iterable[tuple[str, ...]]) -> str:
     rows = [header, ("---",) * len(header), *content]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
