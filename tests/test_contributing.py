@@ -52,12 +52,12 @@ def test_its_method_trains_by_the_command(checkout: Path, place: Path):
     assert (result["config"]["algo"]["name"], result["training"]["steps"]) == (ALGO, 4)
 
 
-def test_its_gradient_is_tested_by_enumeration(checkout: Path):
-    chosen = ["tests/test_gradients.py", "-k", f"every_registered or {ALGO}"]
+def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path):
+    chosen = ["tests/test_gradients.py", "tests/test_learning.py", "-k", f"every_registered or {ALGO}"]
     done = python(checkout, checkout, "-m", "pytest", "-n0", "-v", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
-    for test in ("equals_a_loop_of_plain_autograd", "agrees_with_a_directional_finite_difference"):
-        assert re.search(rf"{test}\[{ALGO}-.* PASSED", done.stdout), done.stdout
+    for test in ("equals_a_loop_of_plain_autograd", "a_directional_finite_difference", "makes_it_better"):
+        assert re.search(rf"{test}\[{ALGO}.* PASSED", done.stdout), done.stdout
 
 
 def test_readmes_table_gets_its_line(checkout: Path):

@@ -93,3 +93,9 @@ def learns(name: str, kind: Kind) -> bool:
 
 def has_first_order(name: str) -> bool:
     return "first_order" in declaration("algo", name).settings
+
+
+def nearest_by_pixels(tasks: Episode) -> Tensor:
+    """[T], the accuracy where each query has the label of the support image whose pixels are nearest."""
+    nearest = torch.cdist(tasks.query.x.flatten(2), tasks.support.x.flatten(2)).argmin(-1)  # [T, N*Q]
+    return (tasks.support.y.gather(1, nearest) == tasks.query.y).double().mean(1)

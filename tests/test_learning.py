@@ -1,0 +1,95 @@
+"""Every method learns to tell new glyphs apart: something in seconds, and in minutes more than pixels tell (slow)."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metarun.composing import CONFIGS, changed, compose, load_settings, plain
+from metarun.evaluator import Scores, fixed_tasks
+from metarun.experiment import Experiment
+from metarun.folder import RunFolder
+from metarun.ranks import ALONE
+from metarun.run import run
+from tests.tiny import nearest_by_pixels
+
+METHODS = sorted({path.stem for path in (CONFIGS / "algo").glob("*.yaml")} - {"nil"})  # which tests what others train
+SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in configs/
+    "anil": ("algo.inner_lr=0.4",),
+    "baseline": ("backbone=conv4",),
+    "baselinepp": ("backbone=conv4",),
+    "cavia": ("backbone=conv4",),
+    "imaml": ("trainer.steps=90",),
+    "mamlpp": ("trainer.steps=100",),
+    "matchingnet": ("backbone=conv4",),
+    "r2d2": ("backbone=r2d2",),
+    "reptile": (
+        "backbone=conv4_flat",
+        "trainer.steps=400",
+        "algo.inner_lr=3e-3",
+        "++eval.algo.inner_steps=20",
+        "shots=10",  # in training
+        "eval.shots=1",
+    ),
+    "siamese": ("backbone=conv4",),
+}
+COMMON = ("dataset=glyphs", "device=cpu", "trainer.workers=1", "eval.val_tasks=100", "eval.tasks=200")
+SHORT = (  # few steps, so large ones
+    "dataset.classes_train=100",
+    "trainer.steps=40",
+    "trainer.tasks_per_step=4",
+    "trainer.eval_every=40",
+    "optimizer.lr=5e-3",
+    "eval.val_tasks=20",
+    "eval.tasks=100",
+)
+SETTINGS_SHORT: dict[str, tuple[str, ...]] = {
+    "imaml": ("backbone=conv4_flat",),
+    "reptile": ("optimizer.lr=1",),
+}
+
+
+def configured(name: str, *overrides: str) -> dict[str, Any]:
+    return plain(compose([f"algo={name}", *COMMON, *SETTINGS.get(name, ()), *overrides]))
+
+
+def trained(values: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """The result of its test, 5-way 1-shot."""
+    run(load_settings(values), folder, values, {})
+    result = folder.result()
+    assert result is not None
+    row = result["test"]["test"]
+    assert (row["ways"], row["shots"]) == (5, 1)
+    return row
+
+
+def untrained(experiment: Experiment) -> Scores:
+    """The same test, of the weights that training starts from."""
+    theta = experiment.initial_theta()
+    return experiment.tested(experiment.eval_rows()["test"], [(theta, experiment.statistics(theta))], "vmap", ALONE)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: str):
+    values = configured(name, *SHORT, *SETTINGS_SHORT.get(name, ()))
+    filters = values["backbone"]["filters"]
+    values = changed(values, [f"backbone.filters={[16] * len(filters) if isinstance(filters, list) else 16}"])
+    after = trained(values, RunFolder(place / "run"))
+    before = untrained(Experiment.of(load_settings(values)))
+    assert after["task_hash"] == before.task_hash
+    start, end = before.summary()["accuracy"], after["accuracy"]
+    assert end["mean"] - end["ci95"] > start["mean"] + start["ci95"]
+    assert end["mean"] - end["ci95"] > 1 / 5  # chance
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_tells_more_than_pixels_do(place: Path, name: str):
+    values = configured(name)
+    accuracy = trained(values, RunFolder(place / "run"))["accuracy"]
+    experiment = Experiment.of(load_settings(values))
+    test = experiment.eval_rows()["test"]
+    tasks = fixed_tasks(experiment.tester(test, "test").source, test.tasks, test.seed, "test")
+    by_pixels = torch.cat([nearest_by_pixels(block) for block in tasks]).mean()
+    assert accuracy["mean"] - accuracy["ci95"] > by_pixels
