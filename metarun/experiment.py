@@ -45,7 +45,8 @@ class Experiment:
         exact = settings.trainer.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
         source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
-        if isinstance(source, EpisodeSampler) and "batch_size" in settings.algo:  # learns without tasks
+        supervised = declaration("algo", settings.algo["name"]).constants.get("supervised", False)
+        if isinstance(source, EpisodeSampler) and supervised:
             source = source.minibatches(settings.algo["batch_size"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
