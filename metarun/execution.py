@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
+from metarun.inner import one_by_one
 from metarun.ranks import ALONE, Ranks
 from metarun.types import Algorithm, Episode, Examples, Metrics, Theta
 
@@ -19,7 +20,8 @@ def over_tasks(function: Callable[[Episode], Any], tasks: Episode, execution: Ex
     """`function` of each task, its results stacked: a leading T on every tensor."""
     if execution == "vmap":
         return vmap(function)(tasks)
-    return _stacked([function(task) for task in unstack(tasks)])
+    with one_by_one():
+        return _stacked([function(task) for task in unstack(tasks)])
 
 
 def unstack(tasks: Episode) -> list[Episode]:
@@ -84,7 +86,8 @@ def sums(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
                 losses, metrics = vmap(partial(algo.task_loss, theta))(tasks)
                 loss, metrics = losses.sum(), {name: value.sum(0) for name, value in metrics.items()}
             else:
-                loss, metrics = algo.task_loss(theta, tasks)
+                with one_by_one():
+                    loss, metrics = algo.task_loss(theta, tasks)
         gradient = torch.autograd.grad(loss, leaves, materialize_grads=True)
         return {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}, list(gradient)
 

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,40 @@ def named(components: Theta) -> Params:
     return {f"{component}.{name}": p for component, params in components.items() for name, p in params.items()}
 
 
+_one_by_one = ContextVar("_one_by_one", default=False)
+
+
+@contextmanager
+def one_by_one() -> Iterator[None]:
+    """Here tasks are run one after another, under no transform of torch.func."""
+    token = _one_by_one.set(True)
+    try:
+        yield
+    finally:
+        _one_by_one.reset(token)
+
+
+def gradient_of(loss: Callable[[Theta], Tensor], phi: Theta) -> Theta:
+    """grad loss(phi), itself differentiable where gradients are enabled.
+
+    By torch.func, as vmap needs it; `one_by_one` by plain autograd, which handles small tensors more quickly.
+    """
+    if not _one_by_one.get():
+        return grad(loss)(phi)
+    further = torch.is_grad_enabled()
+
+    def input_of(p: Tensor) -> Tensor:  # a tensor of its own: loss may depend on p by other ways as well
+        return p.view_as(p) if further and p.requires_grad else p.detach().requires_grad_()
+
+    with torch.enable_grad():
+        inputs = {component: {name: input_of(p) for name, p in params.items()} for component, params in phi.items()}
+        found = torch.autograd.grad(
+            loss(inputs), list(named(inputs).values()), create_graph=further, materialize_grads=True
+        )
+    remaining = iter(found)
+    return {component: {name: next(remaining) for name in params} for component, params in phi.items()}
+
+
 def inner_step(
     loss: Callable[[Theta], Tensor], phi: Theta, *, lr: float | Params, first_order: bool | Tensor = False
 ) -> Theta:
@@ -44,7 +79,7 @@ def inner_step(
     kept in either case, and counts where it is false.
     """
     with torch.no_grad() if first_order is True else nullcontext():
-        gradient = grad(loss)(phi)
+        gradient = gradient_of(loss, phi)
 
     def stepped(component: str, name: str, p: Tensor) -> Tensor:
         rate, g = lr[f"{component}.{name}"] if isinstance(lr, dict) else lr, gradient[component][name]

@@ -21,10 +21,10 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad
+from torch.func import functional_call
 
 from metarun import objectives
-from metarun.inner import initial_theta, last, select, slope
+from metarun.inner import gradient_of, initial_theta, last, select, slope
 from metarun.objectives import judged, metrics_by_step
 from metarun.registry import register
 from metarun.settings import Count, Fraction, Norm, Positive
@@ -77,7 +77,7 @@ class Reptile:
             return objectives.loss(self.spec.kind, self.predict(phi, weights, batch.x), batch.y)
 
         weights = self.learned(phi)
-        gradient = grad(loss)(weights)
+        gradient = gradient_of(loss, weights)
         steps, before = phi["clock"]["steps"] + 1, phi["moments"]
         moments = {n: self.beta2 * before[n] + (1 - self.beta2) * g.square() for n, g in named(gradient).items()}
         unbiased = 1 - self.beta2**steps
