@@ -35,6 +35,7 @@ def settings(**changes) -> TrainerSettings:
         "log_every": 1,
         "eval_every": 1,
         "patience": None,
+        "keep_best": 1,
     }
     return TrainerSettings(**{**values, **changes})
 

@@ -16,12 +16,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("METARUN_CACHE") or Path(base, "metarun")).expanduser().absolute()
 
 
-def prepared(name: str, make: Callable[[Path], None]) -> Path:
+def prepared(name: str, make: Callable[[Path], None], resumable: bool = False) -> Path:
     """The folder `name` of the cache; `make` fills it where it is missing.
 
     `make` writes into a scratch folder that takes the name only when it returned, so a folder that exists is
-    complete. What a killed run left in it is there for the next, a failed one leaves nothing. A second process waits
-    for the first instead of working beside it.
+    complete. A failed run leaves nothing, and a killed one nothing that is used, but where `make` is `resumable`: then
+    it finds what the killed one had written. A second process waits for the first instead of working beside it.
     Raises ConfigError where the cache cannot be written, and whatever else `make` raises.
     """
     target = cache_dir() / name
@@ -31,7 +31,7 @@ def prepared(name: str, make: Callable[[Path], None]) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
             if not target.is_dir():
-                _fill(target, make)
+                _fill(target, make, resumable)
     except OSError as error:
         if not _is_about(target.parent, error):
             raise
@@ -42,8 +42,10 @@ def prepared(name: str, make: Callable[[Path], None]) -> Path:
     return target
 
 
-def _fill(target: Path, make: Callable[[Path], None]) -> None:
+def _fill(target: Path, make: Callable[[Path], None], resumable: bool) -> None:
     scratch = target.with_name(f".{target.name}.partial")
+    if not resumable:
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed: we hold the lock
     scratch.mkdir(exist_ok=True)
     try:
         make(scratch)

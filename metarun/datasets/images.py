@@ -151,7 +151,7 @@ class Images:
             download(url, self._root / url.rpartition("/")[2], md5)
         if not self._root.exists():
             raise ConfigError(f"dataset={self.collection}: nothing at {self._root}: {self._remedy}")
-        return Packed.load(prepared(self._cache_name, self._pack))
+        return Packed.load(prepared(self._cache_name, self._pack, resumable=True))
 
     def _pack(self, folder: Path) -> None:
         listing = self._listing()
