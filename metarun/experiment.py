@@ -50,6 +50,7 @@ class Experiment:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
+            check_inputs(settings.backbone["name"], backbone, source.spec)
             algo = algorithm(settings.algo, backbone, source.spec)
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
         experiment.check_components()
@@ -200,6 +201,16 @@ def algorithm(
     head = backbone.head(spec.output_size) if has_head else None
     algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
     return algo
+
+
+def check_inputs(name: str, backbone: Backbone, spec: TaskSpec) -> None:
+    """Raises ConfigError where the dataset has inputs of another sort than the backbone reads."""
+    if backbone.inputs != spec.inputs:
+        sorts = {
+            other: declaration("backbone", other).constants.get("inputs", "numbers") for other in known("backbone")
+        }
+        fitting = ", ".join(other for other, sort in sorts.items() if sort == spec.inputs)
+        raise ConfigError(f"backbone={name} reads {backbone.inputs}, this dataset has {spec.inputs}: choose {fitting}")
 
 
 def dataset_of(settings: Settings) -> Dataset:
