@@ -123,7 +123,7 @@ class Experiment:
         for tester, (_, statistics) in zip(testers, models):
             tester.normalise_by(statistics)
         members = [(tester.algo, theta) for tester, (theta, _) in zip(testers, models)]
-        algo, theta = members[0] if len(members) == 1 else (Ensemble(members), {})
+        algo, theta = members[0] if len(members) == 1 else (Ensemble(members, testers[0].source.spec), {})
         return testers[0].evaluated(algo, theta, how.tasks, execution, ranks)
 
     def eval_rows(self) -> dict[str, EvalSettings]:

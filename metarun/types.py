@@ -42,13 +42,15 @@ class TaskShape(NamedTuple):
 class TaskSpec(NamedTuple):
     """What a task asks for: `output_size` is the number of classes, or of regressed values.
 
-    `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more.
+    `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
+    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error.
     """
 
     kind: Kind
     input_shape: tuple[int, ...]
     output_size: int
     inputs: Inputs = "numbers"
+    metric: str | None = None
 
 
 class TaskSource(Protocol):
