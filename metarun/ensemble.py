@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.objectives import HEADLINE, answers, score
-from metarun.types import Algorithm, Episode, Metrics, Theta
+from metarun.objectives import answers, headline
+from metarun.types import Algorithm, Episode, Metrics, TaskSpec, Theta
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Ensemble:
     """Trained models of one method, for the meta-test alone."""
 
     members: Sequence[tuple[Algorithm, Theta]]  # each algorithm with a network that has its own running statistics
+    spec: TaskSpec
 
     def probabilities(self, episode: Episode) -> Tensor:
         """[n, N] of the queries: the mean of the members' softmax."""
@@ -30,4 +31,4 @@ class Ensemble:
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure; `theta` is not read, the members have theirs."""
-        return {HEADLINE["classification"]: score("classification", self.probabilities(episode), episode.query.y)}
+        return headline(self.spec, self.probabilities(episode), episode.query.y)

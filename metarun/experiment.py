@@ -51,6 +51,7 @@ class Experiment:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
+            check_inputs(settings.backbone["name"], backbone, source.spec)
             algo = algorithm(settings.algo, backbone, source.spec)
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
         experiment.check_components()
@@ -123,7 +124,7 @@ class Experiment:
         for tester, (_, statistics) in zip(testers, models):
             tester.normalise_by(statistics)
         members = [(tester.algo, theta) for tester, (theta, _) in zip(testers, models)]
-        algo, theta = members[0] if len(members) == 1 else (Ensemble(members), {})
+        algo, theta = members[0] if len(members) == 1 else (Ensemble(members, testers[0].source.spec), {})
         return testers[0].evaluated(algo, theta, how.tasks, execution, ranks)
 
     def eval_rows(self) -> dict[str, EvalSettings]:
@@ -201,6 +202,16 @@ def algorithm(
     head = backbone.head(spec.output_size) if has_head else None
     algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
     return algo
+
+
+def check_inputs(name: str, backbone: Backbone, spec: TaskSpec) -> None:
+    """Raises ConfigError where the dataset has inputs of another sort than the backbone reads."""
+    if backbone.inputs != spec.inputs:
+        sorts = {
+            other: declaration("backbone", other).constants.get("inputs", "numbers") for other in known("backbone")
+        }
+        fitting = ", ".join(other for other, sort in sorts.items() if sort == spec.inputs)
+        raise ConfigError(f"backbone={name} reads {backbone.inputs}, this dataset has {spec.inputs}: choose {fitting}")
 
 
 def dataset_of(settings: Settings) -> Dataset:

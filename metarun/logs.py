@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Protocol
 
 from tqdm import tqdm
 
+from metarun.objectives import METRICS
 from metarun.registry import register
 
 say = logging.getLogger("metarun")
@@ -77,7 +78,7 @@ class RunLog:
         self._show(step, split, scalars)
 
     def _show(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        names = [name for name in ("loss", "accuracy", "mse") if name in scalars]
+        names = [name for name in ("loss", *METRICS) if name in scalars]
         prefix = "" if split == "train" else f"{split} "
         self._shown |= {prefix + name: f"{scalars[name]:.4f}" for name in names}
         if self._bar is not None:

@@ -1,17 +1,51 @@
 """What a task's predictions are judged by, for every kind of task."""
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.types import Algorithm, Episode, Kind, Metrics, Theta
+from metarun.types import Algorithm, Episode, Kind, Metrics, TaskSpec, Theta
 
-HEADLINE: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
-HIGHER_IS_BETTER = {"accuracy": True, "mse": False}
+
+class Metric(NamedTuple):
+    """A figure of one task, from its predictions and y."""
+
+    of: Callable[[Tensor, Tensor], Tensor]
+    higher_is_better: bool
+
+
+def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
+    """Fraction of right classes, of logits [n, N]."""
+    return (prediction.argmax(-1) == y).to(prediction.dtype).mean()
+
+
+def delta_auprc(prediction: Tensor, y: Tensor) -> Tensor:
+    """How far the ranking of logits [n, 2] by class 1 is above chance: average precision minus the share of class 1.
+
+    Average precision is the mean, over the examples of class 1, of class 1's share among all ranked as high or higher
+    (as scikit-learn's). It takes n^2 comparisons instead of a sort, which ties would not allow.
+    """
+    ranking, positive = prediction[:, 1] - prediction[:, 0], y == 1
+    as_high = ranking >= ranking[:, None]  # [n, n], row i: who is ranked as high as i
+    precision = (as_high & positive).sum(1) / as_high.sum(1)
+    count = positive.sum()
+    return ((precision * positive).sum() / count.clamp(min=1) - count / len(y)).to(prediction.dtype)
+
+
+METRICS = {
+    "accuracy": Metric(accuracy, True),
+    "mse": Metric(F.mse_loss, False),
+    "delta_auprc": Metric(delta_auprc, True),
+}
+
+
+def metric_of(spec: TaskSpec) -> str:
+    """The name of the headline figure."""
+    return spec.metric or {"classification": "accuracy", "regression": "mse"}[spec.kind]
 
 
 def loss(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
@@ -19,11 +53,14 @@ def loss(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
 
 
-def score(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
-    """The headline figure of a task: fraction of right classes, or mean squared error."""
-    if kind == "classification":
-        return (prediction.argmax(-1) == y).to(prediction.dtype).mean()
-    return F.mse_loss(prediction, y)
+def score(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Tensor:
+    """The headline figure of a task."""
+    return METRICS[metric_of(spec)].of(prediction, y)
+
+
+def headline(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
+    """The same under its name, to be logged."""
+    return {metric_of(spec): score(spec, prediction, y).detach()}
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
@@ -31,15 +68,15 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
     return y[:, None] == torch.arange(classes, device=y.device)
 
 
-def judged(kind: Kind, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+def judged(spec: TaskSpec, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
     """A differentiable loss, and the headline figure to log beside it."""
-    return loss(kind, prediction, y), {HEADLINE[kind]: score(kind, prediction, y).detach()}
+    return loss(spec.kind, prediction, y), headline(spec, prediction, y)
 
 
-def episode_loss(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+def episode_loss(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
     """Adapt to the support, predict the queries, judge: the outer objective of most methods."""
     phi = algo.adapt(theta, episode.support)
-    return judged(kind, algo.predict(theta, phi, episode.query.x), episode.query.y)
+    return judged(spec, algo.predict(theta, phi, episode.query.x), episode.query.y)
 
 
 def answers(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
@@ -54,18 +91,19 @@ def answers(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor
     return vmap(alone)(query.x)
 
 
-def episode_metrics(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode) -> Metrics:
+def episode_metrics(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
     """The headline figure after adaptation."""
     phi = algo.adapt(theta, episode.support)
-    return {HEADLINE[kind]: score(kind, answers(algo, theta, phi, episode), episode.query.y)}
+    return headline(spec, answers(algo, theta, phi, episode), episode.query.y)
 
 
-def metrics_by_step(algo: Algorithm, kind: Kind, theta: Theta, episode: Episode, states: Iterable[Any]) -> Metrics:
+def metrics_by_step(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode, states: Iterable[Any]) -> Metrics:
     """The headline figure after the last of an inner loop's states, and after each, as a vector [J + 1].
 
     The vector is left out where queries are predicted one by one: it would multiply a long test.
     """
     if algo.norm == "per_query":
-        return episode_metrics(algo, kind, theta, episode)
-    scores = torch.stack([score(kind, answers(algo, theta, phi, episode), episode.query.y) for phi in states])
-    return {HEADLINE[kind]: scores[-1], f"{HEADLINE[kind]}_by_step": scores}
+        return episode_metrics(algo, spec, theta, episode)
+    scores = torch.stack([score(spec, answers(algo, theta, phi, episode), episode.query.y) for phi in states])
+    name = metric_of(spec)
+    return {name: scores[-1], f"{name}_by_step": scores}

@@ -6,18 +6,21 @@ from pathlib import Path
 from typing import Any
 
 from metarun.evaluator import Scores
+from metarun.objectives import METRICS
 
 
 def result_lines(result: dict[str, Any]) -> list[str]:
     """One line for each row of the test: mean, 95 % interval and what the figure means."""
     lines = []
     for name, row in result["test"].items():
-        task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} queries per class"
-        if "mse" in row:
-            figure = f"mse {row['mse']['mean']:.4f} +- {row['mse']['ci95']:.4f}"
-            task = f"{row['shots']} points"
+        metric = next(metric for metric in METRICS if metric in row)
+        mean, ci95 = row[metric]["mean"], row[metric]["ci95"]
+        if metric == "accuracy":
+            figure = f"accuracy {100 * mean:.2f} +- {100 * ci95:.2f} %"
+            task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} queries per class"
         else:
-            figure = f"accuracy {100 * row['accuracy']['mean']:.2f} +- {100 * row['accuracy']['ci95']:.2f} %"
+            figure = f"{metric} {mean:.4f} +- {ci95:.4f}"
+            task = f"{row['shots']} points"
         mode = "transductive" if row["transductive"] else "inductive"
         mode += f", ensemble of {row['ensemble']}" if "ensemble" in row else ""
         lines.append(f"{name:20} {figure}  ({task}, {row['tasks']} tasks, {mode})")
@@ -49,7 +52,7 @@ def draw_curves(folder: Path) -> None:
     from matplotlib import pyplot
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    headline = "accuracy" if any("accuracy" in row for row in rows) else "mse"
+    headline = next(metric for metric in METRICS if any(metric in row for row in rows))
     figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, metric in zip(axes, ("loss", headline)):
         for split, style in (("train", {"alpha": 0.8}), ("val", {"marker": "o", "markersize": 3})):

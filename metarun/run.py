@@ -22,7 +22,7 @@ from metarun.executor import Executor, is_out_of_memory
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
 from metarun.logs import Log, Logger, RunLog, Silence, log_to, say
-from metarun.objectives import HEADLINE, HIGHER_IS_BETTER
+from metarun.objectives import METRICS, metric_of
 from metarun.ranks import Ranks, is_lost, together, worker_count
 from metarun.registry import build
 from metarun.report import draw_curves, result_lines, write_scores
@@ -169,8 +169,8 @@ def _train(experiment: Experiment, folder: RunFolder | None, about: dict[str, An
     settings, trainer = experiment.settings, experiment.settings.trainer
     state = _restored(experiment, folder, ranks)
     progress = state.progress
-    headline = HEADLINE[experiment.source.spec.kind]
-    sign = 1 if HIGHER_IS_BETTER[headline] else -1
+    headline = metric_of(experiment.source.spec)
+    sign = 1 if METRICS[headline].higher_is_better else -1
     tester = experiment.tester(experiment.eval_rows()["test"], "val")
     statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
     executor = Executor(experiment.algo, trainer, ranks)

@@ -14,6 +14,7 @@ Theta = dict[str, Params]  # component ("backbone", "norm", "head", ...) -> Para
 Metrics = dict[str, Tensor]  # name -> tensor of any shape, for one task
 Split = Literal["train", "val", "test"]
 Kind = Literal["classification", "regression"]
+Inputs = Literal["numbers", "ngrams"]  # of which a network reads one
 
 
 class Examples(NamedTuple):
@@ -39,11 +40,17 @@ class TaskShape(NamedTuple):
 
 
 class TaskSpec(NamedTuple):
-    """What a task asks for: `output_size` is the number of classes, or of regressed values."""
+    """What a task asks for: `output_size` is the number of classes, or of regressed values.
+
+    `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
+    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error.
+    """
 
     kind: Kind
     input_shape: tuple[int, ...]
     output_size: int
+    inputs: Inputs = "numbers"
+    metric: str | None = None
 
 
 class TaskSource(Protocol):
@@ -123,6 +130,7 @@ class Backbone(nn.Module):
     `modulated` names the parameters, of one value per unit or channel, through which a task's context enters.
     """
 
+    inputs: ClassVar[Inputs] = "numbers"
     feature_size: int
     feature_shape: tuple[int, ...]
     modulated: tuple[str, ...] = ()

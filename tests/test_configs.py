@@ -10,16 +10,19 @@ from typing import Any
 import pytest
 
 from metarun.composing import CONFIGS, changed, compose, load_settings, plain
-from metarun.datasets import collections
+from metarun.datasets import collections, texts
 from metarun.errors import ConfigError
 from metarun.folder import RunFolder
+from metarun.objectives import METRICS
 from metarun.registry import GROUPS
 from metarun.run import run
 from tests.tiny_pictures import write_cifar, write_listed
+from tests.tiny_texts import write_texts
 
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
 OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
 REAL = {"omniglot": "omniglot", "miniimagenet": "mini-imagenet"}  # dataset -> its folder in METARUN_DATA
+TOGETHER = {"backbone=ngram": "dataset=clinc150"}  # what an option needs beside it
 PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
 SMALL: dict[str, Any] = {
     "trainer.steps": 1,
@@ -34,6 +37,8 @@ SMALL_PARTS = {  # of what has them
     "backbone.filters": 4,
     "backbone.kernels": [5, 3, 2, 2],
     "backbone.units": 8,
+    "backbone.buckets": 64,
+    "backbone.features": 8,
     "dataset.classes_train": 20,
     "dataset.classes_val": 10,
     "dataset.classes_test": 10,
@@ -71,14 +76,14 @@ def test_a_file_takes_a_step_and_a_test(data_folder: str | None, place: Path, mo
     if option in PACKAGES:
         pytest.importorskip(PACKAGES[option])
     monkeypatch.setenv("WANDB_MODE", "offline")
-    values = shrunk(plain(compose([option])))
+    values = shrunk(plain(compose([option, *([TOGETHER[option]] if option in TOGETHER else [])])))
     data = values["dataset"].get("collection", values["dataset"]["name"])
     if data in REAL:
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
             pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
         values["data_dir"] = data_folder
-    elif data in collections.COLLECTIONS or data == "folder":
-        values["dataset"]["path"] = str(stand_in(data, place / "pictures", monkeypatch))
+    elif data in (*collections.COLLECTIONS, *texts.CORPORA, "folder"):
+        values["dataset"]["path"] = str(stand_in(data, place / "data", monkeypatch))
     folder = RunFolder(place / "run")
     run(load_settings(values), folder, values, {})
 
@@ -87,14 +92,16 @@ def test_a_file_takes_a_step_and_a_test(data_folder: str | None, place: Path, mo
     assert result["training"]["steps"] == 1
     assert {"test", *values["eval"]["variants"]} <= result["test"].keys()
     for row in result["test"].values():
-        figure = row["accuracy"] if "accuracy" in row else row["mse"]
+        figure = next(row[metric] for metric in METRICS if metric in row)
         assert row["tasks"] == 2
         assert math.isfinite(figure["mean"])
 
 
 def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A small set of pictures in the form of the one named."""
-    if data == "folder":
+    """A small set in the form of the one named."""
+    if data in texts.CORPORA:
+        write_texts(root, data, 10, monkeypatch)
+    elif data == "folder":
         write_listed(root, "cifar_fs", per_class=6)
     elif data in ("cifar_fs", "fc100"):
         write_cifar(root, per_class=6)

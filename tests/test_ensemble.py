@@ -18,7 +18,7 @@ from metarun.execution import unstack
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
 from metarun.trainer import Progress, leads
-from metarun.types import Episode, Examples
+from metarun.types import Episode, Examples, TaskSpec
 from tests.conftest import TINY, Command
 
 KEPT = (*TINY, "trainer.steps=10", "trainer.keep_best=3", "eval.checkpoint=ensemble", "hydra.run.dir=run")
@@ -41,7 +41,7 @@ def test_probabilities_are_averaged_and_not_logits():
     logit of class 0 over class 1 is (2 ln 1/3 + ln 99) / 3 > 0, class 0."""
     logits = [torch.tensor([math.log(p), math.log(1 - p)], dtype=torch.float64) for p in (0.25, 0.25, 0.99)]
     examples = Examples(torch.zeros(2, 1), torch.tensor([0, 1]))
-    ensemble = Ensemble([(Certain(), theta) for theta in logits])
+    ensemble = Ensemble([(Certain(), theta) for theta in logits], TaskSpec("classification", (1,), 2))
     task = Episode(examples, examples)
     expected = torch.tensor([[149 / 300, 151 / 300]] * 2, dtype=torch.float64)
     torch.testing.assert_close(ensemble.probabilities(task), expected)

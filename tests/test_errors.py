@@ -111,7 +111,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("glyphs ways=15 algo=protonet", "ways is 15: this split has 10 classes"),  # validation's, but not training's
     (
         "glyphs shots=15 queries=15",
-        "shots + queries is 15 + 15 = 30: each class has 20 images, and support and query must not share any",
+        "shots + queries is 15 + 15 = 30: each class has 20 examples, and support and query must not share any",
     ),
     (
         "glyphs eval.ways=3",

@@ -32,7 +32,7 @@ def glyphs(**changed) -> Glyphs:
 
 def images(split, **changed):
     table = glyphs(**changed).tasks(split, ONE_SHOT).table
-    return table.pictures.unflatten(0, (len(table), -1))
+    return table.examples.unflatten(0, (len(table), -1))
 
 
 def test_shapes_and_types():

@@ -29,7 +29,7 @@ def test_every_registered_component_has_its_reference():
 @pytest.mark.parametrize(("name", "backbone"), PAIRS)
 def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, execution):
     algo, theta = algo_and_theta(name, backbone)
-    tasks = episodes(3)
+    tasks = episodes(3, backbone=backbone)
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
     plain = plain_losses(name, backbone, theta, tasks)
     expected = torch.autograd.grad(plain.mean(), leaves(theta), materialize_grads=True)
@@ -54,7 +54,7 @@ def test_first_order_meta_gradient_equals_plain_autograd(name, execution):
 @pytest.mark.parametrize(("name", "backbone"), [pair for pair in PAIRS if getattr(REFERENCES[pair[0]], "EXACT", True)])
 def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbone):
     algo, theta = algo_and_theta(name, backbone)
-    tasks = episodes(2)
+    tasks = episodes(2, backbone=backbone)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
     generator = torch.Generator().manual_seed(2)
     direction = {

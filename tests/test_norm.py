@@ -43,7 +43,7 @@ def test_collected_statistics_are_those_of_all_batches_together():
 @pytest.mark.parametrize("backbone", known("backbone"))
 def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbone):
     algo, theta = algo_and_theta("protonet", backbone)
-    task = unstack(episodes(1))[0]
+    task = unstack(episodes(1, backbone=backbone))[0]
     use_statistics(algo.backbone, collect_statistics(algo.backbone, lambda: algo.task_loss(theta, task)))
     together = answers(algo, theta, algo.adapt(theta, task.support), task)
     phi = algo.adapt(theta, task.support)

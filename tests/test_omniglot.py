@@ -41,7 +41,7 @@ def root(tiny, tmp_path):
 
 def images_of(sampler: EpisodeSampler) -> torch.Tensor:
     """[classes, 20, 1, S, S]."""
-    return sampler.table.pictures.unflatten(0, (len(sampler.table), -1))
+    return sampler.table.examples.unflatten(0, (len(sampler.table), -1))
 
 
 @pytest.mark.parametrize(("rotations", "rows", "variants"), [("none", 2, 1), ("classes", 8, 1), ("episode", 8, 4)])

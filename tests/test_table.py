@@ -35,7 +35,7 @@ def test_every_picture_of_a_ragged_class_is_drawn_and_none_twice():
     assert values.unique().tolist() == [0, 1, 10, 11, 12, 13, 14, 20, 21, 22]
     counts = torch.stack([(values == value).sum() for value in range(10, 15)]) / (values // 10 == 1).sum()
     assert counts == pytest.approx([0.2] * 5, abs=0.04)
-    with pytest.raises(ConfigError, match=r"shots \+ queries is 2 \+ 1 = 3: its smallest class has 2 images"):
+    with pytest.raises(ConfigError, match=r"shots \+ queries is 2 \+ 1 = 3: its smallest class has 2 examples"):
         EpisodeSampler(ragged(), TaskShape(3, 2, 1))
 
 
@@ -69,7 +69,7 @@ def test_placements_give_the_same_episodes(tmp_path, monkeypatch):
     for placement in ("auto", "device", "host", "disk"):
         sampler = images("folder", tmp_path / "pictures", placement=placement, crop=1, flip=True).tasks("train", shape)
         drawn[placement] = sampler.sample(7, generator_for("placement"))
-        mapped = sampler.table.pictures.untyped_storage().nbytes() == 28 * 3 * 6 * 6  # all splits' file
+        mapped = sampler.table.examples.untyped_storage().nbytes() == 28 * 3 * 6 * 6  # all splits' file
         assert mapped == (placement in ("auto", "disk"))
     for episode in drawn.values():
         for part, expected in zip(episode, drawn["disk"]):

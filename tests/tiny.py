@@ -12,6 +12,7 @@ from metarun.execution import unstack
 from metarun.experiment import algorithm
 from metarun.registry import build, declaration, known
 from metarun.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
+from tests.reference.plain import NGRAM_LENGTH
 
 BACKBONES: dict[str, dict[str, Any]] = {
     "conv4": {"filters": 4},
@@ -20,6 +21,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "koch": {"filters": 2, "kernels": [3, 2, 2, 1], "units": 6},
     "conv4_flat": {"filters": 4},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
+    "ngram": {"buckets": 11, "features": 4, "length": NGRAM_LENGTH},
     "r2d2": {"filters": [3, 2, 4, 3]},
     "resnet12": {"filters": [3, 4, 4, 5]},
     "torchvision": {"model": "resnet18", "weights": None},
@@ -46,7 +48,7 @@ WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
     """A registered algorithm on a registered backbone; one without a module in tests/reference is an error."""
     torch.manual_seed(0)
-    shape = (1, SIDE, SIDE) if kind == "classification" else (1,)
+    shape = (1,) if kind == "regression" else (SIDE,) if backbone == "ngram" else (1, SIDE, SIDE)
     spec = TaskSpec(kind, shape, WAYS if kind == "classification" else 1)
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
     algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
@@ -61,15 +63,19 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
     return algo, theta
 
 
-def episodes(tasks: int, kind: Kind = "classification", seed: int = 0) -> Episode:
-    """[T, ...] random images with labels, or random points."""
+def episodes(tasks: int, kind: Kind = "classification", seed: int = 0, backbone: str = "conv4") -> Episode:
+    """[T, ...] random images, or what else the backbone reads, with labels; or random points."""
     generator = torch.Generator().manual_seed(seed)
 
     def part(per_class: int) -> Examples:
         n = WAYS * per_class
         if kind == "regression":
             return Examples(*(torch.randn(tasks, n, 1, generator=generator, dtype=torch.float64) for _ in range(2)))
-        x = torch.rand(tasks, n, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
+        if backbone == "ngram":  # many rows have less than SIDE
+            x = torch.randint(2**31, (tasks, n, SIDE), generator=generator, dtype=torch.int32)
+            x = x * torch.randint(2, x.shape, generator=generator, dtype=torch.int32)
+        else:
+            x = torch.rand(tasks, n, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
         return Examples(x, torch.arange(WAYS).repeat_interleave(per_class).expand(tasks, -1))
 
     return Episode(part(SHOTS), part(QUERIES))

@@ -100,7 +100,7 @@ class Baseline:
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """The classifier's loss on a batch of images; there is no support. The accuracy is over all classes."""
         images, y = episode.query
-        return judged(self.spec.kind, self.logits(theta["classifier"], self.features(theta, images)), y)
+        return judged(self.spec, self.logits(theta["classifier"], self.features(theta, images)), y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

@@ -104,7 +104,7 @@ class IMAML:
         """The query loss L_Q(phi*), with the implicit gradient as its gradient (Algorithm 2)."""
 
         def query_loss(phi: Theta) -> tuple[Tensor, tuple[Tensor, Metrics]]:
-            value, metrics = judged(self.spec.kind, self.predict(theta, phi, episode.query.x), episode.query.y)
+            value, metrics = judged(self.spec, self.predict(theta, phi, episode.query.x), episode.query.y)
             return value, (value, metrics)
 
         with torch.no_grad():
@@ -116,7 +116,7 @@ class IMAML:
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
-        return metrics_by_step(self, self.spec.kind, theta, episode, states)
+        return metrics_by_step(self, self.spec, theta, episode, states)
 
 
 def conjugate_gradient(operator: Callable[[Theta], Theta], b: Theta, steps: int) -> Theta:

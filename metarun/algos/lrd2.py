@@ -65,7 +65,7 @@ class LRD2:
         support, query = episode
         features = self.features(theta, torch.cat([support.x, query.x]))
         phi = self.weights(theta, features[: len(support.y)], support.y)
-        return judged(self.spec.kind, features[len(support.y) :] @ phi, query.y)
+        return judged(self.spec, features[len(support.y) :] @ phi, query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

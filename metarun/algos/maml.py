@@ -67,9 +67,9 @@ class MAML:
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Query loss after adaptation: the term summed in Eq. 1."""
-        return episode_loss(self, self.spec.kind, theta, episode)
+        return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
-        return metrics_by_step(self, self.spec.kind, theta, episode, states)
+        return metrics_by_step(self, self.spec, theta, episode, states)

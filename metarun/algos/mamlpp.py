@@ -93,7 +93,7 @@ class MAMLPlusPlus:
         """Sum over the steps of v_j times the query loss after step j (section 4); metrics after the last."""
         _, *states = self.trajectory(theta, episode.support)
         predictions = [self.predict(theta, phi, episode.query.x) for phi in states]
-        losses, metrics = zip(*(judged(self.spec.kind, prediction, episode.query.y) for prediction in predictions))
+        losses, metrics = zip(*(judged(self.spec, prediction, episode.query.y) for prediction in predictions))
         clock = theta["clock"]["step"]
         tick = clock.detach() - clock  # 0; its gradient of -1 makes the clock go on by 1
         return self.importance(outer_step(theta)) @ torch.stack(losses) + tick, metrics[-1]
@@ -101,7 +101,7 @@ class MAMLPlusPlus:
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
-        return metrics_by_step(self, self.spec.kind, theta, episode, states)
+        return metrics_by_step(self, self.spec, theta, episode, states)
 
 
 def outer_step(theta: Theta) -> Tensor:

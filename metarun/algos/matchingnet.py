@@ -121,7 +121,7 @@ class MatchingNet:
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         phi = Support(self.support_embedding(theta, z[: len(support.y)]), support.y)
-        return judged(self.spec.kind, self.log_probabilities(theta, phi, z[len(support.y) :]), query.y)
+        return judged(self.spec, self.log_probabilities(theta, phi, z[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

@@ -61,7 +61,7 @@ class ProtoNet:
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         prototypes = self.prototypes(z[: len(support.y)], support.y)
-        return judged(self.spec.kind, self.logits(prototypes, z[len(support.y) :]), query.y)
+        return judged(self.spec, self.logits(prototypes, z[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

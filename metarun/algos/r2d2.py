@@ -71,7 +71,7 @@ class R2D2:
         support, query = episode
         features = self.features(theta, torch.cat([support.x, query.x]))
         phi = self.weights(theta, features[: len(support.y)], support.y)
-        return judged(self.spec.kind, self.outputs(theta, phi, features[len(support.y) :]), query.y)
+        return judged(self.spec, self.outputs(theta, phi, features[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

@@ -21,7 +21,7 @@ from torch.func import functional_call
 from metarun.backbones.norm import BatchNorm
 from metarun.errors import ConfigError
 from metarun.inner import initial_theta
-from metarun.objectives import HEADLINE, episode_metrics, one_hot, score
+from metarun.objectives import episode_metrics, headline, one_hot
 from metarun.registry import register
 from metarun.settings import Count
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -121,7 +121,7 @@ class RelationNet:
         support, query = episode
         scores = self.predict(theta, self.adapt(theta, support), query.x)
         loss = F.mse_loss(scores, one_hot(query.y, self.spec.output_size).to(scores.dtype))
-        return loss, {HEADLINE[self.spec.kind]: score(self.spec.kind, scores, query.y).detach()}
+        return loss, headline(self.spec, scores, query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

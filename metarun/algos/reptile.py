@@ -116,12 +116,12 @@ class Reptile:
         pull = torch.stack([d.square().sum() for d in named(self.learned(change)).values()]).sum() / 2
         handed_on = slope(select(theta, *self.carried), change)
         prediction = self.predict(theta, phi, episode.query.x)
-        return pull + handed_on, judged(self.spec.kind, prediction, episode.query.y)[1]
+        return pull + handed_on, judged(self.spec, prediction, episode.query.y)[1]
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
-        return metrics_by_step(self, self.spec.kind, theta, episode, states)
+        return metrics_by_step(self, self.spec, theta, episode, states)
 
 
 def named(weights: Theta) -> Params:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from metarun.errors import ConfigError
 from metarun.inner import initial_theta
-from metarun.objectives import HEADLINE, episode_metrics, one_hot, score
+from metarun.objectives import episode_metrics, headline, one_hot
 from metarun.registry import register
 from metarun.settings import Norm
 from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
@@ -93,7 +93,7 @@ class Siamese:
         weight = (same / same.sum() + (1 - same) / (1 - same).sum()) / 2
         loss = F.binary_cross_entropy_with_logits(likeness, same, weight, reduction="sum")
         matches = self.best_match(likeness, support.y)
-        return loss, {HEADLINE[self.spec.kind]: score(self.spec.kind, matches, query.y).detach()}
+        return loss, headline(self.spec, matches, query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

@@ -38,4 +38,4 @@ class Ahead:
 
 def is_elsewhere(source: TaskSource, device: torch.device) -> bool:
     """Whether its pictures must be copied to the device for each step."""
-    return isinstance(source, EpisodeSampler | Minibatches) and source.table.pictures.device.type != device.type
+    return isinstance(source, EpisodeSampler | Minibatches) and source.table.examples.device.type != device.type

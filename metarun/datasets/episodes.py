@@ -1,4 +1,4 @@
-"""Few-shot episodes drawn from a table of pictures: whole batches of tasks, without a loop."""
+"""Few-shot episodes drawn from a table of examples: whole batches of tasks, without a loop."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from metarun.datasets.table import Table
-from metarun.datasets.views import AS_IS, View
+from metarun.datasets.views import AS_IS, Seen
 from metarun.errors import ConfigError
 from metarun.types import Episode, Examples, TaskShape, TaskSpec
 
@@ -22,7 +22,7 @@ class EpisodeSampler:
     table: Table
     shape: TaskShape
     variants: int = 1
-    view: View = AS_IS
+    view: Seen = AS_IS
 
     def __post_init__(self) -> None:
         ways, shots, queries = self.shape
@@ -33,15 +33,15 @@ class EpisodeSampler:
             which = "each class" if self.table.least == self.table.most else "its smallest class"
             raise ConfigError(
                 f"shots + queries is {shots} + {queries} = {shots + queries}: "
-                f"{which} has {self.table.least} images, and support and query must not share any"
+                f"{which} has {self.table.least} examples, and support and query must not share any"
             )
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", self.table.image_shape, self.shape.ways)
+        return TaskSpec("classification", self.table.example_shape, self.shape.ways, self.view.inputs)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
-        """support.x [T, N*K, C, H, W] in 0..1, query.x [T, N*Q, C, H, W]; labels 0..N-1 in class-draw order."""
+        """support.x [T, N*K, *example], query.x [T, N*Q, *example]; labels 0..N-1 in class-draw order."""
         ways, shots, queries = self.shape
         classes = distinct(len(self.table) // self.variants, ways, (num_tasks,), generator)  # [T, N]
         if self.variants > 1:
@@ -57,36 +57,37 @@ class EpisodeSampler:
         return Episode(support=part(members[..., :shots]), query=part(members[..., shots:]))
 
     def _members(self, classes: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """[*classes.shape, k], distinct pictures of each class."""
+        """[*classes.shape, k], distinct examples of each class."""
         table, shape = self.table, tuple(classes.shape)
         if table.least == table.most:
             return distinct(table.most, k, shape, generator)
         return distinct(table.most, k, shape, generator, below=table.sizes(classes))
 
     def minibatches(self, size: int) -> "Minibatches":
-        """The same images without tasks."""
+        """The same examples without tasks."""
         return Minibatches(self.table, size, self.variants, self.view)
 
 
 @dataclass(frozen=True)
 class Minibatches:
-    """Images of all classes with labels that stay the same from batch to batch: "tasks" without a support."""
+    """Examples of all classes with labels that stay the same from batch to batch: "tasks" without a support."""
 
     table: Table
     size: int
     variants: int = 1
-    view: View = AS_IS
+    view: Seen = AS_IS
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", self.table.image_shape, len(self.table) // self.variants)
+        classes = len(self.table) // self.variants
+        return TaskSpec("classification", self.table.example_shape, classes, self.view.inputs)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
-        """query.x [T, size, C, H, W] in 0..1, query.y [T, size] of all classes; the support has no examples."""
+        """query.x [T, size, *example], query.y [T, size] of all classes; the support has no examples."""
         size = (num_tasks, self.size)
         draw = torch.randint(self.table.total, size, generator=generator, device=generator.device)
-        pictures, classes = self.table.at(draw)
-        x, y = self.view(pictures, generator), classes // self.variants
+        examples, classes = self.table.at(draw)
+        x, y = self.view(examples, generator), classes // self.variants
         return Episode(support=Examples(x[:, :0], y[:, :0]), query=Examples(x, y))
 
 

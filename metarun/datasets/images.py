@@ -21,7 +21,7 @@ from metarun.datasets.episodes import EpisodeSampler
 from metarun.datasets.files import fingerprint
 from metarun.datasets.layouts import SPLITS, Classes
 from metarun.datasets.packing import ClassOf, Form, Packed, pack
-from metarun.datasets.table import Table, placed
+from metarun.datasets.table import Table, placed, span
 from metarun.datasets.views import View
 from metarun.errors import ConfigError
 from metarun.registry import register
@@ -204,9 +204,7 @@ class Images:
         for split in SPLITS:
             counts = [sizes[number] for number in self._classes(packed, split)]
             if counts:
-                least, most = min(counts), max(counts)
-                each = f"{least}" if least == most else f"{least} to {most}"
-                yield f"{split}: {len(counts)} classes of {each} pictures, {sum(counts)} in all"
+                yield f"{split}: {len(counts)} classes of {span(counts)} pictures, {sum(counts)} in all"
             else:
                 yield f"{split}: no classes"
         broken = packed.about["broken"]

@@ -1,5 +1,6 @@
-"""Pictures by class: in the device's memory, in the host's, or on disk, and the same to whoever draws from them."""
+"""Examples by class: in the device's memory, in the host's, or on disk, and the same to whoever draws from them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,50 +16,50 @@ SHARE = 0.5  # of the memory that is free: what pictures may take of it when met
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of pictures and which of them make up each class."""
+    """Rows of examples, as pictures, and which of them make up each class."""
 
-    pictures: Tensor  # [n, C, H, W] uint8
-    rows: Tensor  # [m] of pictures, those of a class next to each other
+    examples: Tensor  # [n, *example], of pictures [n, C, H, W] uint8
+    rows: Tensor  # [m] of examples, those of a class next to each other
     starts: Tensor  # [classes], of each class in `rows`
     counts: Tensor  # [classes]
-    device: torch.device  # where pictures are wanted
-    least: int  # pictures of the smallest class
+    device: torch.device  # where examples are wanted
+    least: int  # examples of the smallest class
     most: int
-    turned: bool = False  # each class is four: turned by 0, 90, 180 and 270 degrees
+    turned: bool = False  # each class is four: its pictures turned by 0, 90, 180 and 270 degrees
 
     @classmethod
-    def of(cls, pictures: Tensor, labels: Tensor, rows: Tensor, device: torch.device) -> "Table":
-        """pictures: [n, C, H, W]; labels: [m] of their `rows` [m], 0 .. classes - 1, each at least once."""
+    def of(cls, examples: Tensor, labels: Tensor, rows: Tensor, device: torch.device) -> "Table":
+        """examples: [n, *example]; labels: [m] of their `rows` [m], 0 .. classes - 1, each at least once."""
         counts = labels.bincount()
         rows, starts = rows[labels.argsort(stable=True)], counts.cumsum(0) - counts
         rows, starts, counts = (part.to(device) for part in (rows, starts, counts))
-        return cls(pictures, rows, starts, counts, device, int(counts.min()), int(counts.max()))
+        return cls(examples, rows, starts, counts, device, int(counts.min()), int(counts.max()))
 
     @classmethod
-    def even(cls, pictures: Tensor) -> "Table":
-        """pictures: [classes, per_class, C, H, W]."""
-        classes, per_class = pictures.shape[:2]
+    def even(cls, examples: Tensor) -> "Table":
+        """examples: [classes, per_class, *example]."""
+        classes, per_class = examples.shape[:2]
         labels = torch.arange(classes).repeat_interleave(per_class)
-        return cls.of(pictures.flatten(0, 1), labels, torch.arange(len(labels)), pictures.device)
+        return cls.of(examples.flatten(0, 1), labels, torch.arange(len(labels)), examples.device)
 
     def __len__(self) -> int:
         return len(self.counts) * (4 if self.turned else 1)
 
     @property
     def total(self) -> int:
-        """Pictures, each as often as it is turned."""
+        """Examples, each as often as it is turned."""
         return len(self.rows) * (4 if self.turned else 1)
 
     @property
-    def image_shape(self) -> tuple[int, ...]:
-        return tuple(self.pictures.shape[1:])
+    def example_shape(self) -> tuple[int, ...]:
+        return tuple(self.examples.shape[1:])
 
     def sizes(self, classes: Tensor) -> Tensor:
-        """How many pictures each of `classes` has, on their device."""
+        """How many examples each of `classes` has, on their device."""
         return self.counts.to(classes.device)[classes // (4 if self.turned else 1)]
 
     def take(self, classes: Tensor, members: Tensor) -> Tensor:
-        """The pictures `members` [*s, k] of `classes` [*s]: [*s, k, C, H, W] uint8, on the device."""
+        """The examples `members` [*s, k] of `classes` [*s]: [*s, k, *example], as stored, on the device."""
         classes, members = classes.to(self.device), members.to(self.device)
         if not self.turned:
             return self._fetched(self.starts[classes][..., None] + members)
@@ -66,18 +67,18 @@ class Table:
         return turned(upright, (classes % 4)[..., None].expand(members.shape))
 
     def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The pictures of a list [total] of all classes' [*s], and their classes [*s], on the device."""
+        """The examples of a list [total] of all classes' [*s], and their classes [*s], on the device."""
         index = index.to(self.device)
         turns = 4 if self.turned else 1
-        pictures = self._fetched(index // turns)
+        examples = self._fetched(index // turns)
         classes = torch.bucketize(index // turns, self.starts, right=True) - 1
         if self.turned:
-            pictures = turned(pictures, index % 4)
-        return pictures, classes * turns + index % turns
+            examples = turned(examples, index % 4)
+        return examples, classes * turns + index % turns
 
     def _fetched(self, index: Tensor) -> Tensor:
-        rows = self.rows[index.flatten()].to(self.pictures.device)
-        x = self.pictures.index_select(0, rows).unflatten(0, index.shape)
+        rows = self.rows[index.flatten()].to(self.examples.device)
+        x = self.examples.index_select(0, rows).unflatten(0, index.shape)
         if x.device != self.device and self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
@@ -114,3 +115,9 @@ def placed(pictures: Tensor, rows: Tensor, placement: Placement, device: torch.d
             f"and {free_memory(where) / 2**30:.1f} GiB are free: choose from {others}"
         )
     return pictures[rows].to(where), torch.arange(len(rows))
+
+
+def span(sizes: Sequence[int]) -> str:
+    """For a person: the least and the most of some sizes."""
+    least, most = min(sizes), max(sizes)
+    return f"{least}" if least == most else f"{least} to {most}"

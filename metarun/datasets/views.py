@@ -1,16 +1,38 @@
-"""What a network sees of a stored picture: values in 0..1, changed at random in training, normalised where that is set.
+"""What a network sees of a stored example.
 
-The changes are made for a whole batch at once, on its device, each picture's drawn from the step's generator.
+Of a picture values in 0..1, changed at random in training, normalised where that is set. The changes are made for a
+whole batch at once, on its device, each picture's drawn from the step's generator.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.types import Inputs
+
 GREY = (0.2989, 0.587, 0.114)  # as torchvision
+
+
+class Seen(Protocol):
+    """From stored examples [*s, *example] to a network's inputs."""
+
+    inputs: ClassVar[Inputs]
+
+    def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Rows of n-grams are seen as they are."""
+
+    inputs: ClassVar[Inputs] = "ngrams"
+
+    def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor:
+        return examples
 
 
 @dataclass(frozen=True)
@@ -22,10 +44,11 @@ class View:
     jitter: float = 0.0  # brightness, contrast and saturation, in this order, each times 1 - jitter .. 1 + jitter
     mean: Sequence[float] | None = None  # of each channel, subtracted
     std: Sequence[float] | None = None  # divided by
+    inputs: ClassVar[Inputs] = "numbers"
 
-    def __call__(self, pictures: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor:
         """[*s, C, H, W] uint8 -> the same shape, float."""
-        x = pictures.flatten(0, -4).float().div_(255)  # [n, C, H, W]
+        x = examples.flatten(0, -4).float().div_(255)  # [n, C, H, W]
         if self.crop:
             x = cropped(x, self.crop, generator)
         if self.flip:
@@ -34,7 +57,7 @@ class View:
             x = jittered(x, self.jitter, generator)
         if self.mean is not None and self.std is not None:
             x = (x - x.new_tensor(self.mean)[:, None, None]) / x.new_tensor(self.std)[:, None, None]
-        return x.view(pictures.shape)
+        return x.view(examples.shape)
 
 
 AS_IS = View()

@@ -69,7 +69,8 @@ def task(test: dict[str, Any]) -> str:
 
 def score(cell: Cell) -> str:
     mean, ci95 = cell.unit * cell.summary.mean, cell.unit * cell.summary.over_tasks
-    return f"mse {mean:.3f} ± {ci95:.3f}" if "mse" in cell.test else f"{mean:.2f} ± {ci95:.2f} %"
+    name = cell.first.headline(cell.row)
+    return f"{mean:.2f} ± {ci95:.2f} %" if name == "accuracy" else f"{name} {mean:.3f} ± {ci95:.3f}"
 
 
 def published(cell: Cell, mark: bool = True) -> str:

@@ -59,7 +59,10 @@ class Run:
         return shlex.join(["metarun", *(text for text in typed if not text.startswith(elsewhere))])
 
     def headline(self, row: str) -> str:
-        return "mse" if "mse" in self.result["test"][row] else "accuracy"
+        """The name of the figure that the tasks are judged by: of what was measured the one that is a single number."""
+        test = self.result["test"][row]
+        measured = (name for name, value in test.items() if isinstance(value, dict) and "ci95" in value)
+        return next(name for name in measured if not isinstance(test[name]["mean"], list))
 
     def scores(self, row: str) -> np.ndarray | None:
         """[tasks], where the folder has them."""
@@ -122,7 +125,7 @@ class Cell:
     @property
     def unit(self) -> float:
         """Accuracies are told in percent."""
-        return 1.0 if "mse" in self.test else 100.0
+        return 100.0 if self.first.headline(self.row) == "accuracy" else 1.0
 
     @cached_property
     def published(self) -> Figure | None:

