@@ -45,7 +45,12 @@ class Experiment:
         exact = settings.trainer.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
         source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
-        if isinstance(source, EpisodeSampler) and "batch_size" in settings.algo:  # learns without tasks
+        if "batch_size" in settings.algo and source.spec.kind == "classification":  # learns without tasks
+            if not isinstance(source, EpisodeSampler):
+                raise ConfigError(
+                    f"algo={settings.algo['name']} learns to tell all training classes apart: "
+                    f"the tasks of dataset={settings.dataset['name']} have none in common"
+                )
             source = source.minibatches(settings.algo["batch_size"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)

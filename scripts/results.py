@@ -161,16 +161,17 @@ def lines(run: Run) -> Iterator[tuple[str, ...]]:
 
 
 def task(row: dict[str, Any]) -> str:
-    if "mse" in row:
+    if "accuracy" not in row:
         return f"{row['shots']} points"
     queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
     return f"{row['ways']}-way {row['shots']}-shot, {queries} per class"
 
 
 def score(row: dict[str, Any]) -> str:
-    if "mse" in row:
-        return f"mse {row['mse']['mean']:.3f} ± {row['mse']['ci95']:.3f}"
-    return f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['ci95']:.2f} %"
+    if "accuracy" in row:
+        return f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['ci95']:.2f} %"
+    metric = "mse" if "mse" in row else "delta_auprc"
+    return f"{metric} {row[metric]['mean']:.3f} ± {row[metric]['ci95']:.3f}"
 
 
 def duration(seconds: float) -> str:
