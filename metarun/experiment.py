@@ -46,7 +46,12 @@ class Experiment:
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
         source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
         supervised = declaration("algo", settings.algo["name"]).constants.get("supervised", False)
-        if isinstance(source, EpisodeSampler) and supervised:
+        if supervised and source.spec.kind == "classification":
+            if not isinstance(source, EpisodeSampler):
+                raise ConfigError(
+                    f"algo={settings.algo['name']} learns to tell all training classes apart: "
+                    f"the tasks of dataset={settings.dataset['name']} have none in common"
+                )
             source = source.minibatches(settings.algo["batch_size"])
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)

@@ -16,6 +16,7 @@ from metarun.folder import RunFolder
 from metarun.objectives import METRICS
 from metarun.registry import GROUPS
 from metarun.run import run
+from tests.tiny_assays import write_assays
 from tests.tiny_pictures import write_cifar, write_listed
 from tests.tiny_texts import write_texts
 
@@ -82,7 +83,7 @@ def test_a_file_takes_a_step_and_a_test(data_folder: str | None, place: Path, mo
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
             pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
         values["data_dir"] = data_folder
-    elif data in (*collections.COLLECTIONS, *texts.CORPORA, "folder"):
+    elif data in (*collections.COLLECTIONS, *texts.CORPORA, "folder", "fs_mol"):
         values["dataset"]["path"] = str(stand_in(data, place / "data", monkeypatch))
     folder = RunFolder(place / "run")
     run(load_settings(values), folder, values, {})
@@ -101,6 +102,8 @@ def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small set in the form of the one named."""
     if data in texts.CORPORA:
         write_texts(root, data, 10, monkeypatch)
+    elif data == "fs_mol":
+        write_assays(root, times=11)
     elif data == "folder":
         write_listed(root, "cifar_fs", per_class=6)
     elif data in ("cifar_fs", "fc100"):

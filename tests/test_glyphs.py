@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from metarun.datasets.glyphs import Glyphs
 from metarun.errors import ConfigError
 from metarun.registry import build
-from metarun.types import TaskShape
+from metarun.types import TaskShape, TaskSpec
 from tests.tiny import nearest_by_pixels
 
 YAML = Path(__file__).parents[1] / "configs" / "dataset" / "glyphs.yaml"
@@ -40,7 +40,7 @@ def test_shapes_and_types():
         assert images(split).shape == (classes, 5, 1, 28, 28)
         assert images(split).dtype == torch.uint8
     tasks = glyphs().tasks("test", ONE_SHOT)
-    assert tasks.spec == ("classification", (1, 28, 28), 5)
+    assert tasks.spec == TaskSpec("classification", (1, 28, 28), 5)
     assert tasks.sample(3, torch.Generator().manual_seed(0)).query.x.shape == (3, 20, 1, 28, 28)
 
 
