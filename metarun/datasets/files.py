@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 
+from metarun.datasets.download import is_web_page
 from metarun.errors import ConfigError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -47,13 +48,6 @@ def fingerprint(place: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{place} cannot be read ({error.strerror})") from error
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
-
-
-def is_web_page(path: Path) -> bool:
-    """Whether the file is HTML: what login pages, quota notices and captive portals send instead of data."""
-    with path.open("rb") as file:
-        start = file.read(1024).lower()
-    return start.lstrip().startswith(b"<!doctype html") or b"<html" in start
 
 
 def _ends(path: Path) -> tuple[bytes, bytes]:
