@@ -112,10 +112,8 @@ def changed(values: Mapping[str, Any], overrides: list[str]) -> dict[str, Any]:
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Everything that a run's numbers depend on."""
     dataset = values["dataset"]
-    elsewhere = (
-        {"placement"} if dataset.get("collection") == "folder" else {"placement", "path"}
-    )  # one's own path counts
-    dataset = {key: value for key, value in dataset.items() if key not in elsewhere}
+    where = {"placement"} if dataset.get("collection") == "folder" else {"placement", "path"}  # one's own path counts
+    dataset = {key: value for key, value in dataset.items() if key not in where}
     return {key: value for key, value in values.items() if key not in WHERE} | {"dataset": dataset}
 
 

@@ -2,23 +2,21 @@
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metarun.errors import Failed
 from metarun.execution import Execution, Part, between, meta_gradient, sums
+from metarun.graphs import CapturedPart, compare, shapes
 from metarun.logs import say
 from metarun.ranks import ALONE, Ranks
 from metarun.settings import TrainerSettings
 from metarun.types import Algorithm, Episode, Metrics, Theta
 
 TIMINGS = 2  # steps that each candidate of `auto` is timed for, after one that warms up
-TOLERANCE = {torch.float32: 1e-2, torch.float64: 1e-10}  # in float32 one ReLU on the other side is 1e-3
 
 
 class Executor:
@@ -31,7 +29,8 @@ class Executor:
     def __init__(self, algo: Algorithm, settings: TrainerSettings, ranks: Ranks = ALONE) -> None:
         self.algo, self.settings, self.ranks = algo, settings, ranks
         self.plan: dict[str, Any] = {"execution": settings.execution, "tasks_per_chunk": settings.tasks_per_chunk}
-        self._parts: dict[str, Part] = {}
+        self.records = settings.cuda_graph  # parts, on a GPU; not where the whole step is recorded
+        self._parts: dict[tuple[Execution, bool], Part] = {}
 
     @property
     def execution(self) -> Execution:
@@ -61,6 +60,7 @@ class Executor:
             raise torch.OutOfMemoryError("no way to execute a step fits in memory")
         best = self.ranks.agreed(min(seconds, key=lambda name: seconds[name]))
         execution, chunk = candidates[best]
+        self._parts.clear()
         self.plan = {"execution": execution, "tasks_per_chunk": chunk, "seconds": seconds}
         say.info("execution: %s (%s)", best, ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items()))
 
@@ -75,7 +75,7 @@ class Executor:
                 tasks,
                 execution=execution,
                 tasks_per_chunk=chunk,
-                part=self._part(execution, tasks.query.x.is_cuda),
+                part=self._part(execution, self.settings.cuda_graph and tasks.query.x.is_cuda),
             )
             loss.item()  # waits for the device
             found.append(time.perf_counter() - started)
@@ -92,7 +92,7 @@ class Executor:
                     execution=self.execution,
                     tasks_per_chunk=self.plan["tasks_per_chunk"],
                     ranks=self.ranks,
-                    part=self._part(self.execution, tasks.query.x.is_cuda),
+                    part=self._part(self.execution, self.records and tasks.query.x.is_cuda),
                 )
             except RuntimeError as error:
                 start, stop = self.ranks.share(len(tasks.query.y))
@@ -102,12 +102,12 @@ class Executor:
             self.plan["tasks_per_chunk"] = -(-size // 2)
             say.info("out of memory: going on with trainer.tasks_per_chunk=%d", self.plan["tasks_per_chunk"])
 
-    def _part(self, execution: Execution, on_cuda: bool) -> Part:
-        if execution not in self._parts:
+    def _part(self, execution: Execution, recorded: bool) -> Part:
+        if (execution, recorded) not in self._parts:
             part = sums(self.algo, execution, bfloat16=self.settings.precision == "bfloat16")
             part = Compiled(part) if self.settings.compile else part
-            self._parts[execution] = Captured(part) if on_cuda else part
-        return self._parts[execution]
+            self._parts[execution, recorded] = CapturedPart(part) if recorded else part
+        return self._parts[execution, recorded]
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -126,12 +126,12 @@ class Compiled:
     def __call__(self, theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
         """Raises Failed where the compiled gradient is not the eager one."""
         leaves, structure = tree_flatten((theta, tasks))
-        shapes = _shapes(leaves)
+        key = shapes(leaves)
         with torch.no_grad():
             leaves = [leaf.detach() for leaf in leaves]
-            if shapes not in self._programs:
-                self._programs[shapes] = self._checked(theta, tasks, leaves, structure)
-            return self._programs[shapes](leaves)
+            if key not in self._programs:
+                self._programs[key] = self._checked(theta, tasks, leaves, structure)
+            return self._programs[key](leaves)
 
     def _checked(self, theta: Theta, tasks: Episode, leaves: list[Tensor], structure: Any) -> Callable[..., Any]:
         outputs: Any = None
@@ -150,64 +150,5 @@ class Compiled:
             return tree_unflatten(list(compiled(*leaves)), outputs)
 
         with torch.enable_grad():
-            _compare("trainer.compile: the compiled", program(leaves)[1], self.part(theta, tasks)[1])
+            compare("trainer.compile: the compiled", program(leaves)[1], self.part(theta, tasks)[1])
         return program
-
-
-class Captured:
-    """A part as a CUDA graph, captured once for each shape: one launch in place of a thousand.
-
-    What cannot be captured goes on without, and says why. Sampling, clipping and the outer optimiser stay outside;
-    theta must be changed in place.
-    """
-
-    def __init__(self, part: Part) -> None:
-        self.part = part
-        self._programs: dict[Any, Callable[[Episode], tuple[Metrics, list[Tensor]]]] = {}
-
-    def __call__(self, theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
-        """Raises Failed where the graph's gradient is not the eager one."""
-        key = (_shapes(tree_flatten(tasks)[0]), *(leaf.data_ptr() for leaf in tree_flatten(theta)[0]))
-        if key not in self._programs:
-            try:
-                self._programs[key] = self._checked(theta, tasks)
-            except RuntimeError as error:
-                if is_out_of_memory(error):
-                    raise
-                say.info("not captured as a CUDA graph: %s", str(error).splitlines()[0])
-                self._programs[key] = partial(self.part, theta)
-        return self._programs[key](tasks)
-
-    def _checked(self, theta: Theta, tasks: Episode) -> Callable[[Episode], tuple[Metrics, list[Tensor]]]:
-        inputs = tree_map(torch.clone, tasks)
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(3):  # libraries set themselves up at first use, which must not be captured
-                expected = self.part(theta, inputs)
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self.part(theta, inputs)
-
-        def program(tasks: Episode) -> tuple[Metrics, list[Tensor]]:
-            tree_map(lambda static, value: static.copy_(value), inputs, tasks)
-            graph.replay()
-            found: tuple[Metrics, list[Tensor]] = tree_map(torch.clone, outputs)  # the next replay overwrites them
-            return found
-
-        _compare("the CUDA graph's", program(tasks)[1], expected[1])
-        return program
-
-
-def _shapes(leaves: list[Tensor]) -> tuple[Any, ...]:
-    return tuple((leaf.shape, leaf.stride()) for leaf in leaves)
-
-
-def _compare(whose: str, found: list[Tensor], expected: list[Tensor]) -> None:
-    """Raises Failed where a meta-gradient is not the eager one."""
-    ours, eager = (torch.cat([g.detach().flatten() for g in gradient]) for gradient in (found, expected))
-    difference = float((ours - eager).norm() / eager.norm())
-    if not difference <= TOLERANCE[ours.dtype]:
-        raise Failed(f"{whose} meta-gradient differs from the eager one by {difference:.1e} of its norm")
-    say.debug("%s meta-gradient differs from the eager one by %.1e of its norm", whose, difference)

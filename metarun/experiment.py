@@ -20,7 +20,7 @@ from metarun.evaluator import Scores, evaluate
 from metarun.execution import Execution, unstack
 from metarun.ranks import Ranks
 from metarun.registry import build, declaration, known
-from metarun.seeding import generator_for
+from metarun.seeding import generator_for, seed_for
 from metarun.settings import EvalSettings, Settings, at_meta_test, did_you_mean
 from metarun.types import Algorithm, Backbone, Dataset, Params, Split, TaskShape, TaskSource, TaskSpec, Theta
 
@@ -75,7 +75,7 @@ class Experiment:
     def initial_theta(self) -> Theta:
         """Ready to be trained; what the algorithm draws itself comes from the seed, as the networks' weights do."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_for(self.settings.seed, "theta").initial_seed())
+            torch.manual_seed(seed_for(self.settings.seed, "theta"))
             return self.trainable(self.algo.init())
 
     def trainable(self, theta: Theta) -> Theta:
@@ -101,6 +101,8 @@ class Experiment:
             raise ConfigError(f"optimizer={name} cannot work with its settings: {error}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
+            if self.device.type == "cuda" and "capturable" in group:  # by a CUDA graph, which reads the rate there
+                group |= {"capturable": True, "lr": torch.tensor(group["lr"], device=self.device)}
         return optimizer
 
     def statistics(self, theta: Theta) -> Params:

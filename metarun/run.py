@@ -2,34 +2,23 @@
 
 import contextlib
 import errno
-import functools
 import math
 import time
 from contextlib import AbstractContextManager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torch.utils._pytree import tree_map
-
-from metarun import checkpoint
-from metarun.datasets.ahead import Ahead, is_elsewhere
 from metarun.environment import STARTED, commit, device_name, peak_memory_mib, versions
 from metarun.errors import ConfigError, Failed, Stopped
 from metarun.execution import Execution
-from metarun.executor import Executor, is_out_of_memory
+from metarun.executor import is_out_of_memory
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
-from metarun.logs import Log, Logger, RunLog, Silence, log_to, say
-from metarun.objectives import METRICS, metric_of
+from metarun.logs import log_to, say
 from metarun.ranks import Ranks, is_lost, together, worker_count
-from metarun.registry import build
 from metarun.report import draw_curves, result_lines, write_scores
-from metarun.seeding import generator_for
 from metarun.settings import Settings
-from metarun.trainer import NonFiniteLoss, Progress, State, Window, train
-from metarun.types import Episode, Theta
+from metarun.training import loaded, trained
 from metarun.workers import launched
 
 
@@ -127,7 +116,7 @@ def follow(settings: Settings, ranks: Ranks, job: str) -> None:
     experiment = Experiment.of(settings)
     with contextlib.suppress(Failed, Stopped):  # rank 0 tells
         if job == "train":
-            _train(experiment, None, {}, ranks)
+            trained(experiment, None, {}, ranks)
         models, _ = _tested(experiment, None, ranks)
         test(experiment, models, None, ranks)
 
@@ -142,7 +131,7 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
         "versions": versions(),
         "commit": commit(),
     }
-    progress = _train(experiment, folder, about, ranks)
+    progress = trained(experiment, folder, about, ranks)
     models, facts = _tested(experiment, folder, ranks)
     result = {
         "test": test(experiment, models, folder, ranks),
@@ -164,117 +153,6 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
     return result
 
 
-def _train(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
-    """Train from the last checkpoint on, as rank 0 with the run's folder, or without one as another."""
-    settings, trainer = experiment.settings, experiment.settings.trainer
-    state = _restored(experiment, folder, ranks)
-    progress = state.progress
-    headline = metric_of(experiment.source.spec)
-    sign = 1 if METRICS[headline].higher_is_better else -1
-    tester = experiment.tester(experiment.eval_rows()["test"], "val")
-    statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
-    executor = Executor(experiment.algo, trainer, ranks)
-
-    def drawn(step: int) -> Episode:
-        generator = generator_for(settings.seed, "train", step, device=experiment.device)
-        return experiment.source.sample(trainer.tasks_per_step, generator)
-
-    elsewhere = is_elsewhere(experiment.source, experiment.device)
-    tasks_of = Ahead(drawn, experiment.device) if elsewhere else drawn
-
-    def validate() -> tuple[float, dict[str, Any]]:
-        tasks = settings.eval.val_tasks
-        scores = tester.scores(state.theta, statistics(progress.step), tasks, executor.execution, ranks)
-        summary = scores.summary()
-        means = {name: value["mean"] for name, value in summary.items()}
-        return sign * means[headline], means | {"ci95": summary[headline]["ci95"]}
-
-    def save(name: str) -> None:
-        if folder is None:
-            return
-        tensors = {
-            "theta": state.theta,
-            "optimizer": state.optimizer.state_dict(),
-            "statistics": statistics(progress.step),
-            "window": asdict(state.window),
-        }
-        validation = None if progress.best is None else sign * progress.best
-        facts = {"step": progress.step, "validation": validation, "progress": asdict(progress)}
-        checkpoint.save(folder.checkpoint(name), tensors, about | facts)
-        if trainer.keep_best > 1:
-            folder.keep_leaders([step for _, step in progress.leaders])
-
-    schedule = build("schedule", settings.schedule)
-    log = _log(settings, folder, about, progress.step)
-    try:
-        if progress.plan is None:
-            started = time.perf_counter()
-            executor.settle(state.theta, tasks_of(progress.step))
-            progress.seconds += time.perf_counter() - started
-            progress.plan = executor.plan
-        executor.plan = progress.plan
-        train(
-            experiment.algo,
-            state,
-            tasks_of,
-            executor,
-            lambda step: schedule.factor(step, trainer.steps),
-            trainer,
-            validate=validate,
-            save=save,
-            log=log,
-            ranks=ranks,
-        )
-    except NonFiniteLoss as error:
-        last = folder and folder.last
-        kept = f"the last good checkpoint is {last}" if last and last.exists() else "no checkpoint was written yet"
-        raise Failed(f"training diverged: {error}; {kept}; try a smaller rate or trainer.clip_norm") from error
-    finally:
-        log.close()
-    if progress.stopped:
-        where = f"stopped by {progress.stopped} at step {progress.step}, saved"
-        raise Stopped(f"{where}; continue with: metarun resume {folder and folder.path}")
-    return progress
-
-
-def _log(settings: Settings, folder: RunFolder | None, about: dict[str, Any], step: int) -> Log:
-    if folder is None:
-        return Silence()
-    logger: Logger = build("logger", settings.logger)
-    logger.open(folder.path, about["config"])
-    return RunLog(folder.path, logger, step)
-
-
-def _restored(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) -> State:
-    """The state that the last checkpoint holds, or a new one."""
-    if not ranks.agreed(folder is not None and folder.last.exists()):
-        theta = experiment.initial_theta()
-        return State(theta, experiment.optimizer(theta))
-    tensors, facts = _loaded(experiment, folder.last if folder else None, ranks)
-    theta = experiment.trainable(tensors["theta"])
-    optimizer = experiment.optimizer(theta)
-    optimizer.load_state_dict(tensors["optimizer"])
-    state = State(theta, optimizer, Progress(**facts["progress"]), Window(**tensors["window"]))
-    if state.progress.step < experiment.settings.trainer.steps:
-        say.info("continuing at step %d", state.progress.step)
-    return state
-
-
-def _loaded(experiment: Experiment, path: Path | None, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors, on the device, and facts of a checkpoint that rank 0 reads.
-
-    Raises ConfigError where it is of another model.
-    """
-
-    def shapes(theta: Theta) -> dict[str, dict[str, Any]]:
-        return {component: {name: p.shape for name, p in params.items()} for component, params in theta.items()}
-
-    tensors, facts = ranks.agreed(checkpoint.load(path) if path else ({}, {}))
-    if shapes(tensors["theta"]) != shapes(experiment.algo.init()):
-        raise ConfigError(f"the checkpoint {path} is of another model: its weights have other names or shapes")
-    return tree_map(lambda value: value.to(experiment.device) if isinstance(value, Tensor) else value, tensors), facts
-
-
 def _tested(
     experiment: Experiment, folder: RunFolder | None, ranks: Ranks
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
@@ -289,9 +167,9 @@ def _tested(
     count = ranks.agreed(len(paths))
     if count == 0:
         raise ConfigError("eval.checkpoint is ensemble: there are no checkpoints best-STEP.pt")
-    loaded = [_loaded(experiment, paths[i] if folder else None, ranks) for i in range(count)]
-    models, facts = [tensors for tensors, _ in loaded], loaded[-1][1]
-    return models, facts if count == 1 else {**facts, "step": [found["step"] for _, found in loaded]}
+    found = [loaded(experiment, paths[i] if folder else None, ranks) for i in range(count)]
+    models, facts = [tensors for tensors, _ in found], found[-1][1]
+    return models, facts if count == 1 else {**facts, "step": [facts["step"] for _, facts in found]}
 
 
 def test(

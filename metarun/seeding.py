@@ -5,7 +5,12 @@ import hashlib
 import torch
 
 
-def generator_for(*purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
-    """A generator seeded from the purpose alone, for example `(seed, "train", step)`."""
+def seed_for(*purpose: object) -> int:
+    """From the purpose alone, for example `(seed, "train", step)`."""
     digest = hashlib.blake2b(repr(purpose).encode(), digest_size=8).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest) >> 1)
+    return int.from_bytes(digest) >> 1
+
+
+def generator_for(*purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded from the purpose alone."""
+    return torch.Generator(device).manual_seed(seed_for(*purpose))

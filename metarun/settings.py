@@ -47,6 +47,7 @@ class TrainerSettings:
     execution: Literal["auto", "vmap", "loop"]
     workers: Count | Literal["auto"]  # processes on the CPU that share the tasks of a step
     compile: bool
+    cuda_graph: bool  # on a GPU, the whole step recorded
     precision: Literal["float32", "tf32", "bfloat16"]
     channels_last: bool  # memory order of convolution weights
     clip_norm: Positive | dict[str, Positive] | None  # of the whole gradient, or per component of theta

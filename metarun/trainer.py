@@ -66,10 +66,8 @@ class State:
 
 
 def train(
-    algo: Algorithm,
     state: State,
-    tasks_of: Callable[[int], Episode],
-    gradient_of: Callable[[Theta, Episode], tuple[Tensor, Metrics, Theta]],
+    meta_step: Callable[[int], Metrics],
     schedule: Callable[[int], float],
     settings: TrainerSettings,
     *,
@@ -80,26 +78,23 @@ def train(
 ) -> None:
     """Descend the mean task loss in `state.theta`, in place, from `state.progress.step` to `settings.steps`.
 
-    `tasks_of` draws the tasks of a step from the step alone, so a resumed run is bit-equal to one that never
-    stopped; `gradient_of` gives their mean loss, mean metrics and its gradient; `validate` a score, of which more is
-    better, and what to log; `save("last")`, `save("best")` and, of the `keep_best` best, `save("best-STEP")` write
-    checkpoints. Raises NonFiniteLoss.
+    `meta_step` draws the tasks of a step from the step alone, so a resumed run is bit-equal to one that never
+    stopped, and descends once (see `descended`); `validate` gives a score, of which more is better, and what to log;
+    `save("last")`, `save("best")` and, of the `keep_best` best, `save("best-STEP")` write checkpoints.
+    Raises NonFiniteLoss.
     """
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
     with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
         clock = time.perf_counter()
         while progress.step < settings.steps and not patience_is_over(progress, settings):
-            for group in optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * schedule(progress.step)
-            loss, metrics, gradient = gradient_of(theta, tasks_of(progress.step))
-            descend(theta, gradient, optimizer, settings, algo.carried)
-            window.add({"loss": loss, **metrics})
+            set_rates(optimizer, schedule(progress.step))
+            window.add(meta_step(progress.step))
             progress.step += 1
             bar.update()
 
             finished, stopping = progress.step == settings.steps, ranks.any(stop.signal is not None)
             if progress.step % settings.log_every == 0 or finished:
-                rate = optimizer.param_groups[0]["lr"]
+                rate = float(optimizer.param_groups[0]["lr"])
                 log.metrics(progress.step, "train", finite(window.flush(), progress.step) | {"lr": rate})
             if progress.step % settings.eval_every == 0 or finished or stopping:
                 check_weights(theta, progress.step)  # waits for the device, so the clock is right
@@ -119,6 +114,31 @@ def train(
                 save("last")
                 progress.stopped = stop.signal or "another process"
                 return
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        rate = group["initial_lr"] * factor
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # where a CUDA graph reads it
+        else:
+            group["lr"] = rate
+
+
+def descended(
+    algo: Algorithm,
+    state: State,
+    tasks: Episode,
+    gradient_of: Callable[[Theta, Episode], tuple[Tensor, Metrics, Theta]],
+    settings: TrainerSettings,
+) -> Metrics:
+    """Descend the mean loss of these tasks once, in place: their mean loss before that, and mean metrics.
+
+    `gradient_of` gives both and the gradient.
+    """
+    loss, metrics, gradient = gradient_of(state.theta, tasks)
+    descend(state.theta, gradient, state.optimizer, settings, algo.carried)
+    return {"loss": loss, **metrics}
 
 
 def descend(

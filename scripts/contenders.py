@@ -114,6 +114,7 @@ class Metarun:
             execution=self.execution,  # type: ignore[arg-type]
             workers=self.workers,
             compile=self.compile,
+            cuda_graph=True,
             precision="float32",
             channels_last=self.channels_last,
             clip_norm=None,

@@ -17,6 +17,7 @@ SETTINGS = TrainerSettings(
     execution="vmap",
     workers=1,
     compile=False,
+    cuda_graph=True,
     precision="float32",
     channels_last=False,
     clip_norm=1e-3,

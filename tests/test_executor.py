@@ -1,16 +1,13 @@
 """The ways to execute a step: they agree, the fastest is chosen, and memory that runs out is dealt with."""
 
-from functools import partial
-
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from metarun import executor
 from metarun.errors import Failed
 from metarun.execution import meta_gradient, sums
-from metarun.executor import Captured, Compiled, Executor
+from metarun.executor import Compiled, Executor
 from metarun.ranks import Ranks
 from metarun.settings import TrainerSettings
 from metarun.trainer import Window, descend
@@ -28,6 +25,7 @@ def settings(**changes) -> TrainerSettings:
         "execution": "vmap",
         "workers": 1,
         "compile": False,
+        "cuda_graph": True,
         "precision": "float32",
         "channels_last": False,
         "clip_norm": None,
@@ -171,19 +169,3 @@ def test_a_step_reads_nothing_back_from_the_device(name, backbone, execution):
         assert readings.count == 0
         loss.item()
         assert readings.count == 1  # the counter counts
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-@pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_captured_graph_has_the_same_meta_gradient(name, backbone, execution):
-    algo, theta = algo_and_theta(name, backbone)
-    algo.backbone.cuda()
-    theta = {c: {n: p.detach().cuda().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
-    part = Captured(sums(algo, execution))
-    for seed in (0, 1):
-        tasks = tree_map(torch.Tensor.cuda, episodes(3, seed=seed))
-        captured = meta_gradient(algo, theta, tasks, execution=execution, part=part)
-        eager = meta_gradient(algo, theta, tasks, execution=execution)
-        torch.testing.assert_close(leaves(captured[2]), leaves(eager[2]), rtol=1e-10, atol=1e-13)
-    assert all(not isinstance(program, partial) for program in part._programs.values())

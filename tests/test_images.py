@@ -75,6 +75,16 @@ def test_a_folder_of_ones_own_comes_in_them_too(form, root):
     assert sorted(colours(images("folder", root))) == EXPECTED
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_an_archive_beside_class_folders_hides_none_of_them(split, root):
+    write_folders(root, split)
+    with zipfile.ZipFile(root / "old.zip", "w") as archive:
+        archive.writestr("other/1.png", encoded((1, 2, 3)))
+    assert sorted(colour for _, colour in colours(images("folder", root, split_fractions=[0.5, 0.2, 0.3]))) == sorted(
+        piece.colour for piece in pieces()
+    )
+
+
 def test_classes_without_splits_are_divided_by_the_seed(root):
     write_folders(root, split=False)
     parts = {"split_fractions": [0.5, 0.2, 0.3]}

@@ -167,9 +167,10 @@ def _class_folders(place: Path) -> Classes:
 
 
 def _places(root: Path) -> list[Path]:
-    """The folder itself where it has folders of pictures, and every archive in it."""
+    """The folder itself where it has folders of pictures, else every archive in it."""
+    in_folders = any(is_picture(name) and PurePosixPath(name).parent.name for name in names(root))
     archives = sorted(path for path in root.iterdir() if is_archive(path))
-    return archives or [root]
+    return [root] if in_folders or not archives else archives
 
 
 def _first(root: Path, options: Iterable[str]) -> Path | None:

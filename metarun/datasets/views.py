@@ -56,7 +56,8 @@ class View:
         if self.jitter:
             x = jittered(x, self.jitter, generator)
         if self.mean is not None and self.std is not None:
-            x = (x - x.new_tensor(self.mean)[:, None, None]) / x.new_tensor(self.std)[:, None, None]
+            parts = zip(x.unbind(1), self.mean, self.std)  # numbers, not tensors, which would have to be sent
+            x = torch.stack([(channel - mean) / std for channel, mean, std in parts], 1)
         return x.view(examples.shape)
 
 
@@ -76,15 +77,18 @@ def cropped(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
 
 def jittered(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
     """x: [n, C, H, W] in 0..1, blended by random weights with black, with its mean grey and with its own grey."""
-    weights = torch.tensor(GREY if x.shape[1] == 3 else [1.0], device=x.device)[:, None, None]
+
+    def grey(x: Tensor) -> Tensor:
+        weights = GREY if x.shape[1] == 3 else (1.0,)
+        return torch.stack([weight * channel for weight, channel in zip(weights, x.unbind(1))]).sum(0)[:, None]
 
     def blended(x: Tensor, other: Tensor) -> Tensor:
         factor = 1 + strength * (2 * _draw(x, generator) - 1)
         return (factor * x + (1 - factor) * other).clamp(0, 1)
 
     x = blended(x, torch.zeros_like(x))
-    x = blended(x, (x * weights).sum(1, keepdim=True).mean((-2, -1), keepdim=True))
-    return blended(x, (x * weights).sum(1, keepdim=True))
+    x = blended(x, grey(x).mean((-2, -1), keepdim=True))
+    return blended(x, grey(x))
 
 
 def _draw(x: Tensor, generator: torch.Generator) -> Tensor:
