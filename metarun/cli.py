@@ -1,7 +1,6 @@
 """The command line: `metarun [overrides]` trains, a few sub-commands do the rest."""
 
 import argparse
-import math
 import os
 import re
 import signal
@@ -18,9 +17,11 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from metarun import __version__, composing
-from metarun.errors import ConfigError, Failed, Stopped
+from metarun.errors import Busy, ConfigError, Failed, Stopped
 from metarun.folder import RunFolder
+from metarun.registry import declaration
 from metarun.settings import did_you_mean
+from metarun.sweeps import WORST, Ledger, claim_gpu, finite_or_worst
 from metarun.workers import launched, prepare_cpu
 
 if TYPE_CHECKING:  # imports torch, which takes seconds: only what trains or tests waits for that
@@ -84,11 +85,7 @@ def _train() -> None:
     elif launched():
         _follow(composing.compose(asked.overrides, asked.config_dir, name))
     elif asked.multirun:
-        for overrides in composing.jobs(asked.overrides, asked.config_dir):
-            config = composing.compose(overrides, asked.config_dir, name)
-            composing.load_settings(composing.plain(config))
-            RunFolder(Path(config.hydra.run.dir)).check_writable()
-        _sweep()
+        _sweep(asked.overrides, asked.config_dir, name)
     else:
         config = composing.compose(asked.overrides, asked.config_dir, name)
         shows = asked.help or asked.cfg or asked.info
@@ -144,23 +141,49 @@ def _follow(config: DictConfig) -> None:
     run(settings, RunFolder(Path(config.hydra.run.dir).absolute()), values, {})
 
 
-def _sweep() -> None:
-    """All runs, also after one that failed. Raises Failed at the end if there was one."""
-    failures: list[str] = []
+def _sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
+    """All runs, also after one that failed; those that are done already are passed over. Raises Failed at the end if
+    there was a failure.
+    """
+    jobs = {}
+    for job_overrides in composing.jobs(overrides, config_dir):
+        config = composing.compose(job_overrides, config_dir, name)
+        composing.load_settings(composing.plain(config))
+        folder = RunFolder(Path(config.hydra.run.dir).absolute())
+        folder.check_writable()
+        jobs[folder.path] = job_overrides
+    ledger = Ledger.of(Path(config.hydra.sweep.dir), [name, *overrides])
+    if composing.is_open_ended(overrides):
+        jobs = {}  # a sweeper will say which there are
+    ledger.plan(jobs)
 
     def job(config: DictConfig) -> float:
+        context = HydraConfig.get()
+        folder = Path(context.runtime.output_dir).absolute()
+        typed = jobs.get(folder, list(context.overrides.task))
+        kind = str(declaration("dataset", config.dataset.name).constants["kind"])
         try:
-            return _run(config)
+            if jobs and folder not in jobs:
+                raise ConfigError("its settings were edited while the sweep ran: start the sweep again")
+            if config.device in ("auto", "cuda"):
+                claim_gpu()
+            ledger.note("started", folder, typed)
+            score = _run(config)
         except Stopped as error:
             sys.exit(_reported(error))
         except Exception as error:
             _reported(error)
-            failures.append(HydraConfig.get().runtime.output_dir)
-            return math.nan
+            first = str(error).partition("\n")[0] or type(error).__name__
+            ledger.note("elsewhere" if isinstance(error, Busy) else "failed", folder, typed, error=first)
+            return WORST[kind]
+        ledger.note("done", folder, typed, score=score)
+        return finite_or_worst(score, kind)
 
     _through_hydra(job)
-    if failures:
-        raise Failed("\n".join(["these runs of the sweep failed:", *failures]))
+    told = "\n".join([f"sweep {ledger.file}", *ledger.told(jobs)])
+    if ledger.failures():
+        raise Failed(told)
+    print(told)
 
 
 def _run(config: DictConfig, experiment: "Experiment | None" = None) -> float:

@@ -192,6 +192,11 @@ def jobs(overrides: list[str], config_dir: str | None = None) -> Iterator[list[s
     return (list(job) for job in itertools.product(*alternatives))
 
 
+def is_open_ended(overrides: list[str]) -> bool:
+    """Whether a sweeper chooses the values, as from an interval."""
+    return any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed(overrides))
+
+
 def options(hydra: Hydra, group: str) -> list[str]:
     """Every option of a config group, those of its folders too: `maml/omniglot_5w1s`."""
     loader = hydra.config_loader

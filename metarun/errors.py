@@ -7,6 +7,10 @@ class ConfigError(Exception):
     exit_code = 2
 
 
+class Busy(ConfigError):
+    """Another process is at work on the same run."""
+
+
 class Failed(Exception):
     """The run itself went wrong, through no mistake in its settings."""
 

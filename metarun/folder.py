@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from metarun.composing import identity
-from metarun.errors import ConfigError
+from metarun.errors import Busy, ConfigError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire()
         except Timeout as error:
-            raise ConfigError(f"another process is at work in {self.path}: wait for it, or change a setting") from error
+            raise Busy(f"another process is at work in {self.path}: wait for it, or change a setting") from error
         except OSError as error:
             raise ConfigError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
         try:

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from metarun import __version__, composing, run
+from metarun import __version__, composing
 from metarun.composing import CONFIGS
-from metarun.errors import Failed
 from tests.conftest import TINY, Command
 
 Train = Callable[..., Path]
@@ -199,39 +198,6 @@ def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str)
     config = OmegaConf.load("run/config.yaml")
     assert (config.algo.name, config.algo.inner_steps, config.seed) == ("anil", 2, 8)
     assert result(Path("run"))["choices"]["experiment"] == "own"
-
-
-# Sweeps
-
-
-def test_a_sweep_trains_each(metarun: Command, place: Path):
-    answer = metarun(*TINY, "--multirun", "seed=1,2")
-    assert answer.code == 0, answer.err
-    folders = sorted((place / "outputs/maml-glyphs-5w1s").iterdir())
-    assert [folder.name.split("-")[0] for folder in folders] == ["seed1", "seed2"]
-    accuracies = [result(folder)["test"]["test"]["accuracy"]["mean"] for folder in folders]
-    assert accuracies[0] != accuracies[1]
-
-
-@pytest.mark.parametrize("error", [Failed("it diverged"), RuntimeError("a fault of ours")])
-def test_a_run_of_a_sweep_that_fails_does_not_stop_the_others(
-    metarun: Command, place: Path, monkeypatch, error: Exception
-):
-    train_and_test = run._train_and_test
-
-    def fails_once(experiment, *rest):
-        if experiment.settings.seed == 2:
-            raise error
-        return train_and_test(experiment, *rest)
-
-    monkeypatch.setattr(run, "_train_and_test", fails_once)
-    answer = metarun("--multirun", "seed=1,2,3", *TINY)
-    assert answer.code == 1
-    done = {path.parent.name[:5] for path in place.glob("outputs/*/*/result.json")}
-    assert done == {"seed1", "seed3"}
-    (failed,) = place.glob("outputs/*/seed2-*")
-    assert str(error) in answer.err
-    assert answer.err.endswith(f"metarun: these runs of the sweep failed:\n{failed}\n")
 
 
 # A later test

@@ -275,7 +275,7 @@ def test_a_shortage_of_the_machine(metarun: Command, place: Path, monkeypatch, e
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("metarun.run.train", fail)
+    monkeypatch.setattr("metarun.training.train", fail)
     answer = metarun(*TINY, "hydra.run.dir=run")
     assert answer.code == 1
     assert answer.err.startswith(f"metarun: {place}/run: {message.removesuffix('...')}")
