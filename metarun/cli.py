@@ -20,6 +20,7 @@ from metarun import __version__, composing
 from metarun.errors import Busy, ConfigError, Failed, Stopped
 from metarun.folder import RunFolder
 from metarun.registry import declaration
+from metarun.reproducing import SMOKE, experiments, outlook, request
 from metarun.settings import did_you_mean
 from metarun.sweeps import WORST, Ledger, claim_gpu, finite_or_worst
 from metarun.workers import launched, prepare_cpu
@@ -145,14 +146,8 @@ def _sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
     """All runs, also after one that failed; those that are done already are passed over. Raises Failed at the end if
     there was a failure.
     """
-    jobs = {}
-    for job_overrides in composing.jobs(overrides, config_dir):
-        config = composing.compose(job_overrides, config_dir, name)
-        composing.load_settings(composing.plain(config))
-        folder = RunFolder(Path(config.hydra.run.dir).absolute())
-        folder.check_writable()
-        jobs[folder.path] = job_overrides
-    ledger = Ledger.of(Path(config.hydra.sweep.dir), [name, *overrides])
+    jobs = _jobs(overrides, config_dir, name)
+    ledger = Ledger.of(Path("outputs"), [name, *overrides])
     if composing.is_open_ended(overrides):
         jobs = {}  # a sweeper will say which there are
     ledger.plan(jobs)
@@ -184,6 +179,18 @@ def _sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
     if ledger.failures():
         raise Failed(told)
     print(told)
+
+
+def _jobs(overrides: list[str], config_dir: str | None = None, name: str = "config") -> dict[Path, list[str]]:
+    """The folder of each run of a sweep and its overrides, all checked. Raises ConfigError."""
+    jobs = {}
+    for job in composing.jobs(overrides, config_dir):
+        config = composing.compose(job, config_dir, name)
+        composing.load_settings(composing.plain(config))
+        folder = RunFolder(Path(config.hydra.run.dir).absolute())
+        folder.check_writable()
+        jobs[folder.path] = job
+    return jobs
 
 
 def _run(config: DictConfig, experiment: "Experiment | None" = None) -> float:
@@ -277,6 +284,43 @@ def report() -> None:
         print(file)
 
 
+def reproduce() -> None:
+    """Run what is missing of a paper's table, and report.
+
+    The table is a dataset's: omniglot, miniimagenet, sinusoid; its cells are the experiments on it. Any time a command
+    was stopped, the same command goes on.
+    """
+    parser = argparse.ArgumentParser(prog="metarun reproduce", description=reproduce.__doc__)
+    parser.add_argument("table", help="omniglot, miniimagenet, sinusoid, ...")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        default=[],
+        help="length=short (for two CPU cores; or paper, smoke), cells=maml/*,protonet/*, and settings for all runs",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only say what would be run, and for how long")
+    parser.add_argument("--to", type=Path, help="the folder for the report; report/TABLE-LENGTH")
+    arguments = parser.parse_args()
+    length, cells, overrides = request(arguments.overrides)
+    chosen = experiments(arguments.table, length, cells)
+    overrides = [f"experiment={','.join(chosen)}", *(SMOKE if length == "smoke" else ()), *overrides]
+    jobs = _jobs(overrides)
+    print(*outlook(jobs), sep="\n")
+    if arguments.dry_run:
+        return
+    sys.argv = ["metarun", "--multirun", *overrides]
+    try:
+        _sweep(overrides, None, "config")
+    finally:
+        from metarun.reporting import written
+
+        finished = [folder for folder in jobs if RunFolder(folder).result() is not None]
+        for file in (
+            written(finished, arguments.to or Path("report") / f"{arguments.table}-{length}") if finished else ()
+        ):
+            print(file)
+
+
 def list_all() -> None:
     """Show the algorithms, datasets, backbones and experiments there are, one line each."""
     parser = argparse.ArgumentParser(prog="metarun list", description=list_all.__doc__)
@@ -295,4 +339,5 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "data": data,
     "profile": profile,
     "report": report,
+    "reproduce": reproduce,
 }

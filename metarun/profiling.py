@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from metarun.environment import device_name
+from metarun.environment import device_name, find_device
 from metarun.execution import over_tasks
 from metarun.executor import Executor
 from metarun.experiment import Experiment
@@ -18,8 +18,16 @@ from metarun.trainer import Window, descend
 STEPS = 10  # timed; two more warm up
 
 
-def profile(settings: Settings) -> list[str]:
-    """A table of the parts of a training step in this one process, and what the rest of a run costs beside them."""
+class Profile(NamedTuple):
+    """Where time goes: milliseconds of the parts of a step, to which validation is shared out, and of one test task."""
+
+    parts: dict[str, float]
+    test_task: float
+    execution: str
+
+
+def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = None) -> Profile:
+    """Timed in this one process, over `steps` steps and a validation of as many tasks as the run's or `val_tasks`."""
     experiment = Experiment.of(settings)
     algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
     theta = experiment.initial_theta()
@@ -34,6 +42,7 @@ def profile(settings: Settings) -> list[str]:
     loss, metrics, gradient = executor(theta, tasks)
     row = experiment.eval_rows()["test"]
     tester = experiment.tester(row, "val")
+    val_tasks = min(val_tasks or settings.eval.val_tasks, settings.eval.val_tasks)
 
     def adapt() -> None:
         with torch.no_grad():
@@ -44,30 +53,41 @@ def profile(settings: Settings) -> list[str]:
         window.flush()
 
     def validate() -> None:
-        tester.scores(theta, experiment.statistics(theta), settings.eval.val_tasks, executor.execution, ALONE)
+        tester.scores(theta, experiment.statistics(theta), val_tasks, executor.execution, ALONE)
 
-    in_a_step = {
-        "sampling": _milliseconds(sample, device),
-        "loss after adaptation": _milliseconds(adapt, device),
-        "its gradient": _milliseconds(lambda: executor(theta, tasks), device),
-        "optimiser": _milliseconds(lambda: descend(theta, gradient, optimizer, trainer, algo.carried), device),
-        "logging": _milliseconds(log, device) / trainer.log_every,
-        "validation": _milliseconds(validate, device, steps=1) / trainer.eval_every,
+    def descend_once() -> None:
+        descend(theta, gradient, optimizer, trainer, algo.carried)
+
+    validation = _milliseconds(validate, device, 1) / val_tasks
+    parts = {
+        "sampling": _milliseconds(sample, device, steps),
+        "loss after adaptation": _milliseconds(adapt, device, steps),
+        "its gradient": _milliseconds(lambda: executor(theta, tasks), device, steps),
+        "optimiser": _milliseconds(descend_once, device, steps),
+        "logging": _milliseconds(log, device, steps) / trainer.log_every,
+        "validation": validation * settings.eval.val_tasks / trainer.eval_every,
     }
-    in_a_step["its gradient"] = max(0.0, in_a_step["its gradient"] - in_a_step["loss after adaptation"])
-    whole = sum(in_a_step.values())
+    parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
+    chunk = executor.plan["tasks_per_chunk"] or "all"
+    return Profile(parts, validation, f"{executor.execution}, tasks_per_chunk: {chunk}")
+
+
+def profile(settings: Settings) -> list[str]:
+    """A table of the parts of a training step in this one process, and what the rest of a run costs beside them."""
+    trainer, (parts, _, execution) = settings.trainer, profiled(settings)
+    whole = sum(parts.values())
     return [
         f"{'part of a step':24}{'ms':>10}{'share':>8}",
-        *(f"{name:24}{ms:10.2f}{100 * ms / whole:7.1f} %" for name, ms in in_a_step.items()),
+        *(f"{name:24}{ms:10.2f}{100 * ms / whole:7.1f} %" for name, ms in parts.items()),
         f"{'together':24}{whole:10.2f}{1000 * trainer.tasks_per_step / whole:8.0f} tasks per second",
         f"logging is shared out over {trainer.log_every} steps, validation over {trainer.eval_every}",
-        f"execution: {executor.execution}, tasks_per_chunk: {executor.plan['tasks_per_chunk'] or 'all'}",
+        f"execution: {execution}",
         f"all of it in this one process, whatever trainer.workers={trainer.workers} gives",
-        device_name(device),
+        device_name(find_device(settings.device)),
     ]
 
 
-def _milliseconds(part: Callable[[], object], device: torch.device, steps: int = STEPS) -> float:
+def _milliseconds(part: Callable[[], object], device: torch.device, steps: int) -> float:
     """The mean over some calls, with all that they leave to the device."""
     for _ in range(min(2, steps)):
         part()
