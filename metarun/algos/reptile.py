@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
-from metarun.inner import gradient_of, initial_theta, last, select, slope
+from metarun.inner import gradient_of, initial_theta, last, named, select, slope
 from metarun.objectives import judged, metrics_by_step
 from metarun.registry import register
 from metarun.settings import Count, Fraction, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "reptile")
@@ -122,8 +122,3 @@ class Reptile:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
-
-
-def named(weights: Theta) -> Params:
-    """The same tensors by "component.name"."""
-    return {f"{component}.{name}": p for component, params in weights.items() for name, p in params.items()}
