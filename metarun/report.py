@@ -20,7 +20,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
             task = f"{row['ways']}-way {row['shots']}-shot, {row['queries']} queries per class"
         else:
             figure = f"{metric} {mean:.4f} +- {ci95:.4f}"
-            task = f"{row['shots']} points"
+            task = f"{row['shots']} {'points' if metric == 'mse' else 'examples'}"
         mode = "transductive" if row["transductive"] else "inductive"
         mode += f", ensemble of {row['ensemble']}" if "ensemble" in row else ""
         lines.append(f"{name:20} {figure}  ({task}, {row['tasks']} tasks, {mode})")

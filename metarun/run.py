@@ -117,8 +117,7 @@ def follow(settings: Settings, ranks: Ranks, job: str) -> None:
     with contextlib.suppress(Failed, Stopped):  # rank 0 tells
         if job == "train":
             trained(experiment, None, {}, ranks)
-        models, _ = _tested(experiment, None, ranks)
-        test(experiment, models, None, ranks)
+        test(experiment, *_tested(experiment, None, ranks), None, ranks)
 
 
 def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, Any], ranks: Ranks) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def _train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str,
     progress = trained(experiment, folder, about, ranks)
     models, facts = _tested(experiment, folder, ranks)
     result = {
-        "test": test(experiment, models, folder, ranks),
+        "test": test(experiment, models, facts, folder, ranks),
         "checkpoint": {"name": settings.eval.checkpoint, "step": facts["step"]},
         "validation": {"best": facts["validation"], "step": progress.best_step, "tasks": settings.eval.val_tasks},
         "training": {
@@ -173,18 +172,22 @@ def _tested(
 
 
 def test(
-    experiment: Experiment, models: list[dict[str, Any]], folder: RunFolder | None, ranks: Ranks
+    experiment: Experiment,
+    models: list[dict[str, Any]],
+    facts: dict[str, Any],
+    folder: RunFolder | None,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Every row of the result: settings of the test, which tasks, mean and interval of each metric.
 
-    Several models are tested as an ensemble, and its rows say so.
+    Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so.
     """
-    execution: Execution = "loop" if experiment.settings.trainer.execution == "loop" else "vmap"
-    trained = [(model["theta"], model["statistics"] or experiment.statistics(model["theta"])) for model in models]
+    execution: Execution = facts["progress"]["plan"]["execution"]
+    members = [(model["theta"], model["statistics"] or experiment.statistics(model["theta"])) for model in models]
     results = {}
     for name, row in experiment.eval_rows().items():
         started = time.perf_counter()
-        scores = experiment.tested(row, trained, execution, ranks)
+        scores = experiment.tested(row, members, execution, ranks)
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores)
         results[name] = scores.summary() | {
@@ -195,7 +198,7 @@ def test(
             "task_hash": scores.task_hash,
             "algo": row.algo,
             "transductive": experiment.transductive(row),
-            **({"ensemble": len(trained)} if len(trained) > 1 else {}),
+            **({"ensemble": len(members)} if len(members) > 1 else {}),
             "seconds": round(time.perf_counter() - started, 1),
         }
     return results
@@ -217,7 +220,7 @@ def retest(settings: Settings, folder: RunFolder, config: dict[str, Any], overri
         beside.path.mkdir(parents=True, exist_ok=True)
         result = {
             "checkpoint": {"name": str(folder.checkpoint(settings.eval.checkpoint)), "step": facts["step"]},
-            "test": test(experiment, models, beside, ranks),
+            "test": test(experiment, models, facts, beside, ranks),
         }
     beside.finish(result)
     print(*result_lines(result), f"in {beside.path}", sep="\n")
