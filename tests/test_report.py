@@ -2,17 +2,18 @@
 
 import csv
 import json
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from metarun.reporting import pages
+from metarun.reporting import pages, written
 from metarun.reporting.published import figure, figures, sources
 from metarun.reporting.runs import cells, found
 from metarun.reporting.tables import Report
 from tests.conftest import Command
-from tests.tiny_runs import omniglot_result, sinusoid_result, write_run, write_seeds
+from tests.tiny_runs import omniglot_result, sinusoid_result, write_run, write_seeds, write_sweep
 
 
 @pytest.fixture
@@ -155,3 +156,16 @@ def test_every_published_figure_has_a_source_and_a_known_method():
     row = {"ways": 5, "shots": 1, "transductive": False, "algo": {}, "accuracy": {}}
     printed = [figure("reptile", row | {"transductive": mode}, "omniglot") for mode in (True, False)]
     assert [entry and entry.value for entry in printed] == [97.68, 95.39]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("settings", "seeds"), [(20, 5), (100, 1)])
+def test_two_thousand_runs_take_less_than_ten_seconds(tmp_path, settings, seeds):
+    """Of processor time: of 400 settings with five seeds, and of a sweep of 2,000, each with 4,000 tasks' scores."""
+    write_sweep(tmp_path / "runs", algos=20, settings=settings, seeds=seeds, tasks=2000)
+    before = time.process_time()
+    files = list(written([tmp_path / "runs"], tmp_path))
+    assert time.process_time() - before < 10
+    texts = {file.suffix: file.read_text() for file in files}
+    assert texts[".csv"].count("\n") == 1 + 2 * 20 * settings
+    assert texts[".html"].count("<figure>") == 20 * settings

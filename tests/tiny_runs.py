@@ -1,6 +1,7 @@
 """Folders of finished runs, as a report finds them."""
 
 import json
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +72,21 @@ def write_course(folder: Path, metric: str, train: list[float], val: list[float]
     lines = [f"{10 * step},train,1.0,{value},0.001," for step, value in enumerate(train, start=1)]
     lines += [f"{20 * step},val,,{value},,0.01" for step, value in enumerate(val, start=1)]
     (folder / "metrics.csv").write_text("\n".join([f"step,split,loss,{metric},lr,ci95", *lines]) + "\n")
+
+
+def write_sweep(folder: Path, algos: int, settings: int, seeds: int, tasks: int) -> None:
+    """A finished run for each of them, all tested on the same tasks, with all that a report reads."""
+    rng = np.random.default_rng(0)
+    hard = rng.integers(60, 101, size=tasks)
+    for algo, setting, seed in product(range(algos), range(settings), range(seeds)):
+        result, place = omniglot_result(), folder / f"algo{algo}" / f"{setting}-{seed}"
+        result["config"] |= {"algo": {"name": f"algo{algo}", "lr": setting}, "seed": seed}
+        result["choices"] = {"algo": f"algo{algo}"}
+        write_run(place, result, f"- algo=algo{algo}\n- algo.lr={setting}\n- seed={seed}\n")
+        (place / "scores").mkdir()
+        for row in result["test"]:
+            values = np.clip(hard + rng.integers(-20, 21 - algo, size=tasks), 0, 100) / 100
+            steps = ",".join(f"accuracy_by_step_{step}" for step in range(6))
+            lines = [f"{i},{value},0.2,0.3,0.4,0.5,0.6,{value}" for i, value in enumerate(values)]
+            (place / "scores" / f"{row}.csv").write_text("\n".join([f"task,accuracy,{steps}", *lines]) + "\n")
+        write_course(place, "accuracy", rng.random(100).tolist(), rng.random(20).tolist())

@@ -1,7 +1,7 @@
 """Learning curves and distributions as SVG, in the colours of the page around them."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,12 +27,13 @@ class Scale:
     end: float
     log: bool = False
 
-    def __call__(self, value: float) -> float:
-        low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
-        part = (value - low) / (high - low) if high > low else 0.5
-        return round(self.start + part * (self.end - self.start), 1)
+    def __call__(self, values: np.ndarray | Sequence[float]) -> np.ndarray:
+        ends, given = np.array([self.low, self.high]), np.maximum(values, self.low)
+        (low, high), given = (np.log10(ends), np.log10(given)) if self.log else (ends, given)
+        part = (given - low) / (high - low) if high > low else np.full_like(given, 0.5, dtype=float)
+        return (self.start + part * (self.end - self.start)).round(1)
 
-    def ticks(self, most: int = 5) -> list[float]:
+    def ticks(self, most: int) -> list[float]:
         """Round numbers within the range."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
@@ -60,8 +61,14 @@ def curves(courses: Iterable[Mapping[str, Points]], log: bool) -> Markup | None:
     x = Scale(0, max(step for step, _ in values), LEFT, RIGHT)
     y = Scale(min(value for _, value in values), max(value for _, value in values), BOTTOM, TOP, log)
     shapes = [shape for split, points in lines if points for shape in drawn(split, thinned(points), x, y)]
-    frame = [*(across(y(tick), f"{tick:.4g}") for tick in y.ticks()), *(below(x(t), f"{t:,.0f}") for t in x.ticks(4))]
+    frame = [across(place, f"{tick:.4g}") for tick, place in placed(y, 5)]
+    frame += [below(place, f"{tick:,.0f}") for tick, place in placed(x, 4)]
     return el("svg", *frame, *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+
+
+def placed(scale: Scale, most: int) -> Iterator[tuple[float, float]]:
+    ticks = scale.ticks(most)
+    return zip(ticks, scale(ticks).tolist())
 
 
 def thinned(points: Points) -> Points:
@@ -71,7 +78,8 @@ def thinned(points: Points) -> Points:
 
 def drawn(split: str, points: Points, x: Scale, y: Scale) -> list[Markup]:
     """A line, and of the validation, which is rare, each point."""
-    places = [(x(step), y(value)) for step, value in points]
+    steps, values = np.array(points).T
+    places = list(zip(x(steps).tolist(), y(values).tolist()))
     line = el("path", class_=split, d="M" + "L".join(f"{a} {b}" for a, b in places))
     dots = el("path", class_=f"{split} dots", d="".join(f"M{a} {b}h0" for a, b in places))
     return [line, dots] if split == "val" else [line]
@@ -95,7 +103,7 @@ def span(scores: Sequence[np.ndarray], log: bool) -> Scale:
 
 def distribution(scores: np.ndarray, scale: Scale) -> Markup:
     """How many tasks have which score: a bar for each of a few values, else for each part of the range."""
-    places = np.array([scale(max(value, scale.low)) for value in scores])
+    places = scale(scores)
     found, counts = np.unique(places, return_counts=True)
     if len(found) > BARS:
         counts, edges = np.histogram(places, bins=BARS, range=(scale.start, scale.end))
@@ -103,7 +111,7 @@ def distribution(scores: np.ndarray, scale: Scale) -> Markup:
     heights = (BAR_HEIGHT - 4) * counts / counts.max()
     wide = min(14.0, 0.8 * float(np.diff(found).min())) if len(found) > 1 else 14.0
     bars = (f"M{a - wide / 2:.1f} {BAR_HEIGHT}v{-b:.1f}h{wide:.1f}v{b:.1f}z" for a, b in zip(found, heights) if b)
-    mean = scale(max(float(scores.mean()), scale.low))
+    (mean,) = scale([scores.mean()])
     return el(
         "svg",
         el("path", class_="bars", d="".join(bars)),

@@ -19,6 +19,7 @@ from metarun.reporting.published import Figure, cell_name, deviations, figure, v
 from metarun.reporting.statistics import Summary, summary
 
 TOLD = 3  # settings in a name
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former, where it is, takes a tenth of the time
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Run:
         file = self.folder / ".hydra" / "overrides.yaml"
         if not file.is_file():
             return None
-        typed = [str(text).lstrip("+") for text in yaml.safe_load(file.read_text(encoding="utf-8"))]
+        typed = [str(text).lstrip("+") for text in yaml.load(file.read_text(encoding="utf-8"), LOADER)]
         elsewhere = ("device=", "data_dir=", "dataset.path=", "dataset.placement=", "hydra")
         return shlex.join(["metarun", *(text for text in typed if not text.startswith(elsewhere))])
 
@@ -76,15 +77,15 @@ class Run:
             column = next(csv.reader(lines)).index(self.headline(row))
             return np.loadtxt(lines, delimiter=",", usecols=column, ndmin=1)
 
-    def course(self, metric: str) -> dict[str, list[tuple[float, float]]]:
-        """Of each split that was logged, (step, value), where the folder has them."""
+    def course(self, metric: str, unit: float) -> dict[str, list[tuple[float, float]]]:
+        """Of each split that was logged, (step, value times unit), where the folder has them."""
         file = self.folder / "metrics.csv"
         found: dict[str, list[tuple[float, float]]] = {}
         if file.is_file():
             with file.open(encoding="utf-8", newline="") as lines:
                 for line in csv.DictReader(lines):
                     if line.get(metric):
-                        found.setdefault(line["split"], []).append((float(line["step"]), float(line[metric])))
+                        found.setdefault(line["split"], []).append((float(line["step"]), unit * float(line[metric])))
         return found
 
 

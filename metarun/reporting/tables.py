@@ -100,7 +100,7 @@ class Report:
                 shown.setdefault(figure.source, {})[figure.where + READ[figure.read]] = None
         return {key: f"{text}: {'; '.join(shown[key])}" for key, text in sources().items() if key in shown}
 
-    @property
+    @cached_property
     def commands(self) -> list[str]:
         return list(dict.fromkeys(command for run in self.runs if (command := run.command)))
 

@@ -112,13 +112,7 @@ def curves(cells: Iterable[Cell]) -> Markup:
     drawn, without = [], []
     for (name, dataset), cell in reversed(settings.items()):
         metric = cell.first.headline(cell.row)
-        courses = [
-            {
-                split: [(step, cell.unit * value) for step, value in points]
-                for split, points in run.course(metric).items()
-            }
-            for run in cell.runs
-        ]
+        courses = [run.course(metric, cell.unit) for run in cell.runs]
         chart = charts.curves(courses, log=metric == "mse")
         about = f"{dataset}, {metric}{', %' if cell.unit == 100 else ''}"
         if chart:
