@@ -31,7 +31,7 @@ in their mode; where else the run is not what the paper did, † stands and a no
 
 Compared are methods on the same test tasks: every two of a few, of more than eight each with that of the best mean
 rank. The difference is positive where the first is better, with a paired 95 % interval; p is by Wilcoxon's signed-rank
-test, corrected by Holm's method for all pairs of its table."""
+test, with equal tasks as Pratt has them, corrected by Holm's method for all pairs of its table."""
 
 
 class Table(NamedTuple):
@@ -240,7 +240,7 @@ def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
     """Cells that were tested on the same tasks and kept their scores: what can be compared task by task."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.scores is not None and not cell.row.endswith("_inductive"):
+        if cell.scores is not None and cell.summary.tasks > 1 and not cell.row.endswith("_inductive"):
             found.setdefault(cell.test["task_hash"], []).append(cell)
     return (group for group in found.values() if len(group) > 1)
 
