@@ -27,7 +27,8 @@ checkpoint is the one that scored best on validation tasks unless a command sets
 results normalise by the statistics of a batch that holds all queries of a task, *inductive* ones do not.
 *Reproduced* is what lies no further from the published figure than both intervals together or, on Omniglot, 0.5 points
 at 5 ways and 1 point at 20 ways, elsewhere 1 point, of an mse a tenth. Published figures stand beside the rows tested
-in their mode; where else the run is not what the paper did, † stands and a note says how.
+in their mode; where else the run is not what the paper did, † stands and a note says how. In the papers' own tables the
+published figure is in brackets.
 
 Compared are methods on the same test tasks: every two of a few, of more than eight each with that of the best mean
 rank. The difference is positive where the first is better, with a paired 95 % interval; p is by Wilcoxon's signed-rank
@@ -207,8 +208,10 @@ def paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
 
 
 def told(cells: list[Cell]) -> str:
-    """Choosing among several by their test would flatter us."""
-    return "no run" if not cells else score(cells[0]) if len(cells) == 1 else f"{len(cells)} settings, above"
+    """Of several none: to choose by their test would flatter us."""
+    if len(cells) != 1:
+        return f"{len(cells)} settings, above" if cells else "no run"
+    return f"{score(cells[0])} †" if cells[0].deviations else score(cells[0])
 
 
 def by_inner_step(cell: Cell) -> Section:
