@@ -96,6 +96,16 @@ def test_seeds_become_one_line_and_methods_are_compared(tmp_path):
     assert "| maml/omniglot_5w1s test | 1.00 |" in text
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_a_score_that_is_not_finite_does_not_spoil_the_ranks_of_others(tmp_path):
+    for algo, score in (("maml", 0.7), ("anil", 0.6), ("boil", float("nan"))):
+        write_seeds(tmp_path, np.array([[0.4, 0.5, score]]), algo)
+    text = "\n".join(file.read_text() for file in written([tmp_path], tmp_path))
+    assert "| maml/omniglot_5w1s test | 1.33 |" in text  # (1.5 + 1.5 + 1) / 3
+    assert "| anil/omniglot_5w1s test | 1.67 |" in text
+    assert "boil/omniglot_5w1s test | " not in text
+
+
 def test_papers_cells_without_a_run_are_blank_and_say_so(outputs):
     text = page(outputs)
     row = "no run (99.9 ± 0.1) | no run (95.8 ± 0.3) | no run (98.9 ± 0.2) |"

@@ -120,6 +120,7 @@ def test_a_curve_is_drawn_to_scale():
     assert 'class="train" d="M46.0 184.0L334.0 10.0"' in chart
     assert 'class="val dots" d="M190.0 97.0h0"' in chart
     assert charts.curves([{"train": [(1.0, float("nan"))]}, {}], log=False) is None
+    assert 'class="train dots" d="M334.0 97.0h0"' in charts.curves([{"train": [(1.0, 0.2)]}], log=False)  # no line
     logarithmic = charts.curves([{"train": [(0.0, 0.01), (1.0, 0.1), (2.0, 1.0), (3.0, 0.0)]}], log=True)
     assert 'd="M46.0 184.0L190.0 97.0L334.0 10.0"' in logarithmic
 
@@ -148,13 +149,22 @@ def test_ticks_are_round_and_few(low, high, log, ticks):
 
 
 def test_bars_count_tasks():
-    """Of four tasks three score 1: the bar there is three times as high, 32 units; the mean is at 7/8 of the range."""
+    """Of four tasks three score 1: the bar there is three times as high, 32 units; the mean is at 3/4 of the range."""
     scores = np.array([0.5, 1.0, 1.0, 1.0])
     chart = charts.distribution(scores, charts.span([scores], log=False))
     assert re.findall(r"v-([\d.]+)h", chart) == ["10.7", "32.0"]
     assert f'class="mean" d="M{8 + 0.75 * 224}' in chart
     many = charts.distribution(np.arange(1000.0), charts.span([np.arange(1000.0)], log=False))
     assert len(re.findall("v-", many)) == charts.BARS
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scores_that_are_not_finite_are_left_out_of_the_picture(bad):
+    scores = np.array([0.5, 1.0, bad])
+    chart = charts.distribution(scores, charts.span([scores], log=True))
+    assert re.findall(r"v-([\d.]+)h", chart) == ["32.0", "32.0"]
+    assert 'class="mean"' not in chart
+    assert "v-" not in charts.distribution(np.array([bad]), charts.span([np.array([bad])], log=True))
 
 
 # in a browser --------------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ def curves(courses: Iterable[Mapping[str, Points]], log: bool) -> Markup | None:
     shapes = [shape for split, points in lines if points for shape in drawn(split, thinned(points), x, y)]
     frame = [across(place, f"{tick:.4g}") for tick, place in placed(y, 5)]
     frame += [below(place, f"{tick:,.0f}") for tick, place in placed(x, 4)]
-    return el("svg", *frame, *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img")
+    return el("svg", *frame, *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label="by training step")
 
 
 def placed(scale: Scale, most: int) -> Iterator[tuple[float, float]]:
@@ -77,12 +77,12 @@ def thinned(points: Points) -> Points:
 
 
 def drawn(split: str, points: Points, x: Scale, y: Scale) -> list[Markup]:
-    """A line, and of the validation, which is rare, each point."""
+    """A line, and where points are few, as in validation, each of them."""
     steps, values = np.array(points).T
     places = list(zip(x(steps).tolist(), y(values).tolist()))
     line = el("path", class_=split, d="M" + "L".join(f"{a} {b}" for a, b in places))
     dots = el("path", class_=f"{split} dots", d="".join(f"M{a} {b}h0" for a, b in places))
-    return [line, dots] if split == "val" else [line]
+    return [line, dots] if split == "val" or len(points) == 1 else [line]
 
 
 def across(height: float, label: str) -> Markup:
@@ -96,28 +96,34 @@ def below(place: float, label: str) -> Markup:
 
 def span(scores: Sequence[np.ndarray], log: bool) -> Scale:
     """What holds all tasks of several methods."""
-    values = np.concatenate(scores)
-    kept = values[values > 0] if log and np.any(values > 0) else values
-    return Scale(float(kept.min()), float(kept.max()), 8, BAR_WIDTH - 8, log and bool(np.any(values > 0)))
+    values = finite(np.concatenate(scores))
+    positive = values[values > 0]
+    kept = positive if log and len(positive) else values if len(values) else np.zeros(1)
+    return Scale(float(kept.min()), float(kept.max()), 8, BAR_WIDTH - 8, log and len(positive) > 0)
+
+
+def finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
 
 
 def distribution(scores: np.ndarray, scale: Scale) -> Markup:
     """How many tasks have which score: a bar for each of a few values, else for each part of the range."""
-    places = scale(scores)
+    places = scale(finite(scores))
     found, counts = np.unique(places, return_counts=True)
     if len(found) > BARS:
         counts, edges = np.histogram(places, bins=BARS, range=(scale.start, scale.end))
         found = (edges[:-1] + edges[1:]) / 2
-    heights = (BAR_HEIGHT - 4) * counts / counts.max()
+    heights = (BAR_HEIGHT - 4) * counts / counts.max(initial=1)
     wide = min(14.0, 0.8 * float(np.diff(found).min())) if len(found) > 1 else 14.0
     bars = (f"M{a - wide / 2:.1f} {BAR_HEIGHT}v{-b:.1f}h{wide:.1f}v{b:.1f}z" for a, b in zip(found, heights) if b)
-    (mean,) = scale([scores.mean()])
+    means = scale(finite(scores.mean(keepdims=True)))
     return el(
         "svg",
         el("path", class_="bars", d="".join(bars)),
-        el("path", class_="mean", d=f"M{mean} 0V{BAR_HEIGHT}"),
+        (el("path", class_="mean", d=f"M{mean} 0V{BAR_HEIGHT}") for mean in means),
         viewBox=f"0 0 {BAR_WIDTH} {BAR_HEIGHT}",
         width=BAR_WIDTH,
         height=BAR_HEIGHT,
         role="img",
+        aria_label="how many tasks have which score",
     )

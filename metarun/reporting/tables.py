@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from metarun.reporting.published import READ, Figure, by_step, figures, sources
 from metarun.reporting.runs import Cell, Run, cells, differing
 from metarun.reporting.statistics import Comparison, compared, ranks
@@ -243,7 +245,8 @@ def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
     """Cells that were tested on the same tasks and kept their scores: what can be compared task by task."""
     found: dict[str, list[Cell]] = {}
     for cell in cells:
-        if cell.scores is not None and cell.summary.tasks > 1 and not cell.row.endswith("_inductive"):
+        scored = cell.scores is not None and len(cell.scores) > 1 and np.isfinite(cell.scores).all()
+        if scored and not cell.row.endswith("_inductive"):
             found.setdefault(cell.test["task_hash"], []).append(cell)
     return (group for group in found.values() if len(group) > 1)
 
@@ -265,4 +268,4 @@ def pair(entry: Comparison, places: int) -> tuple[str, ...]:
 
 
 def chance(p: float) -> str:
-    return f"{p:.2g}" if p > 1e-300 else "< 1e-300"  # what doubles cannot hold is no zero
+    return "< 1e-300" if p < 1e-300 else f"{p:.2g}"  # what doubles cannot hold is no zero
