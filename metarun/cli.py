@@ -273,7 +273,7 @@ def profile() -> None:
 
 
 def report() -> None:
-    """Write tables of finished runs beside the published figures: report.md, report.csv and report.tex."""
+    """Write finished runs beside the published figures: report.html, report.md, report.csv and report.tex."""
     parser = argparse.ArgumentParser(prog="metarun report", description=report.__doc__)
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("outputs")], help="folders with runs; outputs")
     parser.add_argument("--to", type=Path, default=Path("report"), help="the folder for the report; report")

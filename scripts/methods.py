@@ -11,8 +11,9 @@ from pathlib import Path
 
 from metarun import composing
 from metarun.registry import declaration
-from metarun.reporting.pages import published, score, table, task
+from metarun.reporting.pages import table
 from metarun.reporting.runs import Cell, cells, found
+from metarun.reporting.tables import score, task
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
@@ -67,7 +68,7 @@ def reproduced(tested: Iterable[Cell]) -> Iterator[str]:
     """Every setting's own test and what else has a published figure beside it."""
     for cell in tested:
         if cell.row == "test" or cell.published:
-            beside = f" (published {published(cell, mark=False)})" if cell.published else ""
+            beside = f" (published {cell.published})" if cell.published else ""
             yield f"{cell.first.dataset}, {task(cell.test)}: {score(cell)}{beside}"
 
 

@@ -1,6 +1,6 @@
 """What papers printed, and how far a run's protocol is theirs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -9,19 +9,27 @@ import yaml
 
 POINTS = {5: 0.5, 20: 1.0}  # by ways: what counts as reproduced on Omniglot, in percent
 ELSEWHERE = 1.0  # and on other datasets
+READ = {"primary": "", "elsewhere": " (as quoted elsewhere)", "recalled": " (from memory, not checked)"}
 
 
 @dataclass(frozen=True)
 class Figure:
     """A number of a paper: mean accuracy in percent, or mse, of one cell of a table."""
 
+    algo: str
+    dataset: str
+    cell: str  # as "5w1s", of a regression "5s"
+    inner_steps: int | None  # where the table has a figure for each of several
     value: float
     plus_minus: float | None
     interval: str | None  # what the plus-minus is
     read: str  # primary, elsewhere, recalled
     where: str  # the table
     source: str  # key of `sources()`
-    protocol: dict[str, Any]
+    protocol: dict[str, Any] = field(hash=False)
+
+    def __str__(self) -> str:
+        return str(self.value) + (f" ± {self.plus_minus}" if self.plus_minus is not None else "")
 
 
 @cache
@@ -35,28 +43,56 @@ def sources() -> dict[str, str]:
     return {key: f"{paper['citation']}, {paper['url']}" for key, paper in _papers().items()}
 
 
+@cache
+def figures() -> tuple[Figure, ...]:
+    """All that is printed, in the order of the file."""
+    return tuple(
+        Figure(
+            algo=algo,
+            dataset=table["dataset"],
+            cell=cell,
+            inner_steps=steps,
+            value=entry[0],
+            plus_minus=entry[1] if len(entry) > 1 else None,
+            interval=table.get("interval"),
+            read=table["read"],
+            where=table["where"],
+            source=source,
+            protocol=table["protocol"],
+        )
+        for source, paper in _papers().items()
+        for table in paper["tables"]
+        for algo, row in table["figures"].items()
+        for cell, printed in row.items()
+        for steps, entry in _by_steps(printed)
+    )
+
+
+def _by_steps(printed: list[float] | dict[int, float]) -> list[tuple[int | None, list[float]]]:
+    return [(steps, [value]) for steps, value in printed.items()] if isinstance(printed, dict) else [(None, printed)]
+
+
+def cell_name(row: dict[str, Any]) -> str:
+    """As tables call a row of a result: "5w1s", or of a regression "5s"."""
+    return f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s"
+
+
 def figure(algo: str, row: dict[str, Any], dataset: str) -> Figure | None:
     """What is printed for a row of a result: the table of its mode, transductive or not."""
-    cell = f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s"
-    for source, paper in _papers().items():
-        for table in paper["tables"]:
-            found = table["figures"].get(algo, {}).get(cell)
-            mode = table["protocol"].get("transductive", row["transductive"])
-            if table["dataset"] == dataset and found is not None and mode == row["transductive"]:
-                if isinstance(found, dict):  # by inner steps
-                    found = [found[row["algo"]["inner_steps"]]] if row["algo"].get("inner_steps") in found else None
-                if found:
-                    value, plus_minus = (*found, None)[:2]
-                    about = (table.get("interval"), table["read"], table["where"], source, table["protocol"])
-                    return Figure(value, plus_minus, *about)
+    place = algo, dataset, cell_name(row)
+    for entry in figures():
+        mode = entry.protocol.get("transductive", row["transductive"])
+        steps = entry.inner_steps in (None, row["algo"].get("inner_steps"))
+        if (entry.algo, entry.dataset, entry.cell) == place and mode == row["transductive"] and steps:
+            return entry
     return None
 
 
 def by_step(algo: str, dataset: str, shots: int) -> dict[int, float]:
     """Inner steps -> the mse printed for them."""
-    tables = [table for paper in _papers().values() for table in paper["tables"] if table["dataset"] == dataset]
-    found = (table["figures"].get(algo, {}).get(f"{shots}s") for table in tables)
-    return next((dict(steps) for steps in found if isinstance(steps, dict)), {})
+    place = algo, dataset, f"{shots}s"
+    found = (entry for entry in figures() if (entry.algo, entry.dataset, entry.cell) == place)
+    return {entry.inner_steps: entry.value for entry in found if entry.inner_steps is not None}
 
 
 def deviations(figure: Figure, row: dict[str, Any], result: dict[str, Any]) -> list[str]:

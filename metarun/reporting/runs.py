@@ -3,9 +3,10 @@
 import csv
 import json
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ import yaml
 
 from metarun.composing import identity
 from metarun.errors import ConfigError
-from metarun.reporting.published import Figure, deviations, figure, verdict
+from metarun.reporting.published import Figure, cell_name, deviations, figure, verdict
 from metarun.reporting.statistics import Summary, summary
+
+TOLD = 3  # settings in a name
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former, where it is, takes a tenth of the time
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ class Run:
         file = self.folder / ".hydra" / "overrides.yaml"
         if not file.is_file():
             return None
-        typed = [str(text).lstrip("+") for text in yaml.safe_load(file.read_text(encoding="utf-8"))]
+        typed = [str(text).lstrip("+") for text in yaml.load(file.read_text(encoding="utf-8"), LOADER)]
         elsewhere = ("device=", "data_dir=", "dataset.path=", "dataset.placement=", "hydra")
         return shlex.join(["metarun", *(text for text in typed if not text.startswith(elsewhere))])
 
@@ -70,7 +74,19 @@ class Run:
         if not file.is_file():
             return None
         with file.open(encoding="utf-8", newline="") as lines:
-            return np.array([float(line[self.headline(row)]) for line in csv.DictReader(lines)])
+            column = next(csv.reader(lines)).index(self.headline(row))
+            return np.loadtxt(lines, delimiter=",", usecols=column, ndmin=1)
+
+    def course(self, metric: str, unit: float) -> dict[str, list[tuple[float, float]]]:
+        """Of each split that was logged, (step, value times unit), where the folder has them."""
+        file = self.folder / "metrics.csv"
+        found: dict[str, list[tuple[float, float]]] = {}
+        if file.is_file():
+            with file.open(encoding="utf-8", newline="") as lines:
+                for line in csv.DictReader(lines):
+                    if line.get(metric):
+                        found.setdefault(line["split"], []).append((float(line["step"]), unit * float(line[metric])))
+        return found
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,7 @@ class Cell:
 
     runs: tuple[Run, ...]
     row: str
+    name: str  # the runs', and where several settings share one, what sets this one apart
 
     @property
     def first(self) -> Run:
@@ -91,7 +108,7 @@ class Cell:
     @property
     def task(self) -> str:
         """As "5w1s", or of a regression "5s"."""
-        return f"{self.test['shots']}s" if "mse" in self.test else f"{self.test['ways']}w{self.test['shots']}s"
+        return cell_name(self.test)
 
     @property
     def mode(self) -> str:
@@ -99,11 +116,16 @@ class Cell:
         return kind + (f", ensemble of {self.test['ensemble']}" if "ensemble" in self.test else "")
 
     @cached_property
-    def scores(self) -> np.ndarray | None:
-        """[tasks], the mean over seeds at each; None where a run has kept none, or tasks differ."""
-        found = [run.scores(self.row) for run in self.runs]
+    def _scores(self) -> list[np.ndarray] | None:
+        """[tasks] of each seed; None where a run has kept none, or tasks differ."""
+        found = [run.scores(self.row) for run in self.runs] if self.same_tasks else [None]
         whole = [scores for scores in found if scores is not None]
-        return np.stack(whole).mean(0) if len(whole) == len(found) and self.same_tasks else None
+        return whole if len(whole) == len(found) else None
+
+    @cached_property
+    def scores(self) -> np.ndarray | None:
+        """[tasks], the mean over seeds at each."""
+        return None if self._scores is None else np.stack(self._scores).mean(0)
 
     @property
     def same_tasks(self) -> bool:
@@ -112,10 +134,8 @@ class Cell:
     @cached_property
     def summary(self) -> Summary:
         """From the tasks' scores, or where they were not kept from each run's mean and interval."""
-        found = [run.scores(self.row) for run in self.runs]
-        whole = [scores for scores in found if scores is not None]
-        if len(whole) == len(found) and self.same_tasks:
-            return summary(whole)
+        if self._scores is not None:
+            return summary(self._scores)
         entries = [run.result["test"][self.row] for run in self.runs]
         means = np.array([entry[self.first.headline(self.row)]["mean"] for entry in entries])
         widest = max(entry[self.first.headline(self.row)]["ci95"] for entry in entries)
@@ -158,14 +178,40 @@ def found(folders: Iterable[Path]) -> list[Run]:
     runs = [Run(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
     if not runs:
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}: there is no result.json")
-    return sorted(runs, key=lambda run: (run.name, run.dataset, run.setting, run.seed))
+    return sorted(runs, key=lambda run: (run.name, run.dataset, run.setting, run.seed, str(run.result["commit"])))
 
 
 def cells(runs: Iterable[Run]) -> Iterator[Cell]:
-    """One for every row of every setting."""
-    settings: dict[str, list[Run]] = {}
+    """One for every row of every setting. Of runs that differ in nothing but the commit one counts, the last."""
+    settings: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
-        settings.setdefault(run.name + run.setting, []).append(run)
-    for group in settings.values():
+        settings.setdefault((run.name, run.setting), {})[run.seed] = run
+    groups = [tuple(seeds.values()) for seeds in settings.values()]
+    for group, name in zip(groups, names([group[0] for group in groups])):
         for row in group[0].result["test"]:
-            yield Cell(tuple(run for run in group if row in run.result["test"]), row)
+            yield Cell(tuple(run for run in group if row in run.result["test"]), row, name)
+
+
+def names(settings: Iterable[Run]) -> Iterator[str]:
+    """Of each setting one of its own: where neighbours share a name, with what differs among them, or a number."""
+    for _, group in groupby(settings, key=lambda run: (run.name, run.dataset)):
+        sharing = list(group)
+        for number, (run, apart) in enumerate(zip(sharing, differing(sharing)), start=1):
+            told = [f"{key}={text}" for key, text in apart.items()] if len(apart) <= TOLD else [f"#{number}"]
+            yield " ".join([run.name, *told])
+
+
+def differing(settings: Sequence[Run]) -> list[dict[str, str]]:
+    """Of each setting the values that are not the same in all: key -> value, as `optimizer.lr` -> `0.001`."""
+    found = [dict(flat(json.loads(run.setting))) for run in settings]
+    keys = sorted({key for values in found for key in values})
+    apart = [key for key in keys if len({values.get(key) for values in found}) > 1]
+    return [{key: values[key] for key in apart if key in values} for values in found]
+
+
+def flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value)
