@@ -43,7 +43,8 @@ class TaskSpec(NamedTuple):
     """What a task asks for: `output_size` is the number of classes, or of regressed values.
 
     `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
-    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error.
+    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error. `ways`
+    is the number of classes in a task where there are more labels than that; None: `output_size`.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class TaskSpec(NamedTuple):
     output_size: int
     inputs: Inputs = "numbers"
     metric: str | None = None
+    ways: int | None = None
 
 
 class TaskSource(Protocol):
