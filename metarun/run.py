@@ -25,7 +25,7 @@ from metarun.logs import Log, Logger, RunLog, Silence, log_to, say
 from metarun.objectives import METRICS, metric_of
 from metarun.ranks import Ranks, is_lost, together, worker_count
 from metarun.registry import build
-from metarun.report import draw_curves, result_lines, write_scores
+from metarun.report import draw_curves, draw_vectors, result_lines, write_scores
 from metarun.seeding import generator_for
 from metarun.settings import Settings
 from metarun.trainer import NonFiniteLoss, Progress, State, Window, train
@@ -320,6 +320,8 @@ def test(
             **({"ensemble": len(trained)} if len(trained) > 1 else {}),
             "seconds": round(time.perf_counter() - started, 1),
         }
+    if folder:
+        draw_vectors(folder.path / "scores", results)
     return results
 
 

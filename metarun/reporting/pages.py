@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from metarun.reporting.published import by_step, sources
+from metarun.reporting.published import by_entry, sources
 from metarun.reporting.runs import Cell, Run
 from metarun.reporting.statistics import Comparison, compared, ranks
 
@@ -19,6 +19,10 @@ ROWS = {
     "20way": "the same model on tasks of 20 classes",
     "queries15": "the same model with 15 queries per class, all predicted in one batch",
     "_inductive": "the row of that name, with each query predicted without sight of the others",
+}
+VECTORS = {  # metric, by what, the first entry, how it is written
+    "mse_by_step": ("mse", "inner steps", 0, ".3f"),
+    "accuracy_by_instance": ("accuracy", "instance", 1, ".2f"),
 }
 READING = """\
 A result is the mean over the test tasks, ± 1.96 standard deviations / sqrt(tasks): that interval covers the draw of the
@@ -103,7 +107,7 @@ def markdown(cells: Sequence[Cell], commands: Iterable[str]) -> str:
         "# Results",
         "Written by `metarun report` from the runs' own files.",
         table(HEADER, map(line, cells)),
-        *steps(cells),
+        *vectors(cells),
         *(f"## {title}\n\n{body}" for title, body in comparisons(cells)),
         f"## Where runs are not the papers'\n\n{notes(cells)}",
         f"## What the rows are\n\n{meanings(cells)}",
@@ -127,18 +131,24 @@ def table(header: tuple[str, ...], content: Iterable[tuple[str, ...]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def steps(cells: Iterable[Cell]) -> list[str]:
-    """MSE after each inner step, for the regressions."""
+def vectors(cells: Iterable[Cell]) -> list[str]:
+    """Figures with several values per task: mse after each inner step, accuracy at each instance of a class."""
     sections = []
     for cell in cells:
-        if "mse_by_step" in cell.test:
-            found, printed = cell.test["mse_by_step"], by_step(cell.first.algo, cell.first.dataset, cell.test["shots"])
+        for name, (metric, by, start, figure) in VECTORS.items():
+            if name not in cell.test:
+                continue
+            found, printed = cell.test[name], by_entry(cell.first.algo, cell.first.dataset, cell.task)
             content = [
-                (str(step), f"{mean:.3f} ± {ci95:.3f}", f"{printed[step]:g}" if step in printed else "")
-                for step, (mean, ci95) in enumerate(zip(found["mean"], found["ci95"]))
+                (
+                    str(entry),
+                    f"{cell.unit * mean:{figure}} ± {cell.unit * ci95:{figure}}",
+                    f"{printed[entry]:g}" if entry in printed else "",
+                )
+                for entry, (mean, ci95) in enumerate(zip(found["mean"], found["ci95"]), start)
             ]
-            heading = f"## {cell.first.name}, {cell.row}, seed {cell.first.seed}: mse by inner step"
-            sections.append(f"{heading}\n\n{table(('inner steps', 'mse', 'published'), content)}")
+            heading = f"## {cell.first.name}, {cell.row}, seed {cell.first.seed}: {metric} by {by.removesuffix('s')}"
+            sections.append(f"{heading}\n\n{table((by, metric, 'published'), content)}")
     return sections
 
 

@@ -38,13 +38,14 @@ def sources() -> dict[str, str]:
 def figure(algo: str, row: dict[str, Any], dataset: str) -> Figure | None:
     """What is printed for a row of a result: the table of its mode, transductive or not."""
     cell = f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s"
+    entry = row["algo"].get("inner_steps") if "mse" in row else row["shots"] + 1  # of a table by steps, by instance
     for source, paper in _papers().items():
         for table in paper["tables"]:
             found = table["figures"].get(algo, {}).get(cell)
             mode = table["protocol"].get("transductive", row["transductive"])
             if table["dataset"] == dataset and found is not None and mode == row["transductive"]:
-                if isinstance(found, dict):  # by inner steps
-                    found = [found[row["algo"]["inner_steps"]]] if row["algo"].get("inner_steps") in found else None
+                if isinstance(found, dict):
+                    found = [found[entry]] if entry in found else None
                 if found:
                     value, plus_minus = (*found, None)[:2]
                     about = (table.get("interval"), table["read"], table["where"], source, table["protocol"])
@@ -52,10 +53,10 @@ def figure(algo: str, row: dict[str, Any], dataset: str) -> Figure | None:
     return None
 
 
-def by_step(algo: str, dataset: str, shots: int) -> dict[int, float]:
-    """Inner steps -> the mse printed for them."""
+def by_entry(algo: str, dataset: str, cell: str) -> dict[int, float]:
+    """Inner steps -> the mse printed for them, or instance -> the accuracy."""
     tables = [table for paper in _papers().values() for table in paper["tables"] if table["dataset"] == dataset]
-    found = (table["figures"].get(algo, {}).get(f"{shots}s") for table in tables)
+    found = (table["figures"].get(algo, {}).get(cell) for table in tables)
     return next((dict(steps) for steps in found if isinstance(steps, dict)), {})
 
 
