@@ -7,14 +7,16 @@ import torch
 
 from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.fs_mol import AssaySampler
-from metarun.datasets.order import STRINGS, InOrder, letters
+from metarun.datasets.order import STRINGS, InOrder, letters, shuffled
 from metarun.datasets.table import Table
 from metarun.errors import ConfigError
-from metarun.execution import unstack
+from metarun.execution import meta_gradient, over_tasks, unstack
+from metarun.experiment import algorithm
+from metarun.registry import build
 from metarun.seeding import generator_for
 from metarun.sequences import NOTHING, Labels, figures, read, sequence
-from metarun.types import Examples, TaskShape, TaskSpec
-from tests.tiny import algo_and_theta, episodes
+from metarun.types import Episode, Examples, TaskShape, TaskSpec
+from tests.tiny import REFERENCES, algo_and_theta, episodes, leaves
 
 SHAPE = TaskShape(ways=4, shots=2, queries=3)
 READERS = ("lstm", "mann")
@@ -165,3 +167,35 @@ def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeyp
     expected = 5 * torch.nn.functional.cross_entropy(by_letter, letters(steps.y).flatten())
     torch.testing.assert_close(loss, expected)
     assert metrics["accuracy_by_instance"].shape == (4,)
+
+
+@pytest.mark.parametrize(("name", "steps"), [("lstm", 700), ("mann", 500)])
+def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps):
+    """Inputs are points; two new ones are the classes of each task, each comes five times. Who has remembered is
+    right from the second time on. Of the first times, the very first is a guess, and the other class's is known by
+    exclusion: more than 3/4 would be a label told too early."""
+    size = {"rows": 16, "width": 16, "heads": 1} if name == "mann" else {}
+    generator = generator_for("points")
+
+    def points(tasks: int) -> Episode:
+        y = torch.arange(2).repeat_interleave(5).expand(tasks, -1)
+        classes = torch.randn(tasks, 2, 6, generator=generator)
+        x, y = shuffled(Examples(classes.gather(1, y[..., None].expand(-1, -1, 6)), y), generator)
+        return Episode(Examples(x[:, :2], y[:, :2]), Examples(x[:, 2:], y[:, 2:]))
+
+    torch.manual_seed(0)
+    spec = TaskSpec("classification", (6,), 2)
+    backbone = build("backbone", {"name": "mlp", "hidden": [], "batch_norm": False}, input_shape=(6,))
+    algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, "hidden": 64, **size}, backbone, spec)
+    theta = {c: {n: p.requires_grad_() for n, p in params.items()} for c, params in algo.init().items()}
+    optimizer = torch.optim.Adam(leaves(theta), lr=3e-3)
+    for _ in range(steps):
+        _, _, gradient = meta_gradient(algo, theta, points(64), execution="vmap")
+        for p, g in zip(leaves(theta), leaves(gradient)):
+            p.grad = g
+        optimizer.step()
+    with torch.no_grad():
+        found = over_tasks(lambda task: algo.task_metrics(theta, task), points(1000), "vmap")
+    by_instance = found["accuracy_by_instance"].mean(0)
+    assert by_instance[1:].min() > 0.85
+    assert by_instance[0] < 0.78  # two standard deviations of 1000 tasks
