@@ -97,7 +97,9 @@ class Algorithm(Protocol):
     section 6.1); or "running" averages over training tasks. `kinds` are the kinds of task it can learn.
     `carried` names the components of theta that tasks hand on to each other (counters, an optimiser's moments): no
     optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
-    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`.
+    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`. A class that reads examples one after
+    another says in which `order` they are drawn, "mixed" or "support first" (`metarun.datasets.order`); one without
+    a head whose weights still depend on the number of labels, that it is `sized`.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]

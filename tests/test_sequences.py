@@ -1,6 +1,8 @@
 """Tasks as sequences: their order, what each step is told, labels as strings, and that no label is told too early."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from metarun.registry import build
 from metarun.seeding import generator_for
 from metarun.sequences import NOTHING, Labels, figures, read, sequence
 from metarun.types import Episode, Examples, TaskShape, TaskSpec
+from tests.conftest import TINY, Command
 from tests.tiny import REFERENCES, algo_and_theta, episodes, leaves
 
 SHAPE = TaskShape(ways=4, shots=2, queries=3)
@@ -199,3 +202,30 @@ def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps):
     by_instance = found["accuracy_by_instance"].mean(0)
     assert by_instance[1:].min() > 0.85
     assert by_instance[0] < 0.78  # two standard deviations of 1000 tasks
+
+
+SMALL = ("backbone=conv4_strided", *TINY, "ways=3", "queries=4", "algo.hidden=8", "hydra.run.dir=run")
+
+
+@pytest.mark.parametrize("labels", ["one_hot", "strings"])
+def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Command, place: Path, labels: str):
+    answer = metarun("algo=lstm", f"algo.labels={labels}", *SMALL)
+    assert answer.code == 0, answer.err
+    row = json.loads((place / "run" / "result.json").read_text())["test"]["test"]
+    assert len(row["accuracy_by_instance"]["mean"]) == len(row["accuracy_by_instance"]["ci95"]) == 5
+    assert row["accuracy"]["mean"] == row["accuracy_by_instance"]["mean"][1]
+    assert "accuracy at the 1st, 2nd, ... of a class: " in answer.out
+    assert (place / "run" / "scores" / "accuracy_by_instance.png").stat().st_size > 0
+    header = (place / "run" / "scores" / "test.csv").read_text().splitlines()[0]
+    assert (
+        header
+        == "task,accuracy,accuracy_by_instance_0,accuracy_by_instance_1,accuracy_by_instance_2,\
+accuracy_by_instance_3,accuracy_by_instance_4"
+    )
+
+
+def test_only_with_strings_can_there_be_other_ways_at_test(metarun: Command):
+    refused = metarun("algo=lstm", *SMALL, "eval.ways=4")
+    assert refused.code == 2
+    assert "eval.ways is 4: this model has a last layer for ways=3" in refused.err
+    assert metarun("algo=lstm", "algo.labels=strings", *SMALL, "eval.ways=4").code == 0
