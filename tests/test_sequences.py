@@ -12,6 +12,7 @@ from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.order import STRINGS, InOrder, letters, shuffled
 from metarun.datasets.table import Table
 from metarun.errors import ConfigError
+from metarun.evaluator import evaluate
 from metarun.execution import meta_gradient, over_tasks, unstack
 from metarun.experiment import algorithm
 from metarun.registry import build
@@ -59,6 +60,22 @@ def test_put_in_order_apart_the_support_keeps_its_examples(sampler):
     for ours, theirs in zip(apart, plain):
         assert contents(*ours) == contents(*theirs)
     assert len({tuple(row) for row in apart.support.y.tolist()}) > 40
+
+
+def test_a_task_in_another_order_counts_as_the_same_test_and_one_of_other_examples_does_not(sampler):
+    apart, mixed = (InOrder(sampler, mixed=mixed, strings=False) for mixed in (False, True))
+    hashes = {}
+    for name, source in {"plain": sampler, "apart": apart, "mixed": mixed}.items():
+        plan = {"tasks": 60, "seed": 0, "split": "test", "tasks_per_chunk": 60, "execution": "loop"}
+        hashes[name] = evaluate(Silent(), {}, source, **plan).task_hash
+    assert hashes["apart"] == hashes["plain"] != hashes["mixed"]
+
+
+class Silent:
+    """Measures nothing."""
+
+    def task_metrics(self, theta, episode):
+        return {"accuracy": torch.zeros(())}
 
 
 def test_the_order_is_the_generators(sampler):
@@ -217,11 +234,7 @@ def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Comma
     assert "accuracy at the 1st, 2nd, ... of a class: " in answer.out
     assert (place / "run" / "scores" / "accuracy_by_instance.png").stat().st_size > 0
     header = (place / "run" / "scores" / "test.csv").read_text().splitlines()[0]
-    assert (
-        header
-        == "task,accuracy,accuracy_by_instance_0,accuracy_by_instance_1,accuracy_by_instance_2,\
-accuracy_by_instance_3,accuracy_by_instance_4"
-    )
+    assert header == "task,accuracy," + ",".join(f"accuracy_by_instance_{i}" for i in range(5))
 
 
 def test_only_with_strings_can_there_be_other_ways_at_test(metarun: Command):

@@ -49,10 +49,15 @@ class InOrder:
 
 
 def shuffled(examples: Examples, generator: torch.Generator) -> Examples:
-    """[T, n, ...], each task in an order of its own."""
-    tasks, n = examples.y.shape
-    order = distinct(n, n, (tasks,), generator).to(examples.y.device)
-    return Examples(examples.x[torch.arange(tasks, device=order.device)[:, None], order], examples.y.gather(1, order))
+    """[T, n, ...], each task in an order of its own, in which those of one class keep theirs: that is random already.
+
+    So the k-th of a class is the same example as before, and tasks that differ in order alone can be told to be equal.
+    """
+    x, y = examples
+    tasks, n = y.shape
+    labels = y.gather(1, distinct(n, n, (tasks,), generator).to(y.device))
+    order = torch.zeros_like(y).scatter(1, labels.argsort(dim=1, stable=True), y.argsort(dim=1, stable=True))
+    return Examples(x[torch.arange(tasks, device=y.device)[:, None], order], labels)
 
 
 def letters(strings: Tensor) -> Tensor:
