@@ -14,7 +14,7 @@ from metarun.ensemble import Ensemble
 from metarun.execution import Execution, chunks, over_tasks
 from metarun.ranks import ALONE, Ranks
 from metarun.seeding import generator_for
-from metarun.types import Algorithm, Episode, Metrics, Split, TaskSource, Theta
+from metarun.types import Algorithm, Episode, Examples, Metrics, Split, TaskSource, Theta
 
 BLOCK = 50  # tasks drawn from one generator: fixed, so that the tasks depend on no batch or chunk size
 
@@ -24,7 +24,7 @@ class Scores:
     """What was measured on each task, and which tasks they were."""
 
     per_task: Metrics  # name -> [tasks, ...]
-    task_hash: str  # of inputs and labels, in order: two equal hashes mean the same test
+    task_hash: str  # of inputs and labels, task by task: two equal hashes mean the same test
 
     @property
     def tasks(self) -> int:
@@ -87,7 +87,14 @@ def evaluate(
 
 
 def _fingerprint(tasks: Episode) -> bytes:
-    """Inputs and labels to three decimals: devices may differ in the last bit of a float."""
+    """Inputs and labels, class by class, to three decimals: devices may differ in the last bit of a float."""
+
+    def by_class(part: Examples) -> Examples:
+        order = part.y.argsort(dim=1, stable=True)  # none where labels are in order, as samplers give them
+        return Examples(part.x[torch.arange(len(order), device=order.device)[:, None], order], part.y.gather(1, order))
+
+    if not tasks.query.y.is_floating_point():
+        tasks = Episode(*map(by_class, tasks))
 
     def rounded(value: Tensor) -> bytes:
         return (value * 1000).round().to(torch.int32).cpu().numpy().tobytes()

@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
 from metarun.datasets.episodes import EpisodeSampler
+from metarun.datasets.order import InOrder
 from metarun.ensemble import Ensemble
 from metarun.environment import find_device
 from metarun.errors import ConfigError
@@ -53,6 +54,7 @@ class Experiment:
                     f"the tasks of dataset={settings.dataset['name']} have none in common"
                 )
             source = source.minibatches(settings.algo["batch_size"])
+        source = in_order(source, settings.algo)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
@@ -115,7 +117,7 @@ class Experiment:
 
     def tester(self, how: EvalSettings, split: Split) -> "Tester":
         """What tests as the row `how` says on tasks of `split`. Raises ConfigError where that cannot be."""
-        source = self.dataset.tasks(split, TaskShape(how.ways, how.shots, how.queries))
+        source = in_order(self.dataset.tasks(split, TaskShape(how.ways, how.shots, how.queries)), how.algo)
         backbone = copy.deepcopy(self.backbone)
         algo = algorithm(how.algo, backbone, source.spec, trained=self.source.spec)
         for component in algo.init().keys() - self.algo.init().keys():
@@ -201,7 +203,8 @@ def algorithm(
         fitting = [other for other in known("algo") if spec.kind in declaration("algo", other).constants["kinds"]]
         raise ConfigError(f"algo={name} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
     has_head = "head" in declared.runtime
-    if has_head and trained is not None and trained.output_size != spec.output_size:
+    sized = has_head or declared.constants.get("sized", False)
+    if sized and trained is not None and trained.output_size != spec.output_size:
         raise ConfigError(
             f"eval.ways is {spec.output_size}: this model has a last layer for ways={trained.output_size}; only "
             f"methods without one (as protonet) can be tested with other ways"
@@ -209,6 +212,12 @@ def algorithm(
     head = backbone.head(spec.output_size) if has_head else None
     algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
     return algo
+
+
+def in_order(source: TaskSource, algo: Mapping[str, Any]) -> TaskSource:
+    """The tasks as the algorithm reads them: where its class names an `order`, in one. Raises ConfigError."""
+    order = declaration("algo", algo["name"]).constants.get("order")
+    return InOrder(source, order == "mixed", algo.get("labels") == "strings") if order else source
 
 
 def check_inputs(name: str, backbone: Backbone, spec: TaskSpec) -> None:

@@ -16,14 +16,19 @@ from metarun.types import Params, Theta
 def initial_theta(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
     """The modules' own weights as meta-parameters, by component: "backbone", its "norm" layers, "head"."""
     norms = norm_names(backbone)
-    weights = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    weights = weights_of(backbone)
     theta = {
         "backbone": {name: p for name, p in weights.items() if name not in norms},
         "norm": {name: p for name, p in weights.items() if name in norms},
     }
     if head is not None:
-        theta["head"] = {name: p.detach().clone() for name, p in head.named_parameters()}
+        theta["head"] = weights_of(head)
     return theta
+
+
+def weights_of(module: nn.Module) -> Params:
+    """A module's own weights, as a component of theta."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 def select(theta: Theta, *components: str) -> Theta:

@@ -64,8 +64,8 @@ def headline(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
-    """[n] -> [n, classes], true at the label. PyTorch's own reads the labels back from the device to check them."""
-    return y[:, None] == torch.arange(classes, device=y.device)
+    """[...] -> [..., classes], true at the label. PyTorch's own reads labels back from the device to check them."""
+    return y[..., None] == torch.arange(classes, device=y.device)
 
 
 def judged(spec: TaskSpec, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:

@@ -27,6 +27,9 @@ def result_lines(result: dict[str, Any]) -> list[str]:
         if "mse_by_step" in row:
             steps = " ".join(f"{mse:.3f}" for mse in row["mse_by_step"]["mean"])
             lines.append(f"{'':20} mse after 0, 1, ... inner steps: {steps}")
+        if "accuracy_by_instance" in row:
+            instances = " ".join(f"{100 * mean:.1f}" for mean in row["accuracy_by_instance"]["mean"])
+            lines.append(f"{'':20} accuracy at the 1st, 2nd, ... of a class: {instances} %")
     return lines
 
 
@@ -42,6 +45,28 @@ def write_scores(path: Path, scores: Scores) -> None:
         writer = csv.writer(file)
         writer.writerow(["task", *columns])
         writer.writerows((i, *row) for i, row in enumerate(zip(*columns.values())))
+
+
+def draw_vectors(folder: Path, rows: dict[str, Any]) -> None:
+    """`accuracy_by_step.png` and the like: of each metric with several values per task, mean and 95 % interval."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = {name for row in rows.values() for name, value in row.items() if "_by_" in name and "ci95" in value}
+    for name in names:
+        metric, _, by = name.partition("_by_")
+        figure, axis = pyplot.subplots(figsize=(5, 4), layout="constrained")
+        for row, values in ((row, values[name]) for row, values in rows.items() if name in values):
+            places = [i + (by == "instance") for i in range(len(values["mean"]))]  # instances are counted from 1
+            axis.errorbar(places, values["mean"], values["ci95"], marker="o", markersize=3, capsize=2, label=row)
+        axis.set(xlabel=by, ylabel=metric)
+        axis.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
+        axis.grid(alpha=0.3)
+        axis.legend()
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        pyplot.close(figure)
 
 
 def draw_curves(folder: Path) -> None:

@@ -16,7 +16,7 @@ from metarun.experiment import Experiment
 from metarun.folder import RunFolder
 from metarun.logs import log_to, say
 from metarun.ranks import Ranks, is_lost, together, worker_count
-from metarun.report import draw_curves, result_lines, write_scores
+from metarun.report import draw_curves, draw_vectors, result_lines, write_scores
 from metarun.settings import Settings
 from metarun.training import loaded, trained
 from metarun.workers import launched
@@ -201,6 +201,8 @@ def test(
             **({"ensemble": len(members)} if len(members) > 1 else {}),
             "seconds": round(time.perf_counter() - started, 1),
         }
+    if folder:
+        draw_vectors(folder.path / "scores", results)
     return results
 
 

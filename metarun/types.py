@@ -43,7 +43,8 @@ class TaskSpec(NamedTuple):
     """What a task asks for: `output_size` is the number of classes, or of regressed values.
 
     `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
-    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error.
+    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error. `ways`
+    is the number of classes in a task where there are more labels than that; None: `output_size`.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class TaskSpec(NamedTuple):
     output_size: int
     inputs: Inputs = "numbers"
     metric: str | None = None
+    ways: int | None = None
 
 
 class TaskSource(Protocol):
@@ -95,7 +97,9 @@ class Algorithm(Protocol):
     section 6.1); or "running" averages over training tasks. `kinds` are the kinds of task it can learn.
     `carried` names the components of theta that tasks hand on to each other (counters, an optimiser's moments): no
     optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
-    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`.
+    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`. A class that reads examples one after
+    another says in which `order` they are drawn, "mixed" or "support first" (`metarun.datasets.order`); one without
+    a head whose weights still depend on the number of labels, that it is `sized`.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]

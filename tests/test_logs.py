@@ -8,7 +8,7 @@ import torch
 
 from metarun.evaluator import Scores
 from metarun.logs import NoLogger, RunLog
-from metarun.report import draw_curves, write_scores
+from metarun.report import draw_curves, draw_vectors, result_lines, write_scores
 
 
 def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path: Path):
@@ -44,3 +44,16 @@ def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: 
         "0,0.5,1.0,0.5",
         "1,2.0,3.0,2.0",
     ]
+
+
+def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_are(tmp_path: Path):
+    vector = {"mean": [0.25, 0.75], "ci95": [0.01, 0.02]}
+    about = {"ways": 5, "shots": 1, "queries": 1, "tasks": 9, "transductive": False}
+    rows = {
+        "test": about | {"accuracy": {"mean": 0.75, "ci95": 0.02}, "accuracy_by_instance": vector},
+        "other": about | {"accuracy": {"mean": 0.75, "ci95": 0.02}, "accuracy_by_step": vector},
+    }
+    draw_vectors(tmp_path, rows)
+    assert {file.name for file in tmp_path.iterdir()} == {"accuracy_by_instance.png", "accuracy_by_step.png"}
+    lines = result_lines({"test": rows})
+    assert [line.split("class: ")[1] for line in lines if "class: " in line] == ["25.0 75.0 %"]

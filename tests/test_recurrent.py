@@ -5,6 +5,10 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from metarun.backbones.recurrent import BiLSTM, LSTMCell, read
+from metarun.execution import unstack
+from metarun.sequences import read as sequence_read
+from metarun.sequences import sequence
+from tests.tiny import WAYS, algo_and_theta, episodes
 
 
 def test_a_step_and_its_gradient_equal_pytorchs_cell():
@@ -57,3 +61,19 @@ def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task():
     together = vmap(said)(weights, x)
     alone = torch.stack([said({n: p[t] for n, p in weights.items()}, x[t]) for t in range(5)])
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
+
+
+def test_the_lstm_that_reads_a_task_is_pytorchs_lstm_and_a_linear_layer():
+    """Over the inputs with the labels before them as one-hot vectors."""
+    algo, theta = algo_and_theta("lstm", "ngram")
+    task = unstack(episodes(1, backbone="ngram"))[0]
+    steps = sequence(*task)
+    z = algo.embed(theta, steps.x)
+    told = torch.nn.functional.one_hot(steps.y, WAYS).roll(1, 0).double()
+    told[0] = 0
+    theirs = nn.LSTM(z.shape[1] + WAYS, algo.hidden).double()
+    weights = {f"{name}_l0": p.detach() for name, p in theta["controller"].items()}
+    theirs.load_state_dict(weights)
+    said, _ = theirs(torch.cat([z, told], 1)[:, None])
+    expected = said[:, 0] @ theta["readout"]["weight"].T + theta["readout"]["bias"]
+    torch.testing.assert_close(sequence_read(algo, theta, steps)[0], expected, rtol=1e-12, atol=1e-14)

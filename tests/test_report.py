@@ -55,6 +55,25 @@ def test_the_page_shows_sources_inner_steps_deviations_and_commands(outputs):
     assert "/somewhere" not in found
 
 
+def test_accuracy_by_instance_stands_beside_the_papers(tmp_path):
+    """Of a table by instance, the headline of 1-shot tasks is the second entry."""
+    result = omniglot_result()
+    result["choices"] = {"experiment": "mann/omniglot_5w", "algo": "mann"}
+    row = result["test"].pop("test_inductive") | {"queries": 9, "algo": {"name": "mann"}}
+    result["test"] = {"test": row | {"accuracy_by_instance": {"mean": [0.35, 0.8123], "ci95": [0.02, 0.01]}}}
+    write_run(tmp_path, result, "[]")
+    (cell,) = cells(found([tmp_path]))
+    assert cell.published.value == 82.8
+    lines = page(tmp_path).splitlines()
+    start = lines.index("## mann/omniglot_5w, test, seed 1: accuracy by instance")
+    assert lines[start + 2 : start + 6] == [
+        "| instance | accuracy | published |",
+        "| --- | --- | --- |",
+        "| 1 | 35.00 ± 2.00 | 36.4 |",
+        "| 2 | 81.23 ± 1.00 | 82.8 |",
+    ]
+
+
 def test_the_page_does_not_depend_on_folders(outputs):
     before = page(outputs)
     (outputs / "a").rename(outputs / "c")

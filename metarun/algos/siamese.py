@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.errors import ConfigError
-from metarun.inner import initial_theta
+from metarun.inner import initial_theta, weights_of
 from metarun.objectives import episode_metrics, headline, one_hot
 from metarun.registry import register
 from metarun.settings import Norm
@@ -56,8 +56,7 @@ class Siamese:
         return self.backbone.head(1)
 
     def init(self) -> Theta:
-        metric = {name: p.detach().clone() for name, p in self.metric.named_parameters()}
-        return {**initial_theta(self.backbone), "metric": metric}
+        return {**initial_theta(self.backbone), "metric": weights_of(self.metric)}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""

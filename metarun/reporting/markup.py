@@ -30,5 +30,7 @@ def prose(text: str) -> Markup:
 
 def noted(text: str) -> Markup:
     """An entry of a table, its `[^key]` as a link to the source; long names may be broken where their parts end."""
-    breakable = re.sub(r"(?<=[/_=])(?=\w)", "<wbr>", escape(text))
-    return Markup(re.sub(r"\[\^(\w+)\]", r' <a class="note" href="#source-\1">\1</a>', breakable))
+    parts = re.split(r"\[\^(\w+)\]", escape(text))
+    parts[::2] = [re.sub(r"(?<=[/_=])(?=\w)", "<wbr>", part) for part in parts[::2]]
+    parts[1::2] = [f' <a class="note" href="#source-{key}">{key}</a>' for key in parts[1::2]]
+    return Markup("".join(parts))

@@ -19,7 +19,7 @@ class Figure:
     algo: str
     dataset: str
     cell: str  # as "5w1s", of a regression "5s"
-    inner_steps: int | None  # where the table has a figure for each of several
+    entry: int | None  # inner steps, or instance of a class, where the table has a figure for each of several
     value: float
     plus_minus: float | None
     interval: str | None  # what the plus-minus is
@@ -51,7 +51,7 @@ def figures() -> tuple[Figure, ...]:
             algo=algo,
             dataset=table["dataset"],
             cell=cell,
-            inner_steps=steps,
+            entry=number,
             value=entry[0],
             plus_minus=entry[1] if len(entry) > 1 else None,
             interval=table.get("interval"),
@@ -64,12 +64,12 @@ def figures() -> tuple[Figure, ...]:
         for table in paper["tables"]
         for algo, row in table["figures"].items()
         for cell, printed in row.items()
-        for steps, entry in _by_steps(printed)
+        for number, entry in _entries(printed)
     )
 
 
-def _by_steps(printed: list[float] | dict[int, float]) -> list[tuple[int | None, list[float]]]:
-    return [(steps, [value]) for steps, value in printed.items()] if isinstance(printed, dict) else [(None, printed)]
+def _entries(printed: list[float] | dict[int, float]) -> list[tuple[int | None, list[float]]]:
+    return [(number, [value]) for number, value in printed.items()] if isinstance(printed, dict) else [(None, printed)]
 
 
 def cell_name(row: dict[str, Any]) -> str:
@@ -80,19 +80,19 @@ def cell_name(row: dict[str, Any]) -> str:
 def figure(algo: str, row: dict[str, Any], dataset: str) -> Figure | None:
     """What is printed for a row of a result: the table of its mode, transductive or not."""
     place = algo, dataset, cell_name(row)
-    for entry in figures():
-        mode = entry.protocol.get("transductive", row["transductive"])
-        steps = entry.inner_steps in (None, row["algo"].get("inner_steps"))
-        if (entry.algo, entry.dataset, entry.cell) == place and mode == row["transductive"] and steps:
-            return entry
+    number = row["algo"].get("inner_steps") if "mse" in row else row["shots"] + 1  # of a table by steps, by instance
+    for printed in figures():
+        mode = printed.protocol.get("transductive", row["transductive"])
+        here = (printed.algo, printed.dataset, printed.cell) == place and printed.entry in (None, number)
+        if here and mode == row["transductive"]:
+            return printed
     return None
 
 
-def by_step(algo: str, dataset: str, shots: int) -> dict[int, float]:
-    """Inner steps -> the mse printed for them."""
-    place = algo, dataset, f"{shots}s"
-    found = (entry for entry in figures() if (entry.algo, entry.dataset, entry.cell) == place)
-    return {entry.inner_steps: entry.value for entry in found if entry.inner_steps is not None}
+def by_entry(algo: str, dataset: str, cell: str) -> dict[int, float]:
+    """Inner steps -> the mse printed for them, or instance of a class -> the accuracy."""
+    found = (printed for printed in figures() if (printed.algo, printed.dataset, printed.cell) == (algo, dataset, cell))
+    return {printed.entry: printed.value for printed in found if printed.entry is not None}
 
 
 def deviations(figure: Figure, row: dict[str, Any], result: dict[str, Any]) -> list[str]:

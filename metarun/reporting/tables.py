@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.reporting.published import READ, Figure, by_step, figures, sources
+from metarun.reporting.published import READ, Figure, by_entry, figures, sources
 from metarun.reporting.runs import Cell, Run, cells, differing
 from metarun.reporting.statistics import Comparison, compared, ranks
 
@@ -20,6 +20,10 @@ ROWS = {
     "20way": "the same model on tasks of 20 classes",
     "queries15": "the same model with 15 queries per class, all predicted in one batch",
     "_inductive": "the row of that name, with each query predicted without sight of the others",
+}
+VECTORS = {  # metric, by what, the first number, how it is written
+    "mse_by_step": ("mse", "inner steps", 0, ".3f"),
+    "accuracy_by_instance": ("accuracy", "instance", 1, ".2f"),
 }
 READING = """\
 A result is the mean over the test tasks, ± 1.96 standard deviations / sqrt(tasks): that interval covers the draw of the
@@ -69,8 +73,8 @@ class Report:
 
     @cached_property
     def steps(self) -> list[Section]:
-        """MSE after each inner step, for the regressions."""
-        return [by_inner_step(cell) for cell in self.cells if "mse_by_step" in cell.test]
+        """Figures with several values per task: mse after each inner step, accuracy at each instance of a class."""
+        return [by_number(cell, name) for cell in self.cells for name in VECTORS if name in cell.test]
 
     @cached_property
     def differing(self) -> list[Section]:
@@ -182,9 +186,14 @@ def short(commit: str | None) -> str:
 
 
 def printed(dataset: str) -> list[Figure]:
-    """Of a figure for each number of inner steps, that for most."""
-    ours = (entry for entry in figures() if entry.dataset == dataset)
-    return list({(entry.source, entry.algo, entry.cell, theirs(entry)): entry for entry in ours}.values())
+    """Of a figure for each number of inner steps that for most, of one by instance that after the K-th."""
+
+    def counts(figure: Figure) -> bool:
+        _, ways, shots = figure.cell.rstrip("s").rpartition("w")
+        return not ways or figure.entry in (None, int(shots) + 1)
+
+    ours = (figure for figure in figures() if figure.dataset == dataset and counts(figure))
+    return list({(figure.source, figure.algo, figure.cell, theirs(figure)): figure for figure in ours}.values())
 
 
 def theirs(figure: Figure) -> str:
@@ -216,14 +225,19 @@ def told(cells: list[Cell]) -> str:
     return f"{score(cells[0])} †" if cells[0].deviations else score(cells[0])
 
 
-def by_inner_step(cell: Cell) -> Section:
-    found, printed = cell.test["mse_by_step"], by_step(cell.first.algo, cell.first.dataset, cell.test["shots"])
+def by_number(cell: Cell, name: str) -> Section:
+    metric, by, start, form = VECTORS[name]
+    found, printed = cell.test[name], by_entry(cell.first.algo, cell.first.dataset, cell.task)
     content = [
-        (str(step), f"{mean:.3f} ± {ci95:.3f}", f"{printed[step]:g}" if step in printed else "")
-        for step, (mean, ci95) in enumerate(zip(found["mean"], found["ci95"]))
+        (
+            str(number),
+            f"{cell.unit * mean:{form}} ± {cell.unit * ci95:{form}}",
+            f"{printed[number]:g}" if number in printed else "",
+        )
+        for number, (mean, ci95) in enumerate(zip(found["mean"], found["ci95"]), start)
     ]
-    heading = f"{cell.name}, {cell.row}, seed {cell.first.seed}: mse by inner step"
-    return Section(heading, [Table(("inner steps", "mse", "published"), content)])
+    heading = f"{cell.name}, {cell.row}, seed {cell.first.seed}: {metric} by {by.removesuffix('s')}"
+    return Section(heading, [Table((by, metric, "published"), content)])
 
 
 def differences(cells: Iterable[Cell]) -> Iterator[Section]:

@@ -43,7 +43,7 @@ def sections(report: Report) -> dict[str, Markup]:
         "Learning curves": curves(report.cells),
         "Scores of the test tasks": distributions(report.cells),
         "Compared task by task": several(report.comparisons),
-        "By inner step": several(report.steps),
+        "By inner step, by instance": several(report.steps),
         "Speed and memory": table(picked(report.overview, SPEED)),
         "Settings that differ": several(report.differing),
         "Where runs are not the papers'": listed(map(prose, report.notes)) or el("p", "Nowhere, in what is compared."),

@@ -1,0 +1,153 @@
+"""Memory-augmented neural networks with least recently used access (MANN, LRUA).
+
+Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, "Meta-Learning with Memory-Augmented Neural Networks", ICML 2016,
+https://arxiv.org/abs/1605.06065. There is no official code.
+
+Where the paper leaves something open, or re-implementations found otherwise (tristandeleu/ntm-one-shot, whose author
+reports the paper's accuracies for five classes): what a head writes is a vector of its own, not its key; gate and
+vectors are made from the controller's state anew at each step, for each head; head i writes to the i-th least used
+row; memory is written first and then read; the vectors read go to the controller's next step. At first nothing was
+read, no row was used, and all of the memory is 1e-6. Cosines have a 1e-12 beside each squared length.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun.backbones.recurrent import LSTMCell
+from metarun.errors import ConfigError
+from metarun.inner import initial_theta, weights_of
+from metarun.objectives import one_hot
+from metarun.registry import register
+from metarun.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
+from metarun.settings import Count, Fraction, Norm
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+
+EMPTY, TINY = 1e-6, 1e-12
+
+
+class State(NamedTuple):
+    """What a step hands on to the next; R heads, M rows of width W."""
+
+    h: Tensor  # [..., hidden]
+    c: Tensor  # [..., hidden]
+    memory: Tensor  # [..., M, W]
+    reads: Tensor  # [..., R, M], where each head has read: w^r
+    usage: Tensor  # [..., M]: w^u
+    r: Tensor  # [..., R * W], what the heads have read
+
+
+def least_used(usage: Tensor, heads: int) -> Tensor:
+    """w^lu (Eq. 6): [..., M] -> [..., R, M], for head i a one at the i-th least used row."""
+    return one_hot(usage.argsort(dim=-1, stable=True)[..., :heads], usage.shape[-1]).to(usage.dtype)
+
+
+def write(memory: Tensor, weights: Tensor, vectors: Tensor, least: Tensor) -> Tensor:
+    """Set the least used row to zero, then add each head's vector [..., R, W] by its weights [..., R, M] (Eq. 8)."""
+    return memory * (1 - least[..., 0, :, None]) + weights.transpose(-2, -1) @ vectors
+
+
+def address(memory: Tensor, keys: Tensor) -> Tensor:
+    """w^r, a softmax of cosines (Eqs. 2 and 3): [..., M, W], [..., R, W] -> [..., R, M]."""
+    keys, memory = (v * (v.square().sum(-1, keepdim=True) + TINY).rsqrt() for v in (keys, memory))
+    return (keys @ memory.transpose(-2, -1)).softmax(-1)
+
+
+@register("algo", "mann")
+@dataclass(frozen=True)
+class MANN:
+    """Learn to write to a memory, over what was used least, and to read by content (Santoro et al. 2016)."""
+
+    hidden: Count  # units of the controller
+    rows: Count
+    width: Count
+    heads: Count  # that read, and write
+    decay: Fraction  # gamma, of usage
+    labels: Literal["one_hot", "strings"]
+    norm: Norm
+    backbone: Backbone
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
+    carried: ClassVar[tuple[str, ...]] = ()
+    order: ClassVar[str] = "mixed"
+    sized: ClassVar[bool] = True
+    family: ClassVar[str] = "memory"
+    learns: ClassVar[str] = "a controller of a memory"
+    adapts: ClassVar[str] = "the memory, label by label"
+
+    def __post_init__(self) -> None:
+        if self.heads > self.rows:
+            raise ConfigError(f"algo.heads is {self.heads}: each writes to a row of its own, and algo.rows={self.rows}")
+        _ = self.networks  # initial weights are drawn now, while the run's seed holds
+
+    @property
+    def label(self) -> Labels:
+        return Labels(self.spec.output_size, self.labels == "strings")
+
+    @cached_property
+    def networks(self) -> dict[str, nn.Module]:
+        """The templates: controller and classifier; "heads" makes keys, vectors to write and gates of the state."""
+        read = self.heads * self.width
+        heads = nn.Linear(self.hidden, self.heads * (2 * self.width + 1))
+        readout = nn.Linear(self.hidden + read, self.label.size)
+        for layer in (heads, readout):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        controller = LSTMCell(self.backbone.feature_size + self.label.size + read, self.hidden)
+        return {"controller": controller, "heads": heads, "readout": readout}
+
+    def init(self) -> Theta:
+        return initial_theta(self.backbone) | {name: weights_of(network) for name, network in self.networks.items()}
+
+    def embed(self, theta: Theta, x: Tensor) -> Tensor:
+        """x: [n, *input] -> [n, D]."""
+        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+
+    def start(self, z: Tensor) -> State:
+        return State(
+            h=z.new_zeros(self.hidden),
+            c=z.new_zeros(self.hidden),
+            memory=z.new_full((self.rows, self.width), EMPTY),
+            reads=z.new_zeros(self.heads, self.rows),
+            usage=z.new_zeros(self.rows),
+            r=z.new_zeros(self.heads * self.width),
+        )
+
+    def step(self, theta: Theta, state: State, z: Tensor, told: Tensor) -> tuple[State, Tensor]:
+        """z: [..., D], told: [...] -> the new state, logits [..., N]."""
+
+        def of(name: str, *inputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
+            return functional_call(self.networks[name], theta[name], inputs)
+
+        inputs = [z, self.label.vectors(told).to(z.dtype), state.r.expand(*z.shape[:-1], -1)]
+        h, c = of("controller", torch.cat(inputs, dim=-1), (state.h, state.c))
+        keys, vectors, gate = (
+            of("heads", h).unflatten(-1, (self.heads, -1)).split([self.width, self.width, 1], dim=-1)
+        )  # [..., R, W], [..., R, W], [..., R, 1]
+        least, gate = least_used(state.usage, self.heads), gate.sigmoid()
+        writes = gate * state.reads + (1 - gate) * least  # w^w (Eq. 7)
+        memory = write(state.memory, writes, vectors.tanh(), least)
+        reads = address(memory, keys.tanh())
+        usage = self.decay * state.usage + (reads + writes).sum(-2).detach()  # Eq. 5; only its order is used
+        r = (reads @ memory).flatten(-2)  # Eq. 4
+        logits = self.label.logits(of("readout", torch.cat([h, r], dim=-1)))
+        return State(h, c, memory, reads, usage, r), logits
+
+    def adapt(self, theta: Theta, support: Examples) -> Reading:
+        """support.x: [n, *input], support.y: [n], in the order in which they are read."""
+        return read_support(self, theta, support)
+
+    def predict(self, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N]."""
+        return read_next(self, theta, phi, x)
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """Cross-entropy of all steps (section 4.2)."""
+        return sequence_loss(self, theta, episode)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        return sequence_metrics(self, theta, episode)
