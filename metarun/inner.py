@@ -13,16 +13,21 @@ from metarun.backbones.norm import norm_names
 from metarun.types import Params, Theta
 
 
+def weights_of(module: nn.Module) -> Params:
+    """A copy of the module's own."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
 def initial_theta(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
     """The modules' own weights as meta-parameters, by component: "backbone", its "norm" layers, "head"."""
     norms = norm_names(backbone)
-    weights = {name: p.detach().clone() for name, p in backbone.named_parameters()}
+    weights = weights_of(backbone)
     theta = {
         "backbone": {name: p for name, p in weights.items() if name not in norms},
         "norm": {name: p for name, p in weights.items() if name in norms},
     }
     if head is not None:
-        theta["head"] = {name: p.detach().clone() for name, p in head.named_parameters()}
+        theta["head"] = weights_of(head)
     return theta
 
 
@@ -114,3 +119,24 @@ def slope(params: Theta, gradient: Theta) -> Tensor:
         for name, p in weights.items()
     ]
     return torch.stack(terms).sum()
+
+
+def outer_step(theta: Theta) -> Tensor:
+    """How many outer steps were taken, by a carried clock; a mean over tasks may have left it a rounding error off."""
+    return theta["clock"]["step"].detach().round()
+
+
+def tick(theta: Theta) -> Tensor:
+    """0; its gradient of -1 makes the clock go on by 1."""
+    clock = theta["clock"]["step"]
+    return clock.detach() - clock
+
+
+def at_step(params: Params, j: int) -> Params:
+    """What belongs to inner step j, [J, ...] -> [...] each; from J on, as at meta-test, that of the last."""
+    return {name: p[min(j, len(p) - 1)] for name, p in params.items()}
+
+
+def layer_means(phi: Theta) -> Tensor:
+    """[L]: the mean of every weight and bias, what ALFA and MeTAL see of a network."""
+    return torch.stack([p.mean() for p in named(phi).values()])

@@ -84,7 +84,7 @@ def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "ml3"])  # whose networks are new for each task
 def test_a_training_tells_more_than_pixels_do(place: Path, name: str):
     values = configured(name)
     accuracy = trained(values, RunFolder(place / "run"))["accuracy"]

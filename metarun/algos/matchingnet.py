@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun.backbones.recurrent import BiLSTM, LSTMCell
-from metarun.inner import initial_theta
+from metarun.inner import initial_theta, weights_of
 from metarun.objectives import episode_metrics, judged, one_hot
 from metarun.registry import register
 from metarun.settings import Count, Norm, Positive
@@ -63,7 +63,7 @@ class MatchingNet:
         theta = initial_theta(self.backbone)
         if self.fce:
             for component, module in zip(("support_context", "query_context"), self.contexts):
-                theta[component] = {name: p.detach().clone() for name, p in module.named_parameters()}
+                theta[component] = weights_of(module)
         return theta
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:

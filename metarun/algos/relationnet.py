@@ -20,7 +20,7 @@ from torch.func import functional_call
 
 from metarun.backbones.norm import BatchNorm
 from metarun.errors import ConfigError
-from metarun.inner import initial_theta
+from metarun.inner import initial_theta, weights_of
 from metarun.objectives import episode_metrics, headline, one_hot
 from metarun.registry import register
 from metarun.settings import Count
@@ -92,8 +92,7 @@ class RelationNet:
         return Relation(self.backbone.feature_shape, self.hidden)
 
     def init(self) -> Theta:
-        relation = {name: p.detach().clone() for name, p in self.relation.named_parameters()}
-        return {**initial_theta(self.backbone), "relation": relation}
+        return {**initial_theta(self.backbone), "relation": weights_of(self.relation)}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """f: x [n, *input] -> maps [n, C, S, S]."""
