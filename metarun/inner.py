@@ -1,5 +1,6 @@
 """The steps that methods of the gradient family share, as plain functions of parameter dictionaries."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -140,3 +141,13 @@ def at_step(params: Params, j: int) -> Params:
 def layer_means(phi: Theta) -> Tensor:
     """[L]: the mean of every weight and bias, what ALFA and MeTAL see of a network."""
     return torch.stack([p.mean() for p in named(phi).values()])
+
+
+def log_and_sign(g: Tensor, p: float) -> Tensor:
+    """Numbers of any size as two of about 1, for a network to read: [...] -> [..., 2].
+
+    (log|g| / p, sign g), and below e^-p (-1, e^p g) (Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474, A).
+    """
+    large = g.abs() > math.exp(-p)
+    log = torch.where(large, g.abs(), 1.0).log() / p
+    return torch.stack([torch.where(large, log, -1.0), torch.where(large, g.sign(), math.exp(p) * g)], dim=-1)
