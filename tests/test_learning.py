@@ -23,6 +23,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in conf
     "imaml": ("trainer.steps=90",),
     "mamlpp": ("trainer.steps=100",),
     "matchingnet": ("backbone=conv4",),
+    "metalstm": ("trainer.execution=loop",),  # memory
+    "metanet": ("backbone=conv4",),
     "r2d2": ("backbone=r2d2",),
     "reptile": (
         "backbone=conv4_flat",
@@ -46,6 +48,7 @@ SHORT = (  # few steps, so large ones
 )
 SETTINGS_SHORT: dict[str, tuple[str, ...]] = {
     "imaml": ("backbone=conv4_flat",),
+    "metalstm": ("algo.hidden=4",),
     "reptile": ("optimizer.lr=1",),
 }
 
