@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.objectives import answers, headline
+from metarun.objectives import adapted, answers, headline
 from metarun.types import Algorithm, Episode, Metrics, TaskSpec, Theta
 
 
@@ -25,7 +25,7 @@ class Ensemble:
         """[n, N] of the queries: the mean of the members' softmax."""
         found = []
         for algo, theta in self.members:
-            phi = algo.adapt(theta, episode.support)
+            phi = adapted(algo, theta, episode)
             found.append(answers(algo, theta, phi, episode).softmax(-1))
         return torch.stack(found).mean(0)
 

@@ -138,23 +138,25 @@ class Experiment:
 
     def eval_rows(self) -> dict[str, EvalSettings]:
         """The rows of a result: "test", each of the variants, and for those that are transductive, as batch
-        statistics make them, the same test with queries predicted one by one. Each with the whole of its `algo`.
+        statistics or the method itself make them, the same test with queries predicted one by one, which have no part
+        in adaptation. Each with the whole of its `algo`.
         """
         settings = self.settings.eval
         test = replace(settings, algo=at_meta_test(self.settings.algo, settings.algo))
         rows = {"test": test}
         for name, changes in settings.variants.items():
             rows[name] = replace(test, **{**changes, "algo": at_meta_test(test.algo, changes.get("algo", {}))})
-        inductive = {
-            f"{name}_inductive": replace(row, algo={**row.algo, "norm": "per_query"})
+        alone = {
+            f"{name}_inductive": replace(row, algo={**row.algo, **inductive(row.algo)})
             for name, row in rows.items()
             if self.transductive(row)
         }
-        return rows | inductive
+        return rows | alone
 
     def transductive(self, how: EvalSettings) -> bool:
         """Whether the prediction for one query depends on the others."""
-        return how.algo["norm"] == "batch" and bool(norm_names(self.backbone))
+        by_batch = how.algo["norm"] == "batch" and bool(norm_names(self.backbone))
+        return by_batch or how.algo.get("transductive", False)
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,11 @@ class Tester:
             progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
             ranks=ranks,
         )
+
+
+def inductive(algo: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by which queries know nothing of each other."""
+    return {"norm": "per_query"} | ({"transductive": False} if "transductive" in algo else {})
 
 
 def algorithm(

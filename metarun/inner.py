@@ -1,5 +1,6 @@
 """The steps that methods of the gradient family share, as plain functions of parameter dictionaries."""
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,6 +14,11 @@ from metarun.backbones.norm import norm_names
 from metarun.types import Params, Theta
 
 
+def weights_of(module: nn.Module) -> Params:
+    """A module's own weights, as a component of theta."""
+    return {name: p.detach().clone() for name, p in module.named_parameters()}
+
+
 def initial_theta(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
     """The modules' own weights as meta-parameters, by component: "backbone", its "norm" layers, "head"."""
     norms = norm_names(backbone)
@@ -24,11 +30,6 @@ def initial_theta(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
     if head is not None:
         theta["head"] = weights_of(head)
     return theta
-
-
-def weights_of(module: nn.Module) -> Params:
-    """A module's own weights, as a component of theta."""
-    return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 def select(theta: Theta, *components: str) -> Theta:
@@ -119,3 +120,34 @@ def slope(params: Theta, gradient: Theta) -> Tensor:
         for name, p in weights.items()
     ]
     return torch.stack(terms).sum()
+
+
+def outer_step(theta: Theta) -> Tensor:
+    """How many outer steps were taken, by a carried clock; a mean over tasks may have left it a rounding error off."""
+    return theta["clock"]["step"].detach().round()
+
+
+def tick(theta: Theta) -> Tensor:
+    """0; its gradient of -1 makes the clock go on by 1."""
+    clock = theta["clock"]["step"]
+    return clock.detach() - clock
+
+
+def at_step(params: Params, j: int) -> Params:
+    """What belongs to inner step j, [J, ...] -> [...] each; from J on, as at meta-test, that of the last."""
+    return {name: p[min(j, len(p) - 1)] for name, p in params.items()}
+
+
+def layer_means(phi: Theta) -> Tensor:
+    """[L]: the mean of every weight and bias, what ALFA and MeTAL see of a network."""
+    return torch.stack([p.mean() for p in named(phi).values()])
+
+
+def log_and_sign(g: Tensor, p: float) -> Tensor:
+    """Numbers of any size as two of about 1, for a network to read: [...] -> [..., 2].
+
+    (log|g| / p, sign g), and below e^-p (-1, e^p g) (Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474, A).
+    """
+    large = g.abs() > math.exp(-p)
+    log = torch.where(large, g.abs(), 1.0).log() / p
+    return torch.stack([torch.where(large, log, -1.0), torch.where(large, g.sign(), math.exp(p) * g)], dim=-1)

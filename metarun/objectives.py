@@ -73,9 +73,17 @@ def judged(spec: TaskSpec, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metri
     return loss(spec.kind, prediction, y), headline(spec, prediction, y)
 
 
+def adapted(algo: Algorithm, theta: Theta, episode: Episode) -> Any:
+    """phi, from the support; where the method's setting `transductive` says so, from the queries' inputs as well."""
+    adapt: Callable[..., Any] = algo.adapt
+    if getattr(algo, "transductive", False):
+        return adapt(theta, episode.support, episode.query.x)
+    return adapt(theta, episode.support)
+
+
 def episode_loss(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
     """Adapt to the support, predict the queries, judge: the outer objective of most methods."""
-    phi = algo.adapt(theta, episode.support)
+    phi = adapted(algo, theta, episode)
     return judged(spec, algo.predict(theta, phi, episode.query.x), episode.query.y)
 
 
@@ -93,7 +101,7 @@ def answers(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor
 
 def episode_metrics(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
     """The headline figure after adaptation."""
-    phi = algo.adapt(theta, episode.support)
+    phi = adapted(algo, theta, episode)
     return headline(spec, answers(algo, theta, phi, episode), episode.query.y)
 
 

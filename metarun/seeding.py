@@ -3,6 +3,7 @@
 import hashlib
 
 import torch
+from torch import Tensor
 
 
 def seed_for(*purpose: object) -> int:
@@ -14,3 +15,17 @@ def seed_for(*purpose: object) -> int:
 def generator_for(*purpose: object, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded from the purpose alone."""
     return torch.Generator(device).manual_seed(seed_for(*purpose))
+
+
+def hashed(count: int, salt: Tensor) -> Tensor:
+    """[count] numbers, uniform in -1..1, that the whole number `salt` alone determines: a generator without a state,
+    for what is drawn inside a step. Wellons' hash of 32 bits (https://nullprogram.com/blog/2018/07/31/).
+    """
+
+    def mixed(x: Tensor) -> Tensor:
+        x = (x ^ (x >> 16)) * 0x7FEB352D & 0xFFFFFFFF
+        x = (x ^ (x >> 15)) * 0x846CA68B & 0xFFFFFFFF
+        return x ^ (x >> 16)
+
+    numbered = torch.arange(count, device=salt.device) + mixed(salt.long())
+    return mixed(numbered & 0xFFFFFFFF).to(salt.dtype) / 2**31 - 1

@@ -94,7 +94,9 @@ class Algorithm(Protocol):
 
     `norm` says what norm layers normalise by at meta-test: the statistics of the "batch" at hand, with all
     queries in it, which is transductive; "per_query", of the support and one query at a time (Nichol et al. 2018,
-    section 6.1); or "running" averages over training tasks. `kinds` are the kinds of task it can learn.
+    section 6.1); or "running" averages over training tasks. A method whose `adapt` takes the queries' inputs beside
+    the support has a setting `transductive`, by which that is done or not (`metarun.objectives.adapted`).
+    `kinds` are the kinds of task it can learn.
     `carried` names the components of theta that tasks hand on to each other (counters, an optimiser's moments): no
     optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
     1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`. A class that reads examples one after

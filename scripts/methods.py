@@ -60,7 +60,7 @@ def linked(citation: str, module: str) -> str:
     assert spec is not None
     assert spec.origin is not None
     docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
-    address = re.search(r"https://[\w./-]*\w", docstring)
+    address = re.search(r"https://[\w./?=-]*\w", docstring)
     return f"[{citation}]({address[0]})" if address else citation
 
 

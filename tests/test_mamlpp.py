@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from metarun.algos.mamlpp import outer_step
 from metarun.execution import meta_gradient, unstack
+from metarun.inner import outer_step
 from metarun.trainer import descend
 from tests.reference.plain import predict
 from tests.test_carried import SETTINGS

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
-from metarun.inner import initial_theta, inner_step, last, named, select
+from metarun.inner import at_step, initial_theta, inner_step, last, named, outer_step, select, tick
 from metarun.objectives import judged, metrics_by_step
 from metarun.registry import register
 from metarun.settings import Count, Norm, Positive, Whole
@@ -94,21 +94,9 @@ class MAMLPlusPlus:
         _, *states = self.trajectory(theta, episode.support)
         predictions = [self.predict(theta, phi, episode.query.x) for phi in states]
         losses, metrics = zip(*(judged(self.spec, prediction, episode.query.y) for prediction in predictions))
-        clock = theta["clock"]["step"]
-        tick = clock.detach() - clock  # 0; its gradient of -1 makes the clock go on by 1
-        return self.importance(outer_step(theta)) @ torch.stack(losses) + tick, metrics[-1]
+        return self.importance(outer_step(theta)) @ torch.stack(losses) + tick(theta), metrics[-1]
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
-
-
-def outer_step(theta: Theta) -> Tensor:
-    """How many outer steps were taken; a mean over tasks may have left the clock a rounding error off."""
-    return theta["clock"]["step"].detach().round()
-
-
-def at_step(params: Params, j: int) -> Params:
-    """What belongs to inner step j, [J, ...] -> [...] each; from J on, as at meta-test, that of the last."""
-    return {name: p[min(j, len(p) - 1)] for name, p in params.items()}

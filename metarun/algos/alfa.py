@@ -1,0 +1,100 @@
+"""Adaptive learning of hyperparameters for fast adaptation (ALFA), with MAML's initialisation.
+
+Baik, Choi, Choi, Kim, Lee, "Meta-Learning with Adaptive Hyperparameters", NeurIPS 2020,
+https://arxiv.org/abs/2011.00209; code: https://github.com/baiksung/ALFA.
+
+As in the authors' code the decay of a layer is 1 - beta, where the paper has beta itself; what is generated for a layer
+is multiplied by a number that is learned for each layer and step (for stability, they say); a "layer" is a weight or a
+bias, and norm layers' parameters are meta-learned but not adapted. Outer loss is that after the last step alone.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun import objectives
+from metarun.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select
+from metarun.objectives import episode_loss, metrics_by_step
+from metarun.perceptron import initial_perceptron, perceptron
+from metarun.registry import register
+from metarun.settings import Count, NonNegative, Norm, Positive
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+
+
+@register("algo", "alfa")
+@dataclass(frozen=True)
+class ALFA:
+    """MAML with a rate and a decay for each layer, generated at each step from the task (Baik et al. 2020)."""
+
+    inner_lr: Positive  # the learned factors of the rates at the start
+    decay: NonNegative  # that of the decays, as a part of inner_lr
+    inner_steps: Count
+    norm: Norm
+    backbone: Backbone
+    head: nn.Linear
+    spec: TaskSpec
+    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
+    carried: ClassVar[tuple[str, ...]] = ()
+    family: ClassVar[str] = "gradient"
+    learns: ClassVar[str] = "an initialisation and what generates rates and decays"
+    adapts: ClassVar[str] = "all layers, by gradient steps of its own rates"
+
+    def init(self) -> Theta:
+        """MAML's components; "lr" and "decay": [J] for each layer, by full name; "generator": from 2L numbers to 2L."""
+        theta = initial_theta(self.backbone, self.head)
+        layers = named(select(theta, "backbone", "head"))
+        lr = {name: p.new_full((self.inner_steps,), self.inner_lr) for name, p in layers.items()}
+        decay = {name: self.decay * rate for name, rate in lr.items()}
+        size = 2 * len(layers)
+        return {**theta, "lr": lr, "decay": decay, "generator": initial_perceptron(size, size, size)}
+
+    def rates(self, theta: Theta, state: Tensor, j: int) -> tuple[Params, Params]:
+        """alpha and beta of step j, [] for each layer, from the state tau of the task: [2L]."""
+        generated = perceptron(theta["generator"], state)
+        lr, decay = at_step(theta["lr"], j), at_step(theta["decay"], j)
+        alpha = {name: factor * number for (name, factor), number in zip(lr.items(), generated)}
+        beta = {name: factor * number for (name, factor), number in zip(decay.items(), generated[len(lr) :])}
+        return alpha, beta
+
+    def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
+        """phi_{j+1} = (1 - beta_j) phi_j - alpha_j grad L(phi_j; support): yields phi_0 .. phi_J.
+
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values. tau_j is the layers' mean
+        weights, then their mean gradients.
+        """
+
+        def loss(phi: Theta) -> Tensor:
+            return objectives.loss(self.spec.kind, self.predict(theta, phi, support.x), support.y)
+
+        phi = select(theta, "backbone", "head")
+        yield phi
+        for j in range(self.inner_steps):
+            gradient = gradient_of(loss, phi)
+            state = torch.cat([layer_means(phi), layer_means(gradient)])
+            alpha, beta = self.rates(theta, state, j)
+            phi = {
+                c: {n: (1 - beta[f"{c}.{n}"]) * p - alpha[f"{c}.{n}"] * gradient[c][n] for n, p in params.items()}
+                for c, params in phi.items()
+            }
+            yield phi
+
+    def adapt(self, theta: Theta, support: Examples) -> Theta:
+        return last(self.trajectory(theta, support))
+
+    def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N], or values [n, *output]."""
+        features = functional_call(self.backbone, (phi["backbone"], theta["norm"]), (x,))
+        return functional_call(self.head, phi["head"], (features,))
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """Query loss after adaptation, descended in the initialisation and all that makes the rates."""
+        return episode_loss(self, self.spec, theta, episode)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        """The headline figure, and the same after each inner step from 0 on."""
+        states = self.trajectory(theta, episode.support)
+        return metrics_by_step(self, self.spec, theta, episode, states)
