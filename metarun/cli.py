@@ -272,6 +272,21 @@ def profile() -> None:
     print(*profiled(settings), sep="\n")
 
 
+def explain() -> None:
+    """Draw what a run has learned besides weights: a loss beside the usual one, rates by layer and step.
+
+    Drawings and the numbers behind them go to the run's folder, under explained/.
+    """
+    parser = argparse.ArgumentParser(prog="metarun explain", description=explain.__doc__)
+    parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
+    folder = RunFolder(parser.parse_args().run.absolute())
+    settings = composing.load_settings(folder.config())
+    from metarun.experiment import Experiment
+    from metarun.explaining import explained
+
+    print(*explained(Experiment.of(settings), folder), sep="\n")
+
+
 def report() -> None:
     """Write finished runs beside the published figures: report.html, report.md, report.csv and report.tex."""
     parser = argparse.ArgumentParser(prog="metarun report", description=report.__doc__)
@@ -338,6 +353,7 @@ COMMANDS: dict[str, Callable[[], None]] = {
     "evaluate": evaluate,
     "data": data,
     "profile": profile,
+    "explain": explain,
     "report": report,
     "reproduce": reproduce,
 }

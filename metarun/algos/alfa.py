@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
+from metarun.curves import Chart, by_step
 from metarun.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select
 from metarun.objectives import episode_loss, metrics_by_step
 from metarun.perceptron import initial_perceptron, perceptron
@@ -98,3 +99,7 @@ class ALFA:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+    def explained(self, theta: Theta) -> dict[str, Chart]:
+        """Of each layer and step the learned factors, by which the generator's numbers are multiplied."""
+        return {"rates": by_step(theta["lr"]), "decays": by_step(theta["decay"])}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
+from metarun.curves import Chart, by_step
 from metarun.inner import at_step, initial_theta, inner_step, last, named, outer_step, select, tick
 from metarun.objectives import judged, metrics_by_step
 from metarun.registry import register
@@ -100,3 +101,7 @@ class MAMLPlusPlus:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+    def explained(self, theta: Theta) -> dict[str, Chart]:
+        """The rate of each layer at each step."""
+        return {"rates": by_step(theta["lr"])}

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
+from metarun.curves import Chart, of_losses
 from metarun.inner import at_step, initial_theta, inner_step, last, layer_means, named, select
 from metarun.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.perceptron import initial_perceptron, perceptron
@@ -113,6 +114,12 @@ class MeTAL:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support, episode.query.x if self.transductive else None)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+    def explained(self, theta: Theta) -> dict[str, Chart]:
+        """Of each inner step the loss of the support, cross-entropy included, at the weights where tasks begin."""
+        phi = select(theta, "backbone", "head")
+        steps = {f"step {j + 1}": partial(self.support_loss, theta, phi, j=j) for j in range(self.inner_steps)}
+        return of_losses(self.spec, steps)
 
 
 def stacked(networks: list[Params]) -> Params:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
+from metarun.curves import Chart, by_rank
 from metarun.errors import ConfigError
 from metarun.inner import initial_theta, last, named, select, unroll
 from metarun.objectives import episode_loss, metrics_by_step
@@ -86,3 +87,7 @@ class MetaSGD:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+    def explained(self, theta: Theta) -> dict[str, Chart]:
+        """The rates of each layer's weights, sorted."""
+        return {"rates": by_rank(theta["lr"])}

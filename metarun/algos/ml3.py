@@ -20,6 +20,7 @@ Unlike the authors' code, whose outer loss is that of the support, the loss is l
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import objectives
+from metarun.curves import Chart, of_losses
 from metarun.inner import initial_theta, last, named, outer_step, select, slope, tick, unroll
 from metarun.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.perceptron import initial_perceptron, perceptron
@@ -133,3 +135,7 @@ class ML3:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+    def explained(self, theta: Theta) -> dict[str, Chart]:
+        """The learned loss and its slope; of a cubic its coefficients are all there is to it."""
+        return of_losses(self.spec, {"learned": partial(self.loss, theta["loss"])})

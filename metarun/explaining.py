@@ -1,0 +1,62 @@
+"""`metarun explain`: drawings of what a run has learned besides weights, and the numbers behind them."""
+
+import csv
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from metarun import checkpoint
+from metarun.curves import POINTS, Chart
+from metarun.errors import ConfigError
+from metarun.experiment import Experiment
+from metarun.folder import RunFolder
+from metarun.types import Theta
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """An algorithm that shows what it has learned."""
+
+    def explained(self, theta: Theta) -> dict[str, Chart]: ...
+
+
+def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
+    """Write `explained/<name>.png` and `.csv` of a run's best checkpoint. Raises ConfigError where there is nothing."""
+    algo = experiment.algo
+    if not isinstance(algo, Explained):
+        name = experiment.settings.algo["name"]
+        raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
+    tensors, _ = checkpoint.load(folder.best)
+    theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
+    written = []
+    for name, chart in algo.explained(theta).items():
+        place = folder.path / "explained" / name
+        place.parent.mkdir(exist_ok=True)
+        written += [_table(chart, place.with_suffix(".csv")), _drawing(chart, name, place.with_suffix(".png"))]
+    return written
+
+
+def _table(chart: Chart, file: Path) -> Path:
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow([chart.across, *chart.lines])
+        writer.writerows(zip(chart.x.tolist(), *(line.tolist() for line in chart.lines.values())))
+    return file
+
+
+def _drawing(chart: Chart, name: str, file: Path) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    few = len(chart.x) < POINTS
+    for line, values in chart.lines.items():
+        style = "--" if line.startswith(("mse", "cross-entropy")) else "-"
+        axis.plot(chart.x, values, style, marker="o" if few else None, markersize=3, label=line)
+    axis.set(xlabel=chart.across, ylabel=name)
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+    return file
