@@ -342,9 +342,11 @@ def list_all() -> None:
     parser.add_argument("group", nargs="?", choices=["algo", "dataset", "backbone", "experiment"])
     chosen = parser.parse_args().group
     for group in [chosen] if chosen else ["algo", "dataset", "backbone", "experiment"]:
+        described = composing.described_options(group)
+        width = max(28, *(len(option) + 2 for option in described))
         print(f"{group}=")
-        for option, line in composing.described_options(group).items():
-            print(f"  {option:28}{line}")
+        for option, line in described.items():
+            print(f"  {option:{width}}{line}")
 
 
 COMMANDS: dict[str, Callable[[], None]] = {

@@ -49,6 +49,12 @@ def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
+def data_folder() -> str | None:
+    """METARUN_DATA as it was before `place` took it away."""
+    return os.environ.get("METARUN_DATA")
+
+
+@pytest.fixture
 def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder, with a cache that is not the user's and no data folder."""
     folder = tmp_path / "place"

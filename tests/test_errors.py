@@ -49,8 +49,8 @@ MISTAKES: list[tuple[str, str]] = [
     ("algo.name=mmal", f"algo.name is 'mmal': choose from {ALGOS} (did you mean maml?)"),
     ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),
     (
-        "experiment=maml/omni",
-        f"experiment is 'maml/omni': choose from {EXPERIMENTS} (did you mean maml/omniglot_5w1s?)",
+        "experiment=maml/omniglot5w1s",
+        f"experiment is 'maml/omniglot5w1s': choose from {EXPERIMENTS} (did you mean maml/omniglot_5w1s?)",
     ),
     ("experiment=unheard", f"experiment is 'unheard': choose from {EXPERIMENTS}"),
     ("data omnigot", f"dataset is 'omnigot': choose from {files_of('dataset')} (did you mean omniglot?)"),
