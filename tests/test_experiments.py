@@ -19,6 +19,9 @@ SHORT = [name for name in EXPERIMENTS if name not in PAPER]
 WITHOUT = {  # published cells that no experiment is for
     ("protonet", "omniglot", "5w5s"): "protonet/omniglot with shots=5",
     ("protonet", "omniglot", "20w5s"): "the same model",
+    ("snail", "miniimagenet", "5w1s"): "its deep residual embedding is not here",
+    ("snail", "miniimagenet", "5w5s"): "the same",
+    ("metanet", "miniimagenet", "5w1s"): "its test draws three examples per class",
     ("imaml", "miniimagenet", "5w1s"): "its inner steps, rate and lambda are not known",
 }
 ANOTHER_TABLE = {"siamese/omniglot_20w1s_lake": "Koch's own, of which published.yaml has nothing"}
@@ -110,7 +113,9 @@ def test_the_first_line_has_the_published_figures(name: str):
     if figures:
         method = (algo(name), dataset(name))
         others = (entry for cell, entry in printed().items() if cell[:2] == method)
-        assert set.union(*figures) <= named(EXPERIMENTS[name]) <= set.union(*others)
+        assert named(EXPERIMENTS[name]) <= set.union(*others)
+        by_instance = "at the 2nd" in EXPERIMENTS[name]  # of ten instances a line names two
+        assert by_instance or set.union(*figures) <= named(EXPERIMENTS[name])
 
 
 @pytest.mark.parametrize("name", SHORT)
