@@ -146,10 +146,8 @@ def _sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
     """All runs, also after one that failed; those that are done already are passed over. Raises Failed at the end if
     there was a failure.
     """
-    jobs = _jobs(overrides, config_dir, name)
-    ledger = Ledger.of(Path("outputs"), [name, *overrides])
-    if composing.is_open_ended(overrides):
-        jobs = {}  # a sweeper will say which there are
+    jobs, root = _jobs(overrides, config_dir, name)
+    ledger = Ledger.of(root, [name, *overrides])
     ledger.plan(jobs)
 
     def job(config: DictConfig) -> float:
@@ -181,16 +179,23 @@ def _sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
     print(told)
 
 
-def _jobs(overrides: list[str], config_dir: str | None = None, name: str = "config") -> dict[Path, list[str]]:
-    """The folder of each run of a sweep and its overrides, all checked. Raises ConfigError."""
-    jobs = {}
+def _jobs(
+    overrides: list[str], config_dir: str | None = None, name: str = "config"
+) -> tuple[dict[Path, list[str]], Path]:
+    """The folder of each run of a sweep and its overrides, all checked; and the folder of the sweep.
+
+    No runs where their folders are not known beforehand: where a sweeper chooses the values, or a folder is named by
+    the job's number. Raises ConfigError.
+    """
+    jobs: dict[Path | None, list[str]] = {}
     for job in composing.jobs(overrides, config_dir):
         config = composing.compose(job, config_dir, name)
         composing.load_settings(composing.plain(config))
-        folder = RunFolder(Path(config.hydra.run.dir).absolute())
-        folder.check_writable()
-        jobs[folder.path] = job
-    return jobs
+        root, folder = composing.sweep_folders(config)
+        RunFolder(folder or root).check_writable()
+        jobs[folder] = job
+    unknown = None in jobs or composing.is_open_ended(overrides)
+    return {} if unknown else {folder: job for folder, job in jobs.items() if folder}, root
 
 
 def _run(config: DictConfig, experiment: "Experiment | None" = None) -> float:
@@ -319,7 +324,7 @@ def reproduce() -> None:
     length, cells, overrides = request(arguments.overrides)
     chosen = experiments(arguments.table, length, cells)
     overrides = [f"experiment={','.join(chosen)}", *(SMOKE if length == "smoke" else ()), *overrides]
-    jobs = _jobs(overrides)
+    jobs, _ = _jobs(overrides)
     print(*outlook(jobs), sep="\n")
     if arguments.dry_run:
         return

@@ -192,6 +192,15 @@ def jobs(overrides: list[str], config_dir: str | None = None) -> Iterator[list[s
     return (list(job) for job in itertools.product(*alternatives))
 
 
+def sweep_folders(config: DictConfig) -> tuple[Path, Path | None]:
+    """The folder of a sweep, and below it that of this job; None where it depends on the job's number."""
+    root = Path(config.hydra.sweep.dir).absolute()
+    try:
+        return root, root / config.hydra.sweep.subdir
+    except OmegaConfBaseException:
+        return root, None
+
+
 def is_open_ended(overrides: list[str]) -> bool:
     """Whether a sweeper chooses the values, as from an interval."""
     return any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed(overrides))

@@ -162,6 +162,15 @@ def test_settings_edited_while_a_sweep_runs_fail_the_rest(metarun: Command, plac
     assert set(seeds_done(place)) == {"seed1"}
 
 
+@pytest.mark.parametrize("subdir", ["own-${seed}", "${hydra.job.num}"])
+def test_a_sweep_may_have_folders_of_the_users_own(metarun: Command, place: Path, subdir: str):
+    answer = metarun(*TINY, "--multirun", "seed=1,2", "hydra.sweep.dir=there", f"hydra.sweep.subdir={subdir}")
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[-1] == "2 jobs: 2 done"
+    assert len(list(place.glob("there/*/result.json"))) == 2
+    assert len(list(place.glob("there/sweeps/*.jsonl"))) == 1
+
+
 def test_a_ledger_line_cut_short_by_a_kill_is_none(tmp_path: Path):
     ledger = Ledger.of(tmp_path, ["seed=1,2"])
     assert ledger == Ledger(Ledger.of(tmp_path, ["seed=1,2"]).file, ledger.sitting)
