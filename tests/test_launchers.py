@@ -36,7 +36,7 @@ def test_two_jobs_through(plugin: str, place: Path):
     pytest.importorskip(plugin)
     done = swept(place, *LAUNCHED[plugin])
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "2 jobs: 2 done"
+    assert "2 jobs: 2 done" in done.stdout.splitlines()  # Ray's own lines may come after
     assert len(list(place.glob("outputs/*/*/result.json"))) == 2
 
 
