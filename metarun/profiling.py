@@ -19,10 +19,10 @@ STEPS = 10  # timed; two more warm up
 
 
 class Profile(NamedTuple):
-    """Where time goes: milliseconds of the parts of a step, to which validation is shared out, and of one test task."""
+    """Where time goes: milliseconds of the parts of a step, to which validation is shared out, and of the test."""
 
     parts: dict[str, float]
-    test_task: float
+    test: float  # of all its rows, as if each task took as long as one of validation
     execution: str
 
 
@@ -69,7 +69,8 @@ def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = Non
     }
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
     chunk = executor.plan["tasks_per_chunk"] or "all"
-    return Profile(parts, validation, f"{executor.execution}, tasks_per_chunk: {chunk}")
+    test = validation * sum(how.tasks for how in experiment.eval_rows().values())
+    return Profile(parts, test, f"{executor.execution}, tasks_per_chunk: {chunk}")
 
 
 def profile(settings: Settings) -> list[str]:

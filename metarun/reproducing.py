@@ -50,6 +50,8 @@ def request(arguments: list[str]) -> tuple[Length, list[str], list[str]]:
 
 def outlook(jobs: dict[Path, list[str]]) -> list[str]:
     """For a person: what is done, and how long what is not will take, from a few steps of each on this machine."""
+    from metarun.reporting.tables import duration
+
     lines, total = [], 0.0
     common = set.intersection(*map(set, jobs.values())) if len(jobs) > 1 else set()
     for path, overrides in jobs.items():
@@ -64,16 +66,9 @@ def outlook(jobs: dict[Path, list[str]]) -> list[str]:
 
 
 def _seconds(overrides: list[str]) -> float:
-    """Of a run from its beginning: its steps and validations, and the tasks of every row of its test."""
-    from metarun.experiment import Experiment
+    """Of a run from its beginning: its steps and validations, and its test."""
     from metarun.profiling import profiled
 
     settings = composing.load_settings(composing.plain(composing.compose(overrides)))
-    parts, test_task, _ = profiled(settings, STEPS, TASKS)
-    tasks = sum(row.tasks for row in Experiment.of(settings).eval_rows().values())
-    return (sum(parts.values()) * settings.trainer.steps + test_task * tasks) / 1000
-
-
-def duration(seconds: float) -> str:
-    minutes = seconds / 60
-    return f"{seconds:.0f} s" if minutes < 2 else f"{minutes:.0f} min" if minutes < 120 else f"{minutes / 60:.1f} h"
+    parts, test, _ = profiled(settings, STEPS, TASKS)
+    return (sum(parts.values()) * settings.trainer.steps + test) / 1000
