@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from metarun.reporting import pages, written
-from metarun.reporting.published import figure, figures, sources
+from metarun.reporting.published import deviations, figure, figures, sources
 from metarun.reporting.runs import cells, found
 from metarun.reporting.tables import Report
 from tests.conftest import Command
@@ -182,9 +182,22 @@ def test_every_published_figure_has_a_source_and_a_known_method():
         assert entry.algo in known
         assert entry.read in ("primary", "elsewhere", "recalled")
     assert len(figures()) > 80
-    row = {"ways": 5, "shots": 1, "transductive": False, "algo": {}, "accuracy": {}}
-    printed = [figure("reptile", row | {"transductive": mode}, "omniglot") for mode in (True, False)]
-    assert [entry and entry.value for entry in printed] == [97.68, 95.39]
+
+
+def test_of_several_tables_the_one_of_the_same_mode_and_data_counts():
+    result = omniglot_result()
+    row = result["test"]["test"] | {"ways": 20}
+    reptile = [figure("reptile", row | {"transductive": mode}, "omniglot", result) for mode in (True, False)]
+    assert [printed and printed.value for printed in reptile] == [89.43, 88.14]
+    assert reptile[0] is not None
+    assert "dataset.rotations_test episode, not none" in deviations(reptile[0], row, result)
+    vinyals = {"split": "random", "rotations_test": "classes", "test_tasks": "episodes"}
+    koch = {"split": "lake", "rotations_test": "none", "test_tasks": "runs"}
+    for data, value in ((vinyals, 88.0), (koch, 92.0)):
+        result["config"]["dataset"] = data
+        siamese = figure("siamese", row | {"transductive": False}, "omniglot", result)
+        assert siamese is not None
+        assert siamese.value == value
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ import numpy as np
 
 def omniglot_result() -> dict[str, Any]:
     row = {"ways": 5, "shots": 1, "tasks": 2000, "algo": {"name": "maml", "inner_steps": 3}, "task_hash": "a"}
+    data = {"name": "omniglot", "split": "random", "rotations_test": "episode"}
     return {
-        "config": {"ways": 5, "shots": 1, "seed": 1, "dataset": {"name": "omniglot", "split": "random"}},
+        "config": {"ways": 5, "shots": 1, "seed": 1, "dataset": data},
         "choices": {"experiment": "maml/omniglot_5w1s", "algo": "maml"},
         "device": "x86_64, 2 threads",
         "commit": "0123456789abcdef0123456789abcdef01234567-dirty",

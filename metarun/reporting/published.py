@@ -27,6 +27,7 @@ class Figure:
     where: str  # the table
     source: str  # key of `sources()`
     protocol: dict[str, Any] = field(hash=False)
+    data: dict[str, Any] = field(hash=False)  # settings of the data set
 
     def __str__(self) -> str:
         return str(self.value) + (f" ± {self.plus_minus}" if self.plus_minus is not None else "")
@@ -59,6 +60,7 @@ def figures() -> tuple[Figure, ...]:
             where=table["where"],
             source=source,
             protocol=table["protocol"],
+            data=table.get("data", {}),
         )
         for source, paper in _papers().items()
         for table in paper["tables"]
@@ -77,16 +79,18 @@ def cell_name(row: dict[str, Any]) -> str:
     return f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s"
 
 
-def figure(algo: str, row: dict[str, Any], dataset: str) -> Figure | None:
-    """What is printed for a row of a result: the table of its mode, transductive or not."""
+def figure(algo: str, row: dict[str, Any], dataset: str, result: dict[str, Any]) -> Figure | None:
+    """What is printed for a row of a result in its mode, transductive or not; of several the one done most like it."""
     place = algo, dataset, cell_name(row)
     number = row["algo"].get("inner_steps") if "mse" in row else row["shots"] + 1  # of a table by steps, by instance
-    for printed in figures():
-        mode = printed.protocol.get("transductive", row["transductive"])
-        here = (printed.algo, printed.dataset, printed.cell) == place and printed.entry in (None, number)
-        if here and mode == row["transductive"]:
-            return printed
-    return None
+    here = (
+        printed
+        for printed in figures()
+        if (printed.algo, printed.dataset, printed.cell) == place
+        and printed.entry in (None, number)
+        and printed.protocol.get("transductive", row["transductive"]) == row["transductive"]
+    )
+    return min(here, key=lambda printed: len(deviations(printed, row, result)), default=None)
 
 
 def by_entry(algo: str, dataset: str, cell: str) -> dict[int, float]:
@@ -104,6 +108,7 @@ def deviations(figure: Figure, row: dict[str, Any], result: dict[str, Any]) -> l
         ("queries per class", row["queries"], None if "mse" in row else queries),
         ("training steps", result["training"]["steps"], theirs.get("steps")),
         ("checkpoint", checkpoint, theirs.get("checkpoint")),
+        *((f"dataset.{key}", result["config"]["dataset"].get(key), printed) for key, printed in figure.data.items()),
     )
     return [f"{what} {ours}, not {printed}" for what, ours, printed in compared if printed not in (None, ours)]
 

@@ -151,7 +151,7 @@ class Cell:
     def published(self) -> Figure | None:
         """Only an experiment's own test follows a paper's, and what it names `20way`."""
         theirs = self.row in ("test", "test_inductive", "20way") and self.first.result["choices"].get("experiment")
-        return figure(self.first.algo, self.test, self.first.dataset) if theirs else None
+        return figure(self.first.algo, self.test, self.first.dataset, self.first.result) if theirs else None
 
     @property
     def verdict(self) -> str:
