@@ -1,5 +1,11 @@
 """What can go wrong in words for the user: shown as they are, without a traceback. Never imports torch."""
 
+import os
+import sys
+import traceback
+
+FAILURE, INTERRUPTED = 1, 130
+
 
 class ConfigError(Exception):
     """A mistake in the request: in a setting, a file or a name."""
@@ -14,10 +20,27 @@ class Busy(ConfigError):
 class Failed(Exception):
     """The run itself went wrong, through no mistake in its settings."""
 
-    exit_code = 1
+    exit_code = FAILURE
 
 
 class Stopped(Exception):
     """A signal ended the run early, after it was saved."""
 
-    exit_code = 130
+    exit_code = INTERRUPTED
+
+
+def reported(error: BaseException) -> int:
+    """One line for what the user can understand, a traceback for what only we can. Returns the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else FAILURE
+    if isinstance(error, BrokenPipeError):  # the reader of our output left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    if isinstance(error, ConfigError | Failed | Stopped):
+        print(f"metarun: {error}", file=sys.stderr)
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        print("stopped; the same command again, or metarun resume, goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    traceback.print_exception(error)
+    return FAILURE

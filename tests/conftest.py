@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,9 @@ import pytest
 import torch
 
 from metarun import cli
+from metarun.datasets.collections import COLLECTIONS
 from metarun.logs import say
+from tests.tiny_pictures import CLASSES, PER_CLASS
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core has no use for more threads
     torch.set_num_threads(1)
@@ -63,6 +66,21 @@ def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("METARUN_CACHE", str(shared_cache))
     monkeypatch.delenv("METARUN_DATA", raising=False)
     return folder
+
+
+@pytest.fixture
+def picture_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of one's own, and a miniImageNet no larger than the copies in tests/tiny_pictures.py."""
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    small = replace(COLLECTIONS["miniimagenet"], classes=tuple(CLASSES.values()), per_class=PER_CLASS)
+    monkeypatch.setitem(COLLECTIONS, "miniimagenet", small)
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Where a test puts them."""
+    return tmp_path / "pictures"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun import cli
+from metarun.commands import COMMANDS
 from metarun.composing import CONFIGS
 from metarun.datasets import download, omniglot
 from metarun.registry import declaration, known
@@ -57,7 +57,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
     (
         "evalute outputs/x",
-        f"evalute is no command (did you mean evaluate?): choose from {', '.join(cli.COMMANDS)}, or set name=value",
+        f"evalute is no command (did you mean evaluate?): choose from {', '.join(COMMANDS)}, or set name=value",
     ),
     ("--config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
     (
@@ -95,7 +95,7 @@ MISTAKES: list[tuple[str, str]] = [
         "trainer.workers=3 trainer.tasks_per_step=2",
         "trainer.workers is 3: trainer.tasks_per_step is 2, and each needs a task",
     ),
-    ("seed", f"seed is no command: choose from {', '.join(cli.COMMANDS)}, or set name=value"),
+    ("seed", f"seed is no command: choose from {', '.join(COMMANDS)}, or set name=value"),
     (
         "trainer.clip_norm={backbone: 1}",
         "trainer.clip_norm={backbone: cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'",
@@ -147,7 +147,7 @@ def assert_told(answer: Outcome, message: str) -> None:
 @pytest.mark.parametrize(("asked", "message"), MISTAKES, ids=[asked for asked, _ in MISTAKES])
 def test_a_mistake_is_explained_and_leaves_nothing(metarun: Command, place: Path, asked: str, message: str):
     words = [word for text in asked.split(" ") for word in (GLYPHS if text == "glyphs" else [text])]
-    short = () if words[0] in cli.COMMANDS else ("trainer.steps=1", "eval.tasks=2")  # what is let through ends soon
+    short = () if words[0] in COMMANDS else ("trainer.steps=1", "eval.tasks=2")  # what is let through ends soon
     answer = metarun(*short, *words)
     assert_told(answer, message)
     assert answer.out == ""

@@ -172,3 +172,8 @@ def colours(dataset: Images) -> Iterator[tuple[str, tuple[int, ...]]]:
     for label, picture in zip(packed.labels, packed.pictures):
         assert (picture == picture[:, :1, :1]).all()
         yield "/".join(str(part) for part in packed.classes[label]), tuple(picture[:, 0, 0].tolist())
+
+
+def packings(cache: Path) -> list[Path]:
+    """Everything in the cache but locks."""
+    return [path for path in cache.glob("*/*") if path.suffix != ".lock"]
