@@ -88,7 +88,7 @@ def explain() -> None:
     parser = argparse.ArgumentParser(prog="metarun explain", description=explain.__doc__)
     parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
     folder = RunFolder(parser.parse_args().run.absolute())
-    settings = composing.load_settings(folder.config())
+    settings = composing.load_settings(folder.config() | {"device": "cpu"})  # it is little work
     from metarun.experiment import Experiment
     from metarun.explaining import explained
 

@@ -1,6 +1,6 @@
 """What a method has learned besides weights, as curves that a person can read: losses and rates."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -58,6 +58,12 @@ def by_step(rates: Params) -> Chart:
     """A line for each layer, of its rates [J] over the inner steps."""
     steps = len(next(iter(rates.values())))
     return Chart("inner step", torch.arange(1.0, steps + 1), rates)
+
+
+def mean(charts: Sequence[Chart]) -> Chart:
+    """Of the same lines over the same places."""
+    lines = {name: torch.stack([chart.lines[name].detach() for chart in charts]).mean(0) for name in charts[0].lines}
+    return charts[0]._replace(lines=lines)
 
 
 def by_rank(rates: Params) -> Chart:

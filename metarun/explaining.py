@@ -5,30 +5,41 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from metarun import checkpoint
-from metarun.curves import POINTS, Chart
+from metarun.curves import POINTS, Chart, mean
 from metarun.errors import ConfigError
+from metarun.execution import unstack
 from metarun.experiment import Experiment
 from metarun.folder import RunFolder
-from metarun.types import Theta
+from metarun.seeding import generator_for
+from metarun.types import Episode, Theta
+
+TASKS = 20
 
 
 @runtime_checkable
 class Explained(Protocol):
     """An algorithm that shows what it has learned."""
 
-    def explained(self, theta: Theta) -> dict[str, Chart]: ...
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]: ...  # of one task
 
 
 def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
-    """Write `explained/<name>.png` and `.csv` of a run's best checkpoint. Raises ConfigError where there is nothing."""
+    """Write `explained/<name>.png` and `.csv` of a run's best checkpoint: the mean over some validation tasks.
+
+    Raises ConfigError where there is nothing.
+    """
     algo = experiment.algo
     if not isinstance(algo, Explained):
         name = experiment.settings.algo["name"]
         raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
     tensors, _ = checkpoint.load(folder.best)
     theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
+    tester = experiment.tester(experiment.eval_rows()["test"], "val")
+    tasks = tester.source.sample(TASKS, generator_for(tester.how.seed, "explain"))
+    each = [algo.explained(theta, task) for task in unstack(tasks)]
     written = []
-    for name, chart in algo.explained(theta).items():
+    for name in each[0]:
+        chart = mean([charts[name] for charts in each])
         place = folder.path / "explained" / name
         place.parent.mkdir(exist_ok=True)
         written += [_table(chart, place.with_suffix(".csv")), _drawing(chart, name, place.with_suffix(".png"))]

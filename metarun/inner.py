@@ -2,7 +2,7 @@
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 
@@ -136,6 +136,11 @@ def tick(theta: Theta) -> Tensor:
 def at_step(params: Params, j: int) -> Params:
     """What belongs to inner step j, [J, ...] -> [...] each; from J on, as at meta-test, that of the last."""
     return {name: p[min(j, len(p) - 1)] for name, p in params.items()}
+
+
+def stacked(by_step: Sequence[Params]) -> Params:
+    """The inverse: what belongs to each of J steps, as [J, ...]."""
+    return {name: torch.stack([params[name] for params in by_step]) for name in by_step[0]}
 
 
 def layer_means(phi: Theta) -> Tensor:

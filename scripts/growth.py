@@ -17,6 +17,7 @@ from typing import Any
 from benchmark import measure, parsed, provenance
 from contenders import implementations
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from peers import PLAIN
 from workload import WORK, maml
 
@@ -55,6 +56,10 @@ def main(args: argparse.Namespace) -> int:
             print(f"| {what} | {size} | {' | '.join(cells)} |", flush=True)
         axis.plot(sizes, rows, marker="o", label=NAMES)
         axis.set(xscale="log", yscale="log", xlabel=what, ylabel="ms per step")
+        axis.set_xticks(sizes, labels=[str(size) for size in sizes])
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.minorticks_off()
         axis.grid(alpha=0.3)
     axes[0].legend()
     args.folder.mkdir(parents=True, exist_ok=True)

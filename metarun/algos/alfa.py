@@ -10,6 +10,7 @@ bias, and norm layers' parameters are meta-learned but not adapted. Outer loss i
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -18,7 +19,7 @@ from torch.func import functional_call
 
 from metarun import objectives
 from metarun.curves import Chart, by_step
-from metarun.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select
+from metarun.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select, stacked
 from metarun.objectives import episode_loss, metrics_by_step
 from metarun.perceptron import initial_perceptron, perceptron
 from metarun.registry import register
@@ -53,30 +54,30 @@ class ALFA:
         size = 2 * len(layers)
         return {**theta, "lr": lr, "decay": decay, "generator": initial_perceptron(size, size, size)}
 
-    def rates(self, theta: Theta, state: Tensor, j: int) -> tuple[Params, Params]:
-        """alpha and beta of step j, [] for each layer, from the state tau of the task: [2L]."""
-        generated = perceptron(theta["generator"], state)
+    def rates(self, theta: Theta, phi: Theta, gradient: Theta, j: int) -> tuple[Params, Params]:
+        """alpha and beta of step j, [] for each layer, from tau_j: the layers' mean weights, then mean gradients."""
+        generated = perceptron(theta["generator"], torch.cat([layer_means(phi), layer_means(gradient)]))
         lr, decay = at_step(theta["lr"], j), at_step(theta["decay"], j)
         alpha = {name: factor * number for (name, factor), number in zip(lr.items(), generated)}
         beta = {name: factor * number for (name, factor), number in zip(decay.items(), generated[len(lr) :])}
         return alpha, beta
 
+    def gradient(self, theta: Theta, phi: Theta, support: Examples) -> Theta:
+        """grad L(phi; support)."""
+        return gradient_of(
+            lambda phi: objectives.loss(self.spec.kind, self.predict(theta, phi, support.x), support.y), phi
+        )
+
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """phi_{j+1} = (1 - beta_j) phi_j - alpha_j grad L(phi_j; support): yields phi_0 .. phi_J.
 
-        support.x: [n, *input], support.y: [n] class indices or [n, *output] values. tau_j is the layers' mean
-        weights, then their mean gradients.
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
         """
-
-        def loss(phi: Theta) -> Tensor:
-            return objectives.loss(self.spec.kind, self.predict(theta, phi, support.x), support.y)
-
         phi = select(theta, "backbone", "head")
         yield phi
         for j in range(self.inner_steps):
-            gradient = gradient_of(loss, phi)
-            state = torch.cat([layer_means(phi), layer_means(gradient)])
-            alpha, beta = self.rates(theta, state, j)
+            gradient = self.gradient(theta, phi, support)
+            alpha, beta = self.rates(theta, phi, gradient, j)
             phi = {
                 c: {n: (1 - beta[f"{c}.{n}"]) * p - alpha[f"{c}.{n}"] * gradient[c][n] for n, p in params.items()}
                 for c, params in phi.items()
@@ -100,6 +101,9 @@ class ALFA:
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta) -> dict[str, Chart]:
-        """Of each layer and step the learned factors, by which the generator's numbers are multiplied."""
-        return {"rates": by_step(theta["lr"]), "decays": by_step(theta["decay"])}
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Of each layer and step the rate and the decay that the task is given."""
+        states = enumerate(islice(self.trajectory(theta, episode.support), self.inner_steps))
+        given = [self.rates(theta, phi, self.gradient(theta, phi, episode.support), j) for j, phi in states]
+        alphas, betas = zip(*given)
+        return {"rates": by_step(stacked(alphas)), "decays": by_step(stacked(betas))}

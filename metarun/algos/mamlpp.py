@@ -102,6 +102,6 @@ class MAMLPlusPlus:
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta) -> dict[str, Chart]:
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
         """The rate of each layer at each step."""
         return {"rates": by_step(theta["lr"])}

@@ -14,6 +14,7 @@ the queries pass the network without the support.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import ClassVar
 
 import torch
@@ -22,12 +23,12 @@ from torch.func import functional_call
 
 from metarun import objectives
 from metarun.curves import Chart, of_losses
-from metarun.inner import at_step, initial_theta, inner_step, last, layer_means, named, select
+from metarun.inner import at_step, initial_theta, inner_step, last, layer_means, named, select, stacked
 from metarun.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.perceptron import initial_perceptron, perceptron
 from metarun.registry import register
 from metarun.settings import Count, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "metal")
@@ -112,18 +113,16 @@ class MeTAL:
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline figure, and the same after each inner step from 0 on."""
-        states = self.trajectory(theta, episode.support, episode.query.x if self.transductive else None)
-        return metrics_by_step(self, self.spec, theta, episode, states)
+        return metrics_by_step(self, self.spec, theta, episode, self.states(theta, episode))
 
-    def explained(self, theta: Theta) -> dict[str, Chart]:
-        """Of each inner step the loss of the support, cross-entropy included, at the weights where tasks begin."""
-        phi = select(theta, "backbone", "head")
-        steps = {f"step {j + 1}": partial(self.support_loss, theta, phi, j=j) for j in range(self.inner_steps)}
-        return of_losses(self.spec, steps)
+    def states(self, theta: Theta, episode: Episode) -> Iterator[Theta]:
+        """The task's `trajectory`."""
+        return self.trajectory(theta, episode.support, episode.query.x if self.transductive else None)
 
-
-def stacked(networks: list[Params]) -> Params:
-    return {name: torch.stack([network[name] for network in networks]) for name in networks[0]}
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Of each inner step the loss of the support, cross-entropy included, at the weights where the task then is."""
+        steps = enumerate(islice(self.states(theta, episode), self.inner_steps))
+        return of_losses(self.spec, {f"step {j + 1}": partial(self.support_loss, theta, phi, j=j) for j, phi in steps})
 
 
 def standardised(x: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from torch.func import functional_call
 
 from metarun import objectives
 from metarun.backbones.recurrent import LSTMCell
-from metarun.inner import gradient_of, initial_theta, last, log_and_sign, named, select, weights_of
+from metarun.curves import Chart, by_step
+from metarun.inner import gradient_of, initial_theta, last, log_and_sign, named, select, stacked, weights_of
 from metarun.objectives import episode_loss, metrics_by_step
 from metarun.registry import register
 from metarun.settings import Count, Norm, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 P = 10.0  # of the preprocessing of gradient and loss
 
@@ -70,10 +71,18 @@ class MetaLSTM:
         return LSTMCell(4, self.hidden)
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
-        """phi_j = f_j phi_{j-1} - i_j grad L(phi_{j-1}; support), weight by weight (Eq. 2): yields phi_0 .. phi_J.
+        """phi_0 .. phi_J.
 
-        support.x: [n, *input], support.y: [n] class indices or [n, *output] values. The gates of a weight w see what
-        the reader says of gradient and loss, w itself and the same gate before.
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
+        """
+        yield select(theta, "backbone", "head")
+        for phi, _, _ in self.updates(theta, support):
+            yield phi
+
+    def updates(self, theta: Theta, support: Examples) -> Iterator[tuple[Theta, Theta, Theta]]:
+        """phi_j = f_j phi_{j-1} - i_j grad L(phi_{j-1}; support), weight by weight (Eq. 2): yields phi_j, f_j, i_j.
+
+        The gates of a weight w see what the reader says of gradient and loss, w itself and the same gate before.
         """
 
         def loss(phi: Theta) -> Tensor:
@@ -84,7 +93,6 @@ class MetaLSTM:
             return torch.sigmoid(seen @ theta[name]["weight"] + theta[name]["bias"])
 
         phi = select(theta, "backbone", "head")
-        yield phi
         c = flat(phi)
         f = i = torch.zeros_like(c)
         state = self.reader.start(c[:, None])
@@ -96,7 +104,7 @@ class MetaLSTM:
             f, i = gate("forget", state[0], c, f), gate("enter", state[0], c, i)
             c = f * c - i * gradient
             phi = shaped(c, phi)
-            yield phi
+            yield phi, shaped(f, phi), shaped(i, phi)
 
     def adapt(self, theta: Theta, support: Examples) -> Theta:
         return last(self.trajectory(theta, support))
@@ -114,6 +122,17 @@ class MetaLSTM:
         """The headline figure, and the same after each inner step from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Of each layer and step the mean gates of its weights: f, what is kept of them, and i, their rates."""
+        _, f, i = zip(*self.updates(theta, episode.support))
+        gates = {"kept": f, "rates": i}
+        return {name: by_step(stacked([means(gate) for gate in each])) for name, each in gates.items()}
+
+
+def means(gate: Theta) -> Params:
+    """[] for each layer."""
+    return {name: p.mean() for name, p in named(gate).items()}
 
 
 def flat(phi: Theta) -> Tensor:

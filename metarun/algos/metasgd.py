@@ -88,6 +88,6 @@ class MetaSGD:
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta) -> dict[str, Chart]:
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
         """The rates of each layer's weights, sorted."""
         return {"rates": by_rank(theta["lr"])}

@@ -136,6 +136,6 @@ class ML3:
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta) -> dict[str, Chart]:
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
         """The learned loss and its slope; of a cubic its coefficients are all there is to it."""
         return of_losses(self.spec, {"learned": partial(self.loss, theta["loss"])})
