@@ -206,9 +206,15 @@ def algorithm(
     """The algorithm for tasks of this spec, `trained` on tasks of that one. Raises ConfigError for a misfit."""
     name = values["name"]
     declared = declaration("algo", name)
+    constants = {other: declaration("algo", other).constants for other in known("algo")}
     if spec.kind not in declared.constants["kinds"]:
-        fitting = [other for other in known("algo") if spec.kind in declaration("algo", other).constants["kinds"]]
+        fitting = [other for other in constants if spec.kind in constants[other]["kinds"]]
         raise ConfigError(f"algo={name} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
+    if spec.ragged and not declared.constants.get("ragged", False):
+        fitting = [other for other in constants if constants[other].get("ragged", False)]
+        raise ConfigError(
+            f"algo={name} takes tasks of one size, and this dataset's differ: choose from {', '.join(fitting)}"
+        )
     has_head = "head" in declared.runtime
     sized = has_head or declared.constants.get("sized", False)
     if sized and trained is not None and trained.output_size != spec.output_size:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.types import Algorithm, Episode, Kind, Metrics, TaskSpec, Theta
+from metarun.types import PADDING, Algorithm, Episode, Kind, Metrics, TaskSpec, Theta
 
 
 class Metric(NamedTuple):
@@ -18,9 +18,20 @@ class Metric(NamedTuple):
     higher_is_better: bool
 
 
+def present(y: Tensor) -> Tensor:
+    """Where y is no padding."""
+    return ~y.isnan() if y.is_floating_point() else y != PADDING
+
+
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     """Fraction of right classes, of logits [n, N]."""
-    return (prediction.argmax(-1) == y).to(prediction.dtype).mean()
+    return (prediction.argmax(-1) == y).to(prediction.dtype).sum() / present(y).sum()
+
+
+def mse(prediction: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error of values [n, *output]."""
+    there = present(y)
+    return torch.where(there, prediction - y, 0.0).square().sum() / there.sum()
 
 
 def delta_auprc(prediction: Tensor, y: Tensor) -> Tensor:
@@ -29,16 +40,16 @@ def delta_auprc(prediction: Tensor, y: Tensor) -> Tensor:
     Average precision is the mean, over the examples of class 1, of class 1's share among all ranked as high or higher
     (as scikit-learn's). It takes n^2 comparisons instead of a sort, which ties would not allow.
     """
-    ranking, positive = prediction[:, 1] - prediction[:, 0], y == 1
-    as_high = ranking >= ranking[:, None]  # [n, n], row i: who is ranked as high as i
-    precision = (as_high & positive).sum(1) / as_high.sum(1)
+    ranking, positive, there = prediction[:, 1] - prediction[:, 0], y == 1, present(y)
+    as_high = (ranking >= ranking[:, None]) & there  # [n, n], row i: who is ranked as high as i
+    precision = (as_high & positive).sum(1) / as_high.sum(1).clamp(min=1)
     count = positive.sum()
-    return ((precision * positive).sum() / count.clamp(min=1) - count / len(y)).to(prediction.dtype)
+    return ((precision * positive).sum() / count.clamp(min=1) - count / there.sum()).to(prediction.dtype)
 
 
 METRICS = {
     "accuracy": Metric(accuracy, True),
-    "mse": Metric(F.mse_loss, False),
+    "mse": Metric(mse, False),
     "delta_auprc": Metric(delta_auprc, True),
 }
 
@@ -50,7 +61,7 @@ def metric_of(spec: TaskSpec) -> str:
 
 def loss(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
     """Mean over the examples: cross-entropy of logits [n, N], or squared error of values [n, *output]."""
-    return F.cross_entropy(prediction, y) if kind == "classification" else F.mse_loss(prediction, y)
+    return F.cross_entropy(prediction, y) if kind == "classification" else mse(prediction, y)
 
 
 def score(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Tensor:

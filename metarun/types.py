@@ -17,8 +17,15 @@ Kind = Literal["classification", "regression"]
 Inputs = Literal["numbers", "ngrams"]  # of which a network reads one
 
 
+PADDING = -100  # the label of what is no example; PyTorch's cross-entropy passes it over
+
+
 class Examples(NamedTuple):
-    """x: [n, *input]; y: [n] class indices, or [n, *output] in regression."""
+    """x: [n, *input]; y: [n] class indices, or [n, *output] in regression.
+
+    Where tasks differ in size, small ones are filled up to the largest: y is PADDING there, or in regression nan, and x
+    had better be an example again, since norm layers that go by the batch see it.
+    """
 
     x: Tensor
     y: Tensor
@@ -44,7 +51,8 @@ class TaskSpec(NamedTuple):
 
     `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
     its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error. `ways`
-    is the number of classes in a task where there are more labels than that; None: `output_size`.
+    is the number of classes in a task where there are more labels than that; None: `output_size`. `ragged` tasks have
+    padding among their examples.
     """
 
     kind: Kind
@@ -53,6 +61,7 @@ class TaskSpec(NamedTuple):
     inputs: Inputs = "numbers"
     metric: str | None = None
     ways: int | None = None
+    ragged: bool = False
 
 
 class TaskSource(Protocol):
@@ -101,7 +110,8 @@ class Algorithm(Protocol):
     optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
     1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`. A class that reads examples one after
     another says in which `order` they are drawn, "mixed" or "support first" (`metarun.datasets.order`); one without
-    a head whose weights still depend on the number of labels, that it is `sized`.
+    a head whose weights still depend on the number of labels, that it is `sized`; one that passes over padding, because
+    examples count by their loss or class alone, that it takes `ragged` tasks.
     """
 
     kinds: ClassVar[tuple[Kind, ...]]

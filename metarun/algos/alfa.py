@@ -41,6 +41,7 @@ class ALFA:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "an initialisation and what generates rates and decays"
     adapts: ClassVar[str] = "all layers, by gradient steps of its own rates"

@@ -41,6 +41,7 @@ class Baseline:
     spec: TaskSpec  # in training of all classes, at meta-test of a task
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     supervised: ClassVar[bool] = True  # trained on minibatches of `batch_size` labelled images, not on tasks
     family: ClassVar[str] = "transfer"
     learns: ClassVar[str] = "a classifier of all training classes"

@@ -35,6 +35,7 @@ class BOIL:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "an initialisation"
     adapts: ClassVar[str] = "all but the last layer, by gradient steps"

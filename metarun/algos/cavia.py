@@ -45,6 +45,7 @@ class CAVIA:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "a network and where a context enters it"
     adapts: ClassVar[str] = "the context, by gradient steps"

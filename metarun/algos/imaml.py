@@ -54,6 +54,7 @@ class IMAML:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "an initialisation, by the implicit gradient"
     adapts: ClassVar[str] = "all layers, kept near to it"

@@ -37,6 +37,7 @@ class MAML:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "an initialisation"
     adapts: ClassVar[str] = "all layers, by gradient steps"

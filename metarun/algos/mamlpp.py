@@ -44,6 +44,7 @@ class MAMLPlusPlus:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ("clock",)
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "an initialisation, rates and norm layers per step"
     adapts: ClassVar[str] = "all layers, by gradient steps"

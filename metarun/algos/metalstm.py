@@ -48,6 +48,7 @@ class MetaLSTM:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "learned optimiser"
     learns: ClassVar[str] = "an initialisation and an optimiser"
     adapts: ClassVar[str] = "all layers, by the learned optimiser"

@@ -39,6 +39,7 @@ class MetaSGD:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "gradient"
     learns: ClassVar[str] = "an initialisation and a rate per weight"
     adapts: ClassVar[str] = "all layers, by gradient steps"

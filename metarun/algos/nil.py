@@ -31,6 +31,7 @@ class NIL:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "metric"
     learns: ClassVar[str] = "nothing: a test of another method's network"
     adapts: ClassVar[str] = "cosine to the support"

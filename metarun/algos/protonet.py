@@ -28,6 +28,7 @@ class ProtoNet:
     spec: TaskSpec
     kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
     carried: ClassVar[tuple[str, ...]] = ()
+    ragged: ClassVar[bool] = True
     family: ClassVar[str] = "metric"
     learns: ClassVar[str] = "an embedding"
     adapts: ClassVar[str] = "class means"
