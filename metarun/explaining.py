@@ -55,12 +55,10 @@ def _table(chart: Chart, file: Path) -> Path:
 
 
 def _drawing(chart: Chart, name: str, file: Path) -> Path:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
     few = len(chart.x) < POINTS
     for line, values in chart.lines.items():
         style = "--" if line.startswith(("mse", "cross-entropy")) else "-"
@@ -69,5 +67,4 @@ def _drawing(chart: Chart, name: str, file: Path) -> Path:
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=120)
-    pyplot.close(figure)
     return file

@@ -19,24 +19,21 @@ def draw(dataset: Dataset, shape: TaskShape, file: Path) -> None:
 
     Raises ConfigError where tasks are not of images.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     splits: tuple[Split, ...] = ("train", "val", "test")
     sources = {split: dataset.tasks(split, shape) for split in splits}
     for source in sources.values():
         if len(source.spec.input_shape) != 3 or source.spec.input_shape[0] not in (1, 3):
             raise ConfigError(f"--preview shows images: this dataset's inputs have the shape {source.spec.input_shape}")
-    figure, axes = pyplot.subplots(1, 3, figsize=(15, 5), layout="constrained")
+    figure = Figure(figsize=(15, 5), layout="constrained")
+    axes = figure.subplots(1, 3)
     for axis, (split, source) in zip(axes, sources.items()):
         task = source.sample(1, generator_for("preview", split))
         axis.imshow(grid(task, shape.ways), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(f"{split}: support | queries", fontsize=10)
         axis.axis("off")
     figure.savefig(file, dpi=150, bbox_inches="tight")
-    pyplot.close(figure)
 
 
 def grid(task: Episode, ways: int) -> Tensor:

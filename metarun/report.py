@@ -49,36 +49,32 @@ def write_scores(path: Path, scores: Scores) -> None:
 
 def draw_vectors(folder: Path, rows: dict[str, Any]) -> None:
     """`accuracy_by_step.png` and the like: of each metric with several values per task, mean and 95 % interval."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     names = {name for row in rows.values() for name, value in row.items() if "_by_" in name and "ci95" in value}
     for name in names:
         metric, _, by = name.partition("_by_")
-        figure, axis = pyplot.subplots(figsize=(5, 4), layout="constrained")
+        figure = Figure(figsize=(5, 4), layout="constrained")
+        axis = figure.subplots()
         for row, values in ((row, values[name]) for row, values in rows.items() if name in values):
             places = [i + (by == "instance") for i in range(len(values["mean"]))]  # instances are counted from 1
             axis.errorbar(places, values["mean"], values["ci95"], marker="o", markersize=3, capsize=2, label=row)
         axis.set(xlabel=by, ylabel=metric)
-        axis.xaxis.set_major_locator(pyplot.MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
         figure.savefig(folder / f"{name}.png", dpi=120)
-        pyplot.close(figure)
 
 
 def draw_curves(folder: Path) -> None:
     """`curves.png` from `metrics.jsonl`: the loss, and the headline figure in training and validation."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     headline = next(metric for metric in METRICS if any(metric in row for row in rows))
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", headline)):
         for split, style in (("train", {"alpha": 0.8}), ("val", {"marker": "o", "markersize": 3})):
             points = [(row["step"], row[metric]) for row in rows if row["split"] == split and metric in row]
@@ -90,4 +86,3 @@ def draw_curves(folder: Path) -> None:
     if headline == "mse":
         axes[1].set_yscale("log")
     figure.savefig(folder / "curves.png", dpi=120)
-    pyplot.close(figure)
