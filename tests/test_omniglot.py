@@ -13,6 +13,7 @@ from PIL import Image
 from metarun.datasets import omniglot, omniglot_runs
 from metarun.datasets.episodes import EpisodeSampler
 from metarun.datasets.omniglot import divide
+from metarun.datasets.omniglot_files import PARTS, grey
 from metarun.errors import ConfigError
 from metarun.registry import declaration
 from metarun.types import TaskShape
@@ -27,7 +28,8 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(omniglot, "PARTS", tiny_parts())
+    for part, entry in tiny_parts().items():
+        monkeypatch.setitem(PARTS, part, entry)
 
 
 @pytest.fixture
@@ -223,5 +225,5 @@ def test_nearest_is_what_pillow_makes_of_the_1_bit_image(tmp_path):
         name = next(n for n in archive.namelist() if n.endswith(".png"))
         raw = Image.open(archive.open(name))
         theirs = np.asarray(raw.resize((28, 28), Image.Resampling.LANCZOS).convert("L"))
-        ours = omniglot._grey(path, name, archive.read, 28, "nearest")
+        ours = grey(path, name, archive.read(name), 28, "nearest")
     assert (ours == theirs).all()

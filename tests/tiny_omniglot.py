@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageDraw
 
-from metarun.datasets.omniglot import Omniglot, Part
+from metarun.datasets.omniglot import Omniglot
+from metarun.datasets.omniglot_files import Part
 
 TINY = {  # under `vinyals`: 2 characters to train on, 2 to validate on, 2 to test on
     "images_background": {"Armenian": 2, "Latin": 2},

@@ -69,7 +69,7 @@ def _entries(place: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes 
             yield from _in_tar(place, chosen)
     except DAMAGE as error:
         cause = "is a web page, not an archive" if is_web_page(place) else f"is damaged or cut short ({error})"
-        raise ConfigError(f"{place} {cause}: replace it by a whole copy") from error
+        raise ConfigError(f"{place} {cause}: replace it by a whole copy, or delete it") from error
     except OSError as error:
         raise ConfigError(f"{error.filename or place} cannot be read ({error.strerror or error})") from error
 

@@ -9,29 +9,21 @@ in the cache. Copies are judged by what they hold, not by checksum: repacked zip
 """
 
 import hashlib
-import json
-import os
 import random
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from io import BytesIO
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple, get_args
-from zipfile import BadZipFile, ZipFile
+from typing import Any, ClassVar, Literal, get_args
 
-import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from tqdm import tqdm
 
 from metarun.datasets.cache import cache_dir, prepared
-from metarun.datasets.download import download, is_web_page
+from metarun.datasets.download import download
 from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.files import fingerprint
+from metarun.datasets.omniglot_files import DRAWINGS, PARTS, find, listed, load, pack
 from metarun.datasets.omniglot_runs import RUN, where
 from metarun.datasets.table import Table
 from metarun.errors import ConfigError
@@ -39,23 +31,8 @@ from metarun.registry import register
 from metarun.settings import Count, Whole
 from metarun.types import Episode, Examples, Kind, Split, TaskShape
 
-
-class Part(NamedTuple):
-    """One half of the collection, as published."""
-
-    alphabets: int
-    characters: int
-    md5: str  # of the official zip
-
-
-PARTS = {
-    "images_background": Part(30, 964, "68d2efa1b9178cc56df9314c21c6e718"),
-    "images_evaluation": Part(20, 659, "6b91aef0f799c5bb55b94e3f2daec811"),
-}
-DRAWINGS, SIDE = 20, 105  # per character; pixels
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"  # the one torchvision uses
 PACKING = 1  # raise it when `pack` changes, so that tables of older versions are not taken for new ones
-REMEDY = "replace it by a whole copy, or delete it to have it downloaded, or set dataset.path to another copy"
 
 # The published lists, in short: whole alphabets, but for Gurmukhi, whose other 41 characters are trained on.
 # fmt: off
@@ -139,7 +116,7 @@ class Omniglot:
         try:
             packed = cache_dir() / self._cache_name(places)
             done = packed.is_dir()
-            characters = _load(packed)[1]["characters"] if done else _contents(places)
+            characters = load(packed)[1]["characters"] if done else listed(places)
         except ConfigError as error:
             return "\n".join([*lines, f"unusable: {error}"])
         lines.append(f"packed: {packed}" if done else f"not packed yet: the first run does it, into {packed}")
@@ -173,7 +150,7 @@ class Omniglot:
         return self.rotations_train if split == "train" else self.rotations_test
 
     def _cache_name(self, places: dict[str, Path]) -> str:
-        key = hashlib.sha256("".join(_fingerprint(place) for place in places.values()).encode())
+        key = hashlib.sha256("".join(fingerprint(place) for place in places.values()).encode())
         return f"omniglot/{self.image_size}-{self.filter}-{PACKING}-{key.hexdigest()[:16]}"
 
     @cached_property
@@ -183,7 +160,7 @@ class Omniglot:
             target = self._root / f"{part}.zip"
             download(f"{URL}/{target.name}", target, PARTS[part].md5)
         places = find(self._root)
-        return _load(prepared(self._cache_name(places), partial(pack, places, self.image_size, self.filter)))
+        return load(prepared(self._cache_name(places), partial(pack, places, self.image_size, self.filter)))
 
 
 def divide(characters: Sequence[str], split: str, seed: int) -> dict[Split, list[int]]:
@@ -210,121 +187,3 @@ def _vinyals(character: str) -> Split:
     if alphabet in VINYALS_VAL:
         return "val"
     return "test" if alphabet in VINYALS_TEST or f"{alphabet}/{number}" in VINYALS_TEST_TOO else "train"
-
-
-def find(root: Path) -> dict[str, Path]:
-    """Part -> the zip or folder that holds it, in `root` or in torchvision's folder below it."""
-    found = {}
-    for part in PARTS:
-        spots = [base / name for base in (root, root / "omniglot-py") for name in (f"{part}.zip", part)]
-        place = next((spot for spot in spots if os.path.exists(spot)), None)  # also where we may not look
-        if place:
-            found[part] = place
-    return found
-
-
-def pack(places: dict[str, Path], size: int, filter: str, folder: Path) -> None:
-    """Write images.npy, uint8 [characters, 20, 1, size, size] with paper 255, and index.json.
-
-    Raises ConfigError where a part is damaged or not whole.
-    """
-    table, characters = [], []
-    total = DRAWINGS * sum(part.characters for part in PARTS.values())
-    with tqdm(desc="packing Omniglot", total=total, unit="image", disable=None) as bar:
-        for part, place in places.items():
-            with _opened(place) as (names, read):
-                for character, members in _drawings(part, place, names).items():
-                    table.append(np.stack([_grey(place, name, read, size, filter) for name in members]))
-                    characters.append(character)
-                    bar.update(DRAWINGS)
-    images = np.stack(table)[:, :, None]
-    np.save(folder / "images.npy", images)
-    index = {
-        "characters": characters,
-        "alphabets": len({character.split("/")[1] for character in characters}),
-        "images": len(characters) * DRAWINGS,
-        "source": {part: str(place) for part, place in places.items()},
-        "sha256": hashlib.sha256(images.data).hexdigest(),
-    }
-    (folder / "index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
-
-
-def _load(folder: Path) -> tuple[Tensor, dict[str, Any]]:
-    try:
-        index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-        return torch.from_numpy(np.load(folder / "images.npy")), index
-    except (OSError, ValueError, EOFError) as error:
-        raise ConfigError(f"the packed table {folder} is damaged ({error}): delete that folder") from error
-
-
-def _contents(places: dict[str, Path]) -> list[str]:
-    characters: list[str] = []
-    for part, place in places.items():
-        with _opened(place) as (names, _):
-            characters += _drawings(part, place, names)
-    return characters
-
-
-@contextmanager
-def _opened(place: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """The names in a folder or zip, and what reads one. Zips are never unpacked: no name can do harm."""
-    if place.is_dir():
-        names = [path.relative_to(place.parent).as_posix() for path in _files(place)]
-        yield names, lambda name: (place.parent / name).read_bytes()
-        return
-    try:
-        archive = ZipFile(place)
-    except BadZipFile as error:
-        cause = "is a web page" if is_web_page(place) else f"is damaged or cut short ({error})"
-        raise ConfigError(f"{place} {cause}, not a zip of Omniglot: {REMEDY}") from error
-    with archive:
-        yield archive.namelist(), archive.read
-
-
-def _drawings(part: str, place: Path, names: list[str]) -> dict[str, list[str]]:
-    """Character -> its 20 files, both sorted. Raises ConfigError where the part is not whole."""
-    pattern = re.compile(rf"(?:^|/)({part}/[^/]+/character\d\d)/\d{{4}}_\d\d\.png$")
-    drawings: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(names):
-        if match := pattern.search(name.replace("\\", "/")):  # some zips are made with backslashes
-            drawings[match[1]].append(name)
-    alphabets = len({character.split("/")[1] for character in drawings})
-    whole = PARTS[part]
-    if (alphabets, len(drawings)) != (whole.alphabets, whole.characters):
-        raise ConfigError(
-            f"{place} has {len(drawings)} characters of {alphabets} alphabets, "
-            f"not {whole.characters} of {whole.alphabets}: {REMEDY}"
-        )
-    for character, files in drawings.items():
-        if len(files) != DRAWINGS:
-            raise ConfigError(f"{place} has {len(files)} images of {character}, not {DRAWINGS}: {REMEDY}")
-    return dict(sorted(drawings.items()))
-
-
-def _grey(place: Path, name: str, read: Callable[[str], bytes], size: int, filter: str) -> np.ndarray:
-    """uint8 [size, size]. Grey first: Pillow resizes 1-bit images by `nearest`, whatever it is asked for."""
-    try:
-        image = Image.open(BytesIO(read(name)))
-        if image.size != (SIDE, SIDE):
-            raise ValueError(f"it is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}")
-        return np.asarray(image.convert("L").resize((size, size), Image.Resampling[filter.upper()]))
-    except Exception as error:  # zlib, zipfile and Pillow raise a dozen kinds for broken bytes
-        cause = "it is not an image" if isinstance(error, UnidentifiedImageError) else error
-        raise ConfigError(f"{place}: {name} cannot be used ({cause}): {REMEDY}") from error
-
-
-def _fingerprint(place: Path) -> str:
-    """Differs where the content does: of a zip's bytes, or of a folder's file names, sizes and times."""
-    try:
-        if place.is_dir():
-            stats = [(path.relative_to(place), path.stat()) for path in _files(place)]
-            content = "\n".join(f"{path} {stat.st_size} {stat.st_mtime_ns}" for path, stat in stats).encode()
-        else:
-            content = place.read_bytes()
-    except OSError as error:
-        raise ConfigError(f"{place} cannot be read ({error.strerror}): {REMEDY}") from error
-    return hashlib.sha256(content).hexdigest()
-
-
-def _files(folder: Path) -> list[Path]:
-    return sorted(Path(parent, name) for parent, _, names in os.walk(folder) for name in names)
