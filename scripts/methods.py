@@ -69,7 +69,9 @@ def reproduced(tested: Iterable[Cell]) -> Iterator[str]:
     for cell in tested:
         if cell.row == "test" or cell.published:
             beside = f" (published {cell.published})" if cell.published else ""
-            yield f"{cell.first.dataset}, {task(cell.test)}: {score(cell)}{beside}"
+            setting = cell.name.removeprefix(cell.first.name).strip()
+            what = ", ".join(filter(None, (cell.first.dataset, task(cell.test), setting)))
+            yield f"{what}: {score(cell)}{beside}"
 
 
 def rewritten(readme: str, tested: list[Cell]) -> str:
