@@ -1,6 +1,7 @@
 """What a method has learned besides weights, as curves that a person can read: losses and rates."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -29,16 +30,17 @@ def of_losses(spec: TaskSpec, losses: Mapping[str, Loss]) -> dict[str, Chart]:
     In regression against the error of one prediction, for a few targets; in classification against the logit margin:
     an example of each class, whose own logit is that much above all others.
     """
-    usual = "mse" if spec.kind == "regression" else "cross-entropy"
-    losses = {**losses, usual: lambda prediction, y: objectives.loss(spec.kind, prediction, y)}
-    lines: dict[str, Callable[[Tensor], Tensor]] = {}
-    for name, loss in losses.items():
-        if spec.kind == "classification":
-            lines[name] = _by_margin(loss, spec.output_size)
-        else:
-            lines |= {f"{name}, y = {target:g}": _by_error(loss, target, spec.output_size) for target in TARGETS}
-    across, span = ("error", ERRORS) if spec.kind == "regression" else ("logit margin", MARGINS)
-    x = torch.linspace(*span, POINTS)
+    usual: Loss = partial(objectives.loss, spec.kind)
+    if spec.kind == "classification":
+        lines = {name: _by_margin(loss, spec.output_size) for name, loss in {**losses, "cross-entropy": usual}.items()}
+        across, x = "logit margin", torch.linspace(*MARGINS, POINTS)
+    else:
+        lines = {
+            f"{name}, y = {target:g}": _by_error(loss, target, spec.output_size)
+            for name, loss in losses.items()
+            for target in TARGETS
+        } | {"mse": _by_error(usual, 0.0, spec.output_size)}  # the same for every target
+        across, x = "error", torch.linspace(*ERRORS, POINTS)
     return {
         "loss": Chart(across, x, {name: vmap(line)(x) for name, line in lines.items()}),
         "slope": Chart(across, x, {name: vmap(grad(line))(x) for name, line in lines.items()}),

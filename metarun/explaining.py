@@ -56,6 +56,7 @@ def _table(chart: Chart, file: Path) -> Path:
 
 def _drawing(chart: Chart, name: str, file: Path) -> Path:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axis = figure.subplots()
@@ -64,6 +65,7 @@ def _drawing(chart: Chart, name: str, file: Path) -> Path:
         style = "--" if line.startswith(("mse", "cross-entropy")) else "-"
         axis.plot(chart.x, values, style, marker="o" if few else None, markersize=3, label=line)
     axis.set(xlabel=chart.across, ylabel=name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=few))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
     figure.savefig(file, dpi=120)
