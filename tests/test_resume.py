@@ -31,6 +31,8 @@ METHODS = {
     "maml": ["algo=maml"],
     "protonet": ["algo=protonet", "trainer.execution=loop"],
     "maml, two workers": ["algo=maml", "trainer.workers=2", "trainer.tasks_per_step=4"],
+    "maml, chunks": ["algo=maml", "trainer.tasks_per_chunk=1"],
+    "maml, compiled": ["algo=maml", "trainer.compile=true", "trainer.workers=1"],
 }
 
 
@@ -105,7 +107,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(name, marks=[pytest.mark.slow] if "compiled" in name else []) for name in METHODS],  # takes minutes
+)
 def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path):
     expected, folder = undisturbed(method), tmp_path / "killed"
     process = start(folder, *METHODS[method])
