@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from metarun.environment import device_name, find_device
 from metarun.execution import over_tasks
@@ -52,24 +53,29 @@ def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = Non
         window.add({"loss": loss, **metrics})
         window.flush()
 
+    def collect() -> dict[str, Tensor]:
+        return experiment.statistics(theta)
+
     def validate() -> None:
-        tester.scores(theta, experiment.statistics(theta), val_tasks, executor.execution, ALONE)
+        tester.scores(theta, statistics, val_tasks, executor.execution, ALONE)
 
     def descend_once() -> None:
         descend(theta, gradient, optimizer, trainer, algo.carried)
 
-    validation = _milliseconds(validate, device, 1) / val_tasks
+    statistics = collect()
+    each = _milliseconds(validate, device, 1) / val_tasks
+    validation = _milliseconds(collect, device, 1) + each * settings.eval.val_tasks
     parts = {
         "sampling": _milliseconds(sample, device, steps),
         "loss after adaptation": _milliseconds(adapt, device, steps),
         "its gradient": _milliseconds(lambda: executor(theta, tasks), device, steps),
         "optimiser": _milliseconds(descend_once, device, steps),
         "logging": _milliseconds(log, device, steps) / trainer.log_every,
-        "validation": validation * settings.eval.val_tasks / trainer.eval_every,
+        "validation": validation / trainer.eval_every,
     }
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
     chunk = executor.plan["tasks_per_chunk"] or "all"
-    test = validation * sum(how.tasks for how in experiment.eval_rows().values())
+    test = each * sum(how.tasks for how in experiment.eval_rows().values())
     return Profile(parts, test, f"{executor.execution}, tasks_per_chunk: {chunk}")
 
 
