@@ -211,8 +211,8 @@ def test_a_corrupt_zip_of_omniglot(metarun: Command, place: Path):
     answer = metarun("dataset=omniglot", f"data_dir={place}")
     assert_told(
         answer,
-        f"{place}/omniglot/images_background.zip is damaged or cut short (File is not a zip file), "
-        "not a zip of Omniglot: replace it by a whole copy, or delete it to have it downloaded, "
+        f"{place}/omniglot/images_background.zip is damaged or cut short (File is not a zip file): "
+        "replace it by a whole copy, or delete it to have it downloaded, "
         "or set dataset.path to another copy",
     )
     assert not (place / "outputs").exists()

@@ -15,6 +15,7 @@ from metarun.errors import ConfigError
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 LARGEST = 2**30  # bytes of one file in an archive: more is a bomb, not a picture
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError, NotImplementedError)
+REMEDY = "replace it by a whole copy"
 ENDS = 2**20  # bytes at either end of a file that its fingerprint reads
 
 
@@ -22,17 +23,18 @@ def is_archive(path: Path) -> bool:
     return path.is_file() and path.name.lower().endswith(ARCHIVES)
 
 
-def names(place: Path) -> list[str]:
+def names(place: Path, remedy: str = REMEDY) -> list[str]:
     """The files in a folder or archive, sorted, with "/" between folders.
 
-    Raises ConfigError where it is damaged, cannot be read, or a link in it leads elsewhere.
+    Raises ConfigError, which says the `remedy` where it is damaged; also where it cannot be read, or a link in it leads
+    elsewhere.
     """
-    return sorted(name for name, _ in _entries(place, wanted=()))
+    return sorted(name for name, _ in _entries(place, (), remedy))
 
 
-def contents(place: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes]]:
+def contents(place: Path, wanted: Collection[str], remedy: str = REMEDY) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of the wanted files, in the order in which they can be read fast. Raises ConfigError."""
-    for name, content in _entries(place, wanted):
+    for name, content in _entries(place, wanted, remedy):
         if content is not None:
             yield name, content
 
@@ -57,7 +59,7 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
         return start, file.read()
 
 
-def _entries(place: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes | None]]:
+def _entries(place: Path, wanted: Collection[str], remedy: str) -> Iterator[tuple[str, bytes | None]]:
     """Every file's name, and what is in it where that is wanted."""
     chosen = frozenset(wanted)
     try:
@@ -69,7 +71,7 @@ def _entries(place: Path, wanted: Collection[str]) -> Iterator[tuple[str, bytes 
             yield from _in_tar(place, chosen)
     except DAMAGE as error:
         cause = "is a web page, not an archive" if is_web_page(place) else f"is damaged or cut short ({error})"
-        raise ConfigError(f"{place} {cause}: replace it by a whole copy, or delete it") from error
+        raise ConfigError(f"{place} {cause}: {remedy}") from error
     except OSError as error:
         raise ConfigError(f"{error.filename or place} cannot be read ({error.strerror or error})") from error
 

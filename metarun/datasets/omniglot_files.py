@@ -50,7 +50,7 @@ def characters(part: str, place: Path) -> dict[str, list[str]]:
     """Character -> its 20 files, both sorted. Raises ConfigError where the part is not whole, or damaged."""
     pattern = re.compile(rf"(?:.*/)?({part}/[^/]+/character\d\d)/\d{{4}}_\d\d\.png")
     drawings: dict[str, list[str]] = defaultdict(list)
-    for name in names(place):
+    for name in names(place, REMEDY):
         if match := pattern.fullmatch(f"{part}/{name}" if place.is_dir() else name):
             drawings[match[1]].append(name)
     alphabets = len({character.split("/")[1] for character in drawings})
@@ -84,7 +84,7 @@ def pack(places: dict[str, Path], size: int, filter: str, folder: Path) -> None:
             drawings = characters(part, place)
             rows = {name: row for row, name in enumerate(name for files in drawings.values() for name in files)}
             table = np.empty((len(rows), 1, size, size), dtype=np.uint8)
-            for name, content in contents(place, rows):
+            for name, content in contents(place, rows, REMEDY):
                 table[rows[name]] = grey(place, name, content, size, filter)
                 bar.update()
             tables.append(table.reshape(-1, DRAWINGS, 1, size, size))
