@@ -94,7 +94,14 @@ def _in_zip(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | 
         for info in archive.infolist():
             if not info.is_dir():
                 name = _inside(place, info.filename.replace("\\", "/"), info.file_size)  # some are made with these
-                yield name, archive.read(info) if name in wanted else None
+                yield name, _read(archive, info, name) if name in wanted else None
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
+    try:
+        return archive.read(info)
+    except DAMAGE as error:  # most do not say where
+        raise zipfile.BadZipFile(f"{name}: {error}") from error
 
 
 def _in_tar(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
