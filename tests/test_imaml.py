@@ -93,6 +93,13 @@ def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps):
         torch.testing.assert_close(x["net"]["w"], torch.linalg.solve(matrix, b), rtol=1e-8, atol=1e-10)
 
 
+def test_conjugate_gradient_stops_where_the_operator_is_not_positive():
+    """diag(2, -1) x = (1, 1): the first step goes to (2, 2); along the next direction, (6, 12), it is negative."""
+    operator = torch.tensor([2.0, -1.0])
+    x = conjugate_gradient(lambda v: {"net": {"w": operator * v["net"]["w"]}}, {"net": {"w": torch.ones(2)}}, 4)
+    torch.testing.assert_close(x["net"]["w"], torch.tensor([2.0, 2.0]))
+
+
 def test_the_graph_does_not_grow_with_the_inner_steps():
     def size(node) -> int:
         return 1 + sum(size(parent) for parent, _ in node.next_functions if parent is not None)

@@ -15,9 +15,11 @@ proximal term and then a single step on that term; it solves with (1 + 1) I + H/
 and `damping` 10 (about half of the plain query gradient, since H/12 is small); it tests with lambda 0, which
 `eval.algo.proximal` can say. The paper's Hessian-free inner solver is not here, nor in that code.
 
-With the proximal term in every step a given lambda binds much more than in that code, and I + H/lambda need not be
-positive definite where the inner steps stop, so that more steps of conjugate gradient can make the direction worse.
-In short runs the paper's lambda 2 with its own operator was slow to learn; a smaller one or the code's damping was not.
+With the proximal term in every step a given lambda binds much more than in that code: in short runs the paper's 2 was
+slow to learn Omniglot with the paper's operator, a smaller lambda or the code's damping was not.
+
+I + H/lambda need not be positive definite where the inner steps stop. Conjugate gradient ends at the first direction
+along which it is not; on sine waves it went on to gradients a thousand times those of other tasks.
 """
 
 from collections.abc import Callable, Iterator
@@ -121,21 +123,24 @@ class IMAML:
 
 
 def conjugate_gradient(operator: Callable[[Theta], Theta], b: Theta, steps: int) -> Theta:
-    """An approximate x of operator(x) = b, from x = 0; `operator` symmetric and positive definite."""
+    """An approximate x of operator(x) = b, from x = 0; `operator` symmetric.
+
+    It ends where it meets a direction along which the operator is not positive.
+    """
     x, residual, direction = scaled(0.0, b), b, b
     square = dot(b, b)
     for _ in range(steps):
         image = operator(direction)
         step = ratio(square, dot(direction, image))
         x, residual = plus(x, step, direction), plus(residual, -step, image)
-        before, square = square, dot(residual, residual)
+        before, square = square, torch.where(step > 0, dot(residual, residual), 0.0)  # 0 ends it
         direction = plus(residual, ratio(square, before), direction)
     return x
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
-    """a / b, or 0 where b is 0: there is nothing left to solve."""
-    return torch.where(b == 0, torch.zeros_like(a), a / b)
+    """a / b, or 0 where b is not positive."""
+    return torch.where(b > 0, a / b, 0.0)
 
 
 def dot(a: Theta, b: Theta) -> Tensor:
