@@ -107,7 +107,8 @@ def answers(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor
     def alone(x: Tensor) -> Tensor:
         return algo.predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
 
-    return vmap(alone)(query.x)
+    at_once = max(1, len(query.y) // (len(support.y) + 1))  # then no more examples than in one batch of all queries
+    return vmap(alone, chunk_size=at_once)(query.x)
 
 
 def episode_metrics(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:

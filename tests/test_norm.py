@@ -1,14 +1,17 @@
 """Norm layers: against PyTorch's own, and what the modes of meta-test mean."""
 
+from typing import cast
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.backbones.norm import BatchNorm, collect_statistics, norm_names, use_statistics
 from metarun.execution import unstack
 from metarun.objectives import answers
 from metarun.registry import build, known
+from metarun.types import Algorithm, Episode, Examples, Theta
 from tests.tiny import PAIRS, WAYS, algo_and_theta, episodes
 
 
@@ -74,6 +77,23 @@ def test_per_query_normalises_by_the_support_and_that_query():
         expected = -((z - phi) ** 2).sum(-1)
         torch.testing.assert_close(answers(algo, theta, phi, task)[i], expected)
     assert expected.shape == (WAYS,)
+
+
+def test_per_query_never_has_more_examples_at_once_than_the_queries_are():
+    """7 queries, each with a support of 2: two at a time have 6 examples, three would have 9."""
+    batches = []
+
+    class Sums:
+        norm = "per_query"
+
+        def predict(self, theta: Theta, phi: None, x: Tensor) -> Tensor:
+            batches.append(x)  # one entry for all that vmap takes at once
+            return x.cumsum(0)
+
+    support, query = (Examples(torch.arange(float(n))[:, None], torch.zeros(n)) for n in (2, 7))
+    sums = answers(cast(Algorithm, Sums()), {}, None, Episode(support, query))
+    torch.testing.assert_close(sums, query.x + 0.0 + 1.0)
+    assert len(batches) == 4  # of 2, 2, 2 and 1 queries
 
 
 def test_norm_parameters_are_found_by_layer_and_not_by_name():
