@@ -11,7 +11,7 @@ from tests.reference.plain import Theta, loss, predict
 SETTINGS = {  # enough steps of conjugate gradient to solve its system, few inner ones
     "inner_lr": 0.05,
     "inner_steps": 3,
-    "proximal": 10.0,
+    "proximal": 20.0,  # with which the operator is positive definite
     "cg_steps": 40,
     "shift": 0.0,
     "damping": 0.0,
@@ -55,7 +55,8 @@ def plain_loss(
     hessian = torch.stack([vector(row) for row in rows])
     value = loss_at(phi, query)
     operator = (1 + shift) * torch.eye(len(hessian), dtype=hessian.dtype) + hessian / (proximal + damping)
-    implicit = torch.linalg.solve(operator, vector(torch.autograd.grad(value, phi)))
+    factor = torch.linalg.cholesky(operator)  # raises where it is not positive definite
+    implicit = torch.cholesky_solve(vector(torch.autograd.grad(value, phi))[:, None], factor)[:, 0]
     moved = vector([theta[component][name] for component, name in names]) - vector(start)
     return value.detach() + (implicit * moved).sum()
 
