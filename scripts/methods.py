@@ -70,7 +70,8 @@ def reproduced(tested: Iterable[Cell]) -> Iterator[str]:
         if cell.row == "test" or cell.published:
             beside = f" (published {cell.published})" if cell.published else ""
             setting = cell.name.removeprefix(cell.first.name).strip()
-            what = ", ".join(filter(None, (cell.first.dataset, task(cell.test), setting)))
+            mode = "inductive" if cell.row.endswith("_inductive") else ""  # beside the transductive test
+            what = ", ".join(filter(None, (cell.first.dataset, task(cell.test), mode, setting)))
             yield f"{what}: {score(cell)}{beside}"
 
 
