@@ -93,11 +93,18 @@ def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps):
         torch.testing.assert_close(x["net"]["w"], torch.linalg.solve(matrix, b), rtol=1e-8, atol=1e-10)
 
 
-def test_conjugate_gradient_stops_where_the_operator_is_not_positive():
-    """diag(2, -1) x = (1, 1): the first step goes to (2, 2); along the next direction, (6, 12), it is negative."""
-    operator = torch.tensor([2.0, -1.0])
+@pytest.mark.parametrize(
+    ("diagonal", "expected"),
+    [
+        ((2.0, -1.0), (2.0, 2.0)),  # the first step goes to (2, 2); along the next direction, (6, 12), it is negative
+        ((2.0, -3.0), (1.0, 1.0)),  # negative along (1, 1) itself
+    ],
+)
+def test_conjugate_gradient_stops_where_the_operator_is_not_positive(diagonal, expected):
+    """diag(diagonal) x = (1, 1)."""
+    operator = torch.tensor(diagonal)
     x = conjugate_gradient(lambda v: {"net": {"w": operator * v["net"]["w"]}}, {"net": {"w": torch.ones(2)}}, 4)
-    torch.testing.assert_close(x["net"]["w"], torch.tensor([2.0, 2.0]))
+    torch.testing.assert_close(x["net"]["w"], torch.tensor(expected))
 
 
 def test_the_graph_does_not_grow_with_the_inner_steps():

@@ -19,7 +19,8 @@ With the proximal term in every step a given lambda binds much more than in that
 slow to learn Omniglot with the paper's operator, a smaller lambda or the code's damping was not.
 
 I + H/lambda need not be positive definite where the inner steps stop. Conjugate gradient ends at the first direction
-along which it is not; on sine waves it went on to gradients a thousand times those of other tasks.
+along which it is not; on sine waves it went on to gradients a thousand times those of other tasks. A task where that is
+the query gradient itself adds this gradient as it is.
 """
 
 from collections.abc import Callable, Iterator
@@ -125,7 +126,8 @@ class IMAML:
 def conjugate_gradient(operator: Callable[[Theta], Theta], b: Theta, steps: int) -> Theta:
     """An approximate x of operator(x) = b, from x = 0; `operator` symmetric.
 
-    It ends where it meets a direction along which the operator is not positive.
+    It ends where it meets a direction along which the operator is not positive; where that is the first, with b itself
+    (Nocedal & Wright, Numerical Optimization, 2nd edition, Algorithm 7.1).
     """
     x, residual, direction = scaled(0.0, b), b, b
     square = dot(b, b)
@@ -135,7 +137,8 @@ def conjugate_gradient(operator: Callable[[Theta], Theta], b: Theta, steps: int)
         x, residual = plus(x, step, direction), plus(residual, -step, image)
         before, square = square, torch.where(step > 0, dot(residual, residual), 0.0)  # 0 ends it
         direction = plus(residual, ratio(square, before), direction)
-    return x
+    unmoved = (dot(x, x) == 0).to(square.dtype)
+    return plus(x, unmoved, b)
 
 
 def ratio(a: Tensor, b: Tensor) -> Tensor:
