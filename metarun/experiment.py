@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.backbones.norm import collect_statistics, norm_names, use_statistics
 from metarun.datasets.cache import cache_dir
 from metarun.datasets.episodes import EpisodeSampler
+from metarun.datasets.numbered import Numbered
 from metarun.datasets.order import InOrder
 from metarun.ensemble import Ensemble
 from metarun.environment import find_device
@@ -60,6 +61,7 @@ class Experiment:
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
             check_inputs(settings.backbone["name"], backbone, source.spec)
             algo = algorithm(settings.algo, backbone, source.spec)
+        source = Numbered(source) if backbone.numbered else source
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
         experiment.check_components()
         return experiment

@@ -18,8 +18,8 @@ def generator_for(*purpose: object, device: torch.device | str = "cpu") -> torch
 
 
 def hashed(count: int, salt: Tensor) -> Tensor:
-    """[count] numbers, uniform in -1..1, that the whole number `salt` alone determines: a generator without a state,
-    for what is drawn inside a step. Wellons' hash of 32 bits (https://nullprogram.com/blog/2018/07/31/).
+    """[*s, count] numbers, uniform in -1..1, that the whole numbers `salt` [*s] alone determine: a generator without
+    a state, for what is drawn inside a step. Wellons' hash of 32 bits (https://nullprogram.com/blog/2018/07/31/).
     """
 
     def mixed(x: Tensor) -> Tensor:
@@ -27,5 +27,5 @@ def hashed(count: int, salt: Tensor) -> Tensor:
         x = (x ^ (x >> 15)) * 0x846CA68B & 0xFFFFFFFF
         return x ^ (x >> 16)
 
-    numbered = torch.arange(count, device=salt.device) + mixed(salt.long())
+    numbered = torch.arange(count, device=salt.device) + mixed(salt.long())[..., None]
     return mixed(numbered & 0xFFFFFFFF).to(salt.dtype) / 2**31 - 1

@@ -143,13 +143,15 @@ class Backbone(nn.Module):
     """A network from inputs [n, *input_shape] to features [n, feature_size].
 
     `feature_shape` is their shape before they were flattened: (C, H, W) of a convolutional network's last map.
-    `modulated` names the parameters, of one value per unit or channel, through which a task's context enters.
+    `modulated` names the parameters, of one value per unit or channel, through which a task's context enters. One that
+    is random in training is `numbered`: it draws from a number that comes with each input (`metarun.datasets.numbered`).
     """
 
     inputs: ClassVar[Inputs] = "numbers"
     feature_size: int
     feature_shape: tuple[int, ...]
     modulated: tuple[str, ...] = ()
+    numbered: bool = False
 
     def head(self, outputs: int) -> nn.Linear:
         """A last layer for these features: Xavier weights, zero biases."""

@@ -23,7 +23,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "mlp": {"hidden": [6, 5], "batch_norm": True},
     "ngram": {"buckets": 11, "features": 4, "length": NGRAM_LENGTH},
     "r2d2": {"filters": [3, 2, 4, 3]},
-    "resnet12": {"filters": [3, 4, 4, 5]},
+    "resnet12": {"filters": [3, 4, 4, 5], "drop_rate": 0.0, "drop_size": 5},
     "torchvision": {"model": "resnet18", "weights": None},
 }
 UNPAIRED = ("torchvision",)  # too slow with every algorithm: tests/test_torchvision.py stands in

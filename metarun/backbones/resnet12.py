@@ -1,5 +1,6 @@
 """The residual network that most few-shot papers after 2018 use."""
 
+import math
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,7 +11,8 @@ from metarun.backbones.conv4 import image_shape
 from metarun.backbones.norm import BatchNorm
 from metarun.errors import ConfigError
 from metarun.registry import register
-from metarun.settings import Count
+from metarun.seeding import hashed
+from metarun.settings import Count, Fraction
 from metarun.types import Backbone
 
 
@@ -41,19 +43,28 @@ class ResNet12(Backbone):
 
     "Meta-Learning with Differentiable Convex Optimization", https://arxiv.org/abs/1904.03758: 64, 160, 320, 640
     filters, weights from a normal of variance 2 / fan-out. Unlike there features are averaged over space, as most
-    papers since have them (84x84 gives 640 features, without the mean 16,000), and there is no DropBlock: its masks
-    are random in every forward pass, and within a task nothing is.
+    papers since have them (84x84 gives 640 features, without the mean 16,000).
+
+    With a `drop_rate` training drops features: single ones after the first two blocks, squares after the last two
+    (DropBlock). Which, each picture's own number says, so that within a task nothing is random: where the network is
+    adapted, a picture's mask stays through all inner steps. The rate is there from the first step on, in the authors'
+    code it rises over 40,000.
     """
 
     filters: list[Count]  # of each block
+    drop_rate: Fraction
+    drop_size: Count  # of the squares, a side
     input_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
         super().__init__()
         if len(self.filters) != 4:
             raise ConfigError(f"backbone.filters has {len(self.filters)} numbers: it must have 4, one for each block")
-        channels, _ = image_shape("resnet12", self.input_shape, smallest=16)
-        self.blocks = nn.Sequential(*(ResidualBlock(i, o) for i, o in pairwise([channels, *self.filters])))
+        if self.drop_rate == 1:
+            raise ConfigError("backbone.drop_rate is 1: no feature would be left; use less, as 0.1")
+        self.numbered = self.drop_rate > 0
+        self.channels, _ = image_shape("resnet12", self.input_shape, smallest=16)
+        self.blocks = nn.Sequential(*(ResidualBlock(i, o) for i, o in pairwise([self.channels, *self.filters])))
         for parameter in self.parameters():
             if parameter.dim() == 4:
                 nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
@@ -62,5 +73,26 @@ class ResNet12(Backbone):
         self.feature_size = self.filters[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [n, C, S, S] -> [n, filters[-1]]."""
-        return self.blocks(x).mean((-2, -1))
+        """x: [n, C, S, S] -> [n, filters[-1]]; with pictures' numbers [n, C + 1, S, S], features are dropped."""
+        x, numbers = x[:, : self.channels], x[:, self.channels :, 0, 0]
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if numbers.shape[1]:
+                x = drop_block(x, numbers[:, 0] * len(self.blocks) + i, self.drop_rate, self.drop_size if i > 1 else 1)
+        return x.mean((-2, -1))
+
+
+def drop_block(x: Tensor, numbers: Tensor, rate: float, size: int) -> Tensor:
+    """x [n, C, H, W] with about `rate` of it set to zero, in squares, and the rest the larger for it.
+
+    `numbers`, [n] whole ones, determine where. Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018,
+    https://arxiv.org/abs/1810.12890, Algorithm 1: every channel has squares of its own.
+    """
+    n, channels, height, width = x.shape
+    size = min(size, height, width)
+    places = height - size + 1, width - size + 1  # of a square's corner
+    corners = hashed(channels * math.prod(places), numbers).view(n, channels, *places)  # uniform in -1..1
+    gamma = rate / size**2 * height * width / math.prod(places)  # Eq. 1
+    dropped = F.max_pool2d(F.pad((corners < 2 * gamma - 1).to(x.dtype), 4 * (size - 1,)), size, stride=1)
+    kept = 1 - dropped
+    return x * kept * (kept.numel() / kept.sum().clamp(min=1))

@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from metarun.datasets.episodes import EpisodeSampler, Minibatches
+from metarun.datasets.numbered import Numbered
 from metarun.datasets.order import InOrder
 from metarun.types import Episode, TaskSource
 
@@ -39,5 +40,6 @@ class Ahead:
 
 def is_elsewhere(source: TaskSource, device: torch.device) -> bool:
     """Whether its pictures must be copied to the device for each step."""
-    source = source.source if isinstance(source, InOrder) else source
+    while isinstance(source, InOrder | Numbered):
+        source = source.source
     return isinstance(source, EpisodeSampler | Minibatches) and source.table.examples.device.type != device.type
