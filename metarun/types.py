@@ -144,7 +144,7 @@ class Backbone(nn.Module):
 
     `feature_shape` is their shape before they were flattened: (C, H, W) of a convolutional network's last map.
     `modulated` names the parameters, of one value per unit or channel, through which a task's context enters. One that
-    is random in training is `numbered`: it draws from a number that comes with each input (`metarun.datasets.numbered`).
+    is random in training is `numbered`: a number comes with each input there (`metarun.datasets.numbered`).
     """
 
     inputs: ClassVar[Inputs] = "numbers"

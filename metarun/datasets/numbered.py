@@ -1,4 +1,4 @@
-"""Pictures with a number of their own, for networks that drop features at random. It is drawn with the task, as data."""
+"""Pictures with a number of their own, for networks that drop features at random: drawn with the task, as data."""
 
 from dataclasses import dataclass
 
