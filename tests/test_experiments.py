@@ -33,6 +33,7 @@ LENGTH_LIKE = {  # what a `_paper` may set anew
     *("queries", "eval.queries"),  # where a short run trains on more than the paper
     *("eval.checkpoint", "eval.tasks", "eval.val_tasks"),
     "algo.inner_lr",  # where the short one's is for its length, or not the printed one
+    *("algo.inner_steps", "algo.cg_steps"),  # of which iMAML's short ones have less, and larger ones
     *("algo.multi_step_steps", "algo.batch_size"),
 }
 STILL_ANOTHER = {  # what the report will say of a `_paper`
