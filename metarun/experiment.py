@@ -208,12 +208,12 @@ def algorithm(
     """The algorithm for tasks of this spec, `trained` on tasks of that one. Raises ConfigError for a misfit."""
     name = values["name"]
     declared = declaration("algo", name)
-    constants = {other: declaration("algo", other).constants for other in known("algo")}
+    others = ((other, declaration("algo", other).constants) for other in known("algo"))  # read where there is a misfit
     if spec.kind not in declared.constants["kinds"]:
-        fitting = [other for other in constants if spec.kind in constants[other]["kinds"]]
+        fitting = [other for other, constants in others if spec.kind in constants["kinds"]]
         raise ConfigError(f"algo={name} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
     if spec.ragged and not declared.constants.get("ragged", False):
-        fitting = [other for other in constants if constants[other].get("ragged", False)]
+        fitting = [other for other, constants in others if constants.get("ragged", False)]
         raise ConfigError(
             f"algo={name} takes tasks of one size, and this dataset's differ: choose from {', '.join(fitting)}"
         )

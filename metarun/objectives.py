@@ -107,7 +107,8 @@ def answers(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor
     def alone(x: Tensor) -> Tensor:
         return algo.predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
 
-    at_once = max(1, len(query.y) // (len(support.y) + 1))  # then no more examples than in one batch of all queries
+    # as many as take no more memory than one batch of all queries, or one where the support alone is larger than that
+    at_once = max(1, len(query.y) // (len(support.y) + 1))
     return vmap(alone, chunk_size=at_once)(query.x)
 
 
