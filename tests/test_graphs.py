@@ -10,7 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun import graphs
+from metarun.backbones.resnet12 import drop_block
 from metarun.datasets.episodes import EpisodeSampler
+from metarun.datasets.numbered import Numbered
 from metarun.datasets.sinusoid import SinusoidTasks
 from metarun.datasets.table import Table
 from metarun.datasets.views import View
@@ -219,7 +221,7 @@ def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch):
     "source",
     [
         SinusoidTasks(TaskShape(1, 2, 3), torch.device("cpu")),
-        EpisodeSampler(PICTURES, TaskShape(3, 2, 2)),
+        Numbered(EpisodeSampler(PICTURES, TaskShape(3, 2, 2))),
         EpisodeSampler(
             Table.of(
                 torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8),
@@ -234,7 +236,7 @@ def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch):
             Table.even(torch.randint(256, (6, 5, 3, 8, 8), dtype=torch.uint8)), TaskShape(3, 2, 2)
         ).minibatches(4),
     ],
-    ids=["sinusoid", "pictures", "changed pictures of uneven classes", "minibatches"],
+    ids=["sinusoid", "numbered pictures", "changed pictures of uneven classes", "minibatches"],
 )
 def test_sampling_can_be_recorded(source, on_tape):
     """Nothing is read from the device, nothing sent to it, and each replay draws what its seed says."""
@@ -244,3 +246,11 @@ def test_sampling_can_be_recorded(source, on_tape):
     for number in (5, 6):
         generator.manual_seed(100 + number)
         torch.testing.assert_close(launch(), source.sample(4, seeded(number)), rtol=0, atol=0)
+
+
+def test_dropping_features_can_be_recorded(on_tape):
+    on_tape(list)
+    x, numbers = torch.rand(5, 4, 6, 6), torch.arange(5.0)
+    launch = graphs.recorded(lambda: drop_block(x, numbers, 0.3, 2))
+    numbers += 5
+    torch.testing.assert_close(launch(), drop_block(x, numbers, 0.3, 2), rtol=0, atol=0)
