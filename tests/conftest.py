@@ -15,8 +15,10 @@ import torch
 from metarun import cli
 from metarun.datasets.collections import COLLECTIONS
 from metarun.logs import say
+from metarun.workers import prepare_cpu
 from tests.tiny_pictures import CLASSES, PER_CLASS
 
+prepare_cpu()  # as the command does: training in this process is as quick as it is there
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core has no use for more threads
     torch.set_num_threads(1)
 
