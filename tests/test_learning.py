@@ -17,9 +17,9 @@ from tests.tiny import nearest_by_pixels
 METHODS = sorted({path.stem for path in (CONFIGS / "algo").glob("*.yaml")} - {"nil"})  # which tests what others train
 SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in configs/
     "anil": ("algo.inner_lr=0.4",),
-    "baseline": ("backbone=conv4",),
-    "baselinepp": ("backbone=conv4",),
-    "cavia": ("backbone=conv4",),
+    "baseline": ("backbone=conv4", "backbone.filters=32"),
+    "baselinepp": ("backbone=conv4", "backbone.filters=32"),
+    "cavia": ("backbone=conv4", "backbone.filters=32", "trainer.steps=240"),
     "imaml": (  # cheaper than the paper's operator, as in experiment=imaml/omniglot_5w1s
         "algo.inner_lr=0.2",
         "algo.inner_steps=8",
@@ -30,10 +30,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in conf
         "trainer.steps=120",
     ),
     "mamlpp": ("trainer.steps=100",),
-    "matchingnet": ("backbone=conv4",),
+    "matchingnet": ("backbone=conv4", "backbone.filters=32"),
     "metalstm": ("trainer.execution=loop",),  # memory
-    "metanet": ("backbone=conv4",),
+    "metanet": ("backbone=conv4", "backbone.filters=32"),
     "r2d2": ("backbone=r2d2",),
+    "relationnet": ("backbone.filters=32",),
     "reptile": (
         "backbone=conv4_flat",
         "trainer.steps=400",
@@ -42,7 +43,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in conf
         "shots=10",  # in training
         "eval.shots=1",
     ),
-    "siamese": ("backbone=conv4",),
+    "siamese": ("backbone=conv4", "backbone.filters=32"),
 }
 COMMON = ("dataset=glyphs", "device=cpu", "trainer.workers=1", "eval.val_tasks=100", "eval.tasks=200")
 SHORT = (  # few steps, so large ones
