@@ -29,17 +29,18 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in conf
         "algo.cg_steps=2",
         "trainer.steps=120",
     ),
-    "mamlpp": ("trainer.steps=100",),
+    "mamlpp": ("trainer.steps=80",),
     "matchingnet": ("backbone=conv4", "backbone.filters=32"),
     "metalstm": ("trainer.execution=loop",),  # memory
     "metanet": ("backbone=conv4", "backbone.filters=32"),
-    "r2d2": ("backbone=r2d2",),
+    "r2d2": ("backbone=r2d2", "backbone.filters=[32,64,128,128]", "trainer.steps=200"),
     "relationnet": ("backbone.filters=32",),
     "reptile": (
         "backbone=conv4_flat",
-        "trainer.steps=400",
+        "trainer.steps=250",
+        "trainer.tasks_per_step=4",
         "algo.inner_lr=3e-3",
-        "++eval.algo.inner_steps=20",
+        "++eval.algo.inner_steps=10",
         "shots=10",  # in training
         "eval.shots=1",
     ),
