@@ -28,7 +28,7 @@ from contenders import OWN, disagreement, implementations
 from peers import PLAIN
 from workload import WORK, synchronize
 
-from metarun.environment import device_name
+from metarun.core.machine import device_name
 
 TIMED = Path(__file__).with_name("timed.py")
 TOLERANCE = 1e-9  # of the meta-gradients' relative difference, in float64

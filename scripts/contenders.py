@@ -12,12 +12,13 @@ from peers import ADAPTS_NORMS, PLAIN, peers_for, trained_by
 from torch import Tensor
 from workload import Gradient, Step, Work, algo_of, outer, tasks_of
 
-from metarun.executor import Executor
-from metarun.ranks import ALONE, Ranks, joined
-from metarun.settings import TrainerSettings
-from metarun.trainer import Window, descend
-from metarun.types import Episode, Theta
-from metarun.workers import prepare_cpu
+from metarun.config.schema import TrainerSettings
+from metarun.core.types import Episode, Theta
+from metarun.engine.distributed import ALONE, Ranks, joined
+from metarun.engine.loop import descend
+from metarun.engine.plan import Executor
+from metarun.engine.process import prepare_cpu
+from metarun.engine.state import Window
 
 OWN: dict[str, dict[str, Any]] = {  # metarun's settings; with two workers where there are two cores
     "metarun": {},

@@ -9,11 +9,13 @@ from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from metarun import composing
-from metarun.registry import declaration
-from metarun.reporting.pages import table
-from metarun.reporting.runs import Cell, cells, found
-from metarun.reporting.tables import score, task
+from metarun.cli.compose import compose, described_options
+from metarun.cli.hydra_app import CONFIGS
+from metarun.config.load import plain
+from metarun.config.registry import declaration
+from metarun.reports.collect import Cell, cells, found
+from metarun.reports.tables import score, task
+from metarun.reports.text import table
 
 ROOT = Path(__file__).parents[1]
 README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
@@ -29,15 +31,15 @@ def methods(tested: list[Cell]) -> str:
         citation = cells[5].lstrip("[").partition("]")[0]
         return cells[1], re.findall(r"\d{4}", citation), citation
 
-    ours = {path.stem for path in (composing.CONFIGS / "algo").iterdir()}
-    rows = (row(algo, line, tested) for algo, line in composing.described_options("algo").items() if algo in ours)
+    ours = {path.stem for path in (CONFIGS / "algo").iterdir()}
+    rows = (row(algo, line, tested) for algo, line in described_options("algo").items() if algo in ours)
     return table(HEADER, sorted(rows, key=order))
 
 
 def row(algo: str, comment: str, tested: list[Cell]) -> tuple[str, ...]:
     """What a method declares; of one that is another's class with other settings, what the YAML's comment says."""
     described = re.fullmatch(r".+?: (?P<what>.+) \((?P<citation>.+)\)", comment)
-    values = composing.plain(composing.compose([f"algo={algo}"]))["algo"]
+    values = plain(compose([f"algo={algo}"]))["algo"]
     declared = declaration("algo", values["name"])
     facts = declared.constants
     if described is None or not facts.keys() >= {"family", "learns", "adapts"}:

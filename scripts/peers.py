@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from workload import Gradient, Step, Work, algo_of, outer, tasks_of
 
-from metarun.execution import unstack
-from metarun.types import Episode
+from metarun.core.batch import unstack
+from metarun.core.types import Episode
 
 PLAIN = "plain loop"
 

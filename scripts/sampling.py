@@ -20,10 +20,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 from workload import WORK, Work
 
-from metarun.datasets.episodes import EpisodeSampler
-from metarun.datasets.table import Table
-from metarun.types import TaskShape
-from metarun.workers import prepare_cpu
+from metarun.core.types import TaskShape
+from metarun.datasets.sampling.episodes import EpisodeSampler
+from metarun.datasets.sampling.table import Table
+from metarun.engine.process import prepare_cpu
 
 TASKS = 32  # drawn at once, for episodes per second
 CLASSES, PER_CLASS = 1100, 20  # Omniglot's split of training

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metarun.workers import prepare_cpu
+from metarun.engine.process import prepare_cpu
 
 
 def main(request: dict[str, Any]) -> None:

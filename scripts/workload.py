@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.experiment import algorithm
-from metarun.registry import build
-from metarun.types import Algorithm, Episode, Examples, TaskSpec, Theta
+from metarun.config.registry import build
+from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
+from metarun.engine.build import algorithm
 
 Step = Callable[[], None]  # trains once
 Gradient = Callable[[], dict[str, Tensor]]  # the meta-gradient of the mean loss, by names as metarun's

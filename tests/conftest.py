@@ -12,11 +12,11 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from metarun import cli
-from metarun.datasets.collections import COLLECTIONS
-from metarun.logs import say
-from metarun.workers import prepare_cpu
-from tests.tiny_pictures import CLASSES, PER_CLASS
+from metarun.cli import main as cli
+from metarun.datasets.storage.known_sets import COLLECTIONS
+from metarun.engine.process import prepare_cpu
+from metarun.runs.log import say
+from tests.support.tiny_pictures import CLASSES, PER_CLASS
 
 prepare_cpu()  # as the command does: training in this process is as quick as it is there
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core has no use for more threads
@@ -72,7 +72,7 @@ def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def picture_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of one's own, and a miniImageNet no larger than the copies in tests/tiny_pictures.py."""
+    """A cache of one's own, and a miniImageNet no larger than the copies in tests/support/tiny_pictures.py."""
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     small = replace(COLLECTIONS["miniimagenet"], classes=tuple(CLASSES.values()), per_class=PER_CLASS)
     monkeypatch.setitem(COLLECTIONS, "miniimagenet", small)

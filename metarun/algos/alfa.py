@@ -17,14 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.curves import Chart, by_step
-from metarun.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select, stacked
-from metarun.objectives import episode_loss, metrics_by_step
-from metarun.perceptron import initial_perceptron, perceptron
-from metarun.registry import register
-from metarun.settings import Count, NonNegative, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, NonNegative, Norm, Positive
+from metarun.core import objectives
+from metarun.core.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select, stacked
+from metarun.core.learned import Chart, by_step
+from metarun.core.objectives import episode_loss, metrics_by_step
+from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 
 @register("algo", "alfa")

@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad
 
-from metarun.inner import initial_theta
-from metarun.objectives import episode_metrics, judged
-from metarun.registry import register
-from metarun.settings import Count, Fraction, NonNegative, Norm, Positive, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, Whole
+from metarun.core.inner import initial_theta
+from metarun.core.objectives import episode_metrics, judged
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 
 @register("algo", "baseline")

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.errors import ConfigError
-from metarun.inner import initial_theta, last, unroll
-from metarun.objectives import episode_loss, metrics_by_step
-from metarun.registry import register
-from metarun.settings import Count, Norm, Positive, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Positive, Whole
+from metarun.core import objectives
+from metarun.core.inner import initial_theta, last, unroll
+from metarun.core.objectives import episode_loss, metrics_by_step
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "cavia")

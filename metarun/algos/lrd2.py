@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from metarun.inner import initial_theta
-from metarun.objectives import episode_metrics, judged, one_hot
-from metarun.registry import register
-from metarun.ridge import logistic_regression, with_ones
-from metarun.settings import Count, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Positive
+from metarun.core.inner import initial_theta
+from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.solvers import logistic_regression, with_ones
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "lrd2")

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.backbones.recurrent import LSTMCell, State
-from metarun.inner import initial_theta, weights_of
-from metarun.registry import register
-from metarun.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
-from metarun.settings import Count, Norm
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm
+from metarun.core.inner import initial_theta, weights_of
+from metarun.core.recurrent import LSTMCell, State
+from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "lstm")

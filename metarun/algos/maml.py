@@ -15,12 +15,12 @@ from typing import ClassVar
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.inner import initial_theta, last, select, unroll
-from metarun.objectives import episode_loss, metrics_by_step
-from metarun.registry import register
-from metarun.settings import Norm, Positive, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Norm, Positive, Whole
+from metarun.core import objectives
+from metarun.core.inner import initial_theta, last, select, unroll
+from metarun.core.objectives import episode_loss, metrics_by_step
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "maml")

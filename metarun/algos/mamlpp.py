@@ -20,13 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.curves import Chart, by_step
-from metarun.inner import at_step, initial_theta, inner_step, last, named, outer_step, select, tick
-from metarun.objectives import judged, metrics_by_step
-from metarun.registry import register
-from metarun.settings import Count, Norm, Positive, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Positive, Whole
+from metarun.core import objectives
+from metarun.core.inner import at_step, initial_theta, inner_step, last, named, outer_step, select, tick
+from metarun.core.learned import Chart, by_step
+from metarun.core.objectives import judged, metrics_by_step
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 
 @register("algo", "mamlpp")

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.backbones.recurrent import LSTMCell
-from metarun.errors import ConfigError
-from metarun.inner import initial_theta, weights_of
-from metarun.objectives import one_hot
-from metarun.registry import register
-from metarun.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
-from metarun.settings import Count, Fraction, Norm
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count, Fraction, Norm
+from metarun.core.inner import initial_theta, weights_of
+from metarun.core.objectives import one_hot
+from metarun.core.recurrent import LSTMCell
+from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 EMPTY, TINY = 1e-6, 1e-12
 

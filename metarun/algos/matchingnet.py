@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call
 
-from metarun.backbones.recurrent import BiLSTM, LSTMCell
-from metarun.inner import initial_theta, weights_of
-from metarun.objectives import episode_metrics, judged, one_hot
-from metarun.registry import register
-from metarun.settings import Count, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Positive
+from metarun.core.inner import initial_theta, weights_of
+from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.recurrent import BiLSTM, LSTMCell
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 class Support(NamedTuple):

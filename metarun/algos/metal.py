@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.curves import Chart, of_losses
-from metarun.inner import at_step, initial_theta, inner_step, last, layer_means, named, select, stacked
-from metarun.objectives import episode_loss, metrics_by_step, one_hot
-from metarun.perceptron import initial_perceptron, perceptron
-from metarun.registry import register
-from metarun.settings import Count, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Positive
+from metarun.core import objectives
+from metarun.core.inner import at_step, initial_theta, inner_step, last, layer_means, named, select, stacked
+from metarun.core.learned import Chart, of_losses
+from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
+from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "metal")

@@ -22,14 +22,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.backbones.recurrent import LSTMCell
-from metarun.curves import Chart, by_step
-from metarun.inner import gradient_of, initial_theta, last, log_and_sign, named, select, stacked, weights_of
-from metarun.objectives import episode_loss, metrics_by_step
-from metarun.registry import register
-from metarun.settings import Count, Norm, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Whole
+from metarun.core import objectives
+from metarun.core.inner import gradient_of, initial_theta, last, log_and_sign, named, select, stacked, weights_of
+from metarun.core.learned import Chart, by_step
+from metarun.core.objectives import episode_loss, metrics_by_step
+from metarun.core.recurrent import LSTMCell
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 P = 10.0  # of the preprocessing of gradient and loss
 

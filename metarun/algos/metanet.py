@@ -23,13 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metarun.backbones.recurrent import LSTMCell, read
-from metarun.inner import initial_theta, log_and_sign, weights_of
-from metarun.objectives import episode_loss, episode_metrics
-from metarun.perceptron import initial_perceptron, perceptron
-from metarun.registry import register
-from metarun.settings import Count
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.core.inner import initial_theta, log_and_sign, weights_of
+from metarun.core.objectives import episode_loss, episode_metrics
+from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.recurrent import LSTMCell, read
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 P, CHUNKS, WIDTH = 7.0, 5, 20  # of the preprocessing; of the support; of what makes fast weights
 

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.curves import Chart, by_rank
-from metarun.errors import ConfigError
-from metarun.inner import initial_theta, last, named, select, unroll
-from metarun.objectives import episode_loss, metrics_by_step
-from metarun.registry import register
-from metarun.settings import NonNegative, Norm, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import NonNegative, Norm, Whole
+from metarun.core import objectives
+from metarun.core.inner import initial_theta, last, named, select, unroll
+from metarun.core.learned import Chart, by_rank
+from metarun.core.objectives import episode_loss, metrics_by_step
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 
 @register("algo", "metasgd")

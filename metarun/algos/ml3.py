@@ -28,15 +28,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.curves import Chart, of_losses
-from metarun.inner import initial_theta, last, named, outer_step, select, slope, tick, unroll
-from metarun.objectives import episode_loss, metrics_by_step, one_hot
-from metarun.perceptron import initial_perceptron, perceptron
-from metarun.registry import register
-from metarun.seeding import hashed
-from metarun.settings import Count, Norm, Positive, Whole
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm, Positive, Whole
+from metarun.core import objectives
+from metarun.core.inner import initial_theta, last, named, outer_step, select, slope, tick, unroll
+from metarun.core.learned import Chart, of_losses
+from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
+from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.seeding import hashed
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
 
 AS_MSE = {"p": 0.0, "p2": 1.0, "py": -2.0, "p3": 0.0, "p2y": 0.0, "py2": 0.0}
 AS_CROSS_ENTROPY = {"p": 0.0, "p2": 0.0, "py": -4.0, "p3": 0.0, "p2y": 2.0, "py2": 0.0}

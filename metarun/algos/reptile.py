@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun import objectives
-from metarun.inner import gradient_of, initial_theta, last, named, select, slope
-from metarun.objectives import judged, metrics_by_step
-from metarun.registry import register
-from metarun.settings import Count, Fraction, Norm, Positive
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.registry import register
+from metarun.config.schema import Count, Fraction, Norm, Positive
+from metarun.core import objectives
+from metarun.core.inner import gradient_of, initial_theta, last, named, select, slope
+from metarun.core.objectives import judged, metrics_by_step
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 @register("algo", "reptile")

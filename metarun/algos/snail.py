@@ -18,12 +18,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.errors import ConfigError
-from metarun.inner import initial_theta, weights_of
-from metarun.objectives import episode_metrics, judged, one_hot
-from metarun.registry import register
-from metarun.settings import Count, Norm
-from metarun.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count, Norm
+from metarun.core.inner import initial_theta, weights_of
+from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
 
 
 class DenseBlock(nn.Module):

@@ -7,11 +7,11 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import BatchNorm
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import Count
-from metarun.types import Backbone
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.core.norm import BatchNorm
+from metarun.core.types import Backbone
 
 
 @register("backbone", "conv4")

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import Count
-from metarun.types import Backbone
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.core.types import Backbone
 
 
 @register("backbone", "koch")

@@ -7,10 +7,10 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.backbones.norm import BatchNorm
-from metarun.registry import register
-from metarun.settings import Count
-from metarun.types import Backbone
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.core.norm import BatchNorm
+from metarun.core.types import Backbone
 
 
 @register("backbone", "mlp")

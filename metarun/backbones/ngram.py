@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.registry import register
-from metarun.settings import Count, Positive
-from metarun.types import Backbone, Inputs
+from metarun.config.registry import register
+from metarun.config.schema import Count, Positive
+from metarun.core.types import Backbone, Inputs
 
 TINY = 1e-12  # keeps the length of an empty row's sum differentiable
 

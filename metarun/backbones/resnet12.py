@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.backbones.conv4 import image_shape
-from metarun.backbones.norm import BatchNorm
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.seeding import hashed
-from metarun.settings import Count, Fraction
-from metarun.types import Backbone
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count, Fraction
+from metarun.core.norm import BatchNorm
+from metarun.core.seeding import hashed
+from metarun.core.types import Backbone
 
 
 class ResidualBlock(nn.Module):

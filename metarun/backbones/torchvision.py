@@ -7,11 +7,10 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from metarun.backbones.norm import BatchNorm
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import did_you_mean
-from metarun.types import Backbone
+from metarun.config.errors import ConfigError, did_you_mean
+from metarun.config.registry import register
+from metarun.core.norm import BatchNorm
+from metarun.core.types import Backbone
 
 CLASSIFIERS = ("fc", "classifier", "head", "heads")  # what torchvision's networks call their last part
 UNFIT = (  # random, or with second derivatives that are missing or wrong under vmap

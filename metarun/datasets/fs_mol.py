@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.datasets.cache import cache_dir, prepared
-from metarun.datasets.episodes import distinct
-from metarun.datasets.files import contents, fingerprint, names
-from metarun.datasets.layouts import SPLITS
-from metarun.datasets.ngrams import Bag
-from metarun.datasets.table import Table, span
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import Count
-from metarun.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.core.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
+from metarun.datasets.sampling.episodes import distinct
+from metarun.datasets.sampling.table import Table, span
+from metarun.datasets.storage.archives import contents, fingerprint, names
+from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.layouts import SPLITS
+from metarun.datasets.storage.ngrams import Bag
 
 PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
 FILE = re.compile(r"(?:.*/)?(train|valid|test)/(CHEMBL\d+)\.jsonl(\.gz)?")

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from metarun.datasets.cache import cache_dir, prepared
-from metarun.datasets.episodes import EpisodeSampler, distinct
-from metarun.datasets.table import Table
-from metarun.registry import register
-from metarun.settings import Count, NonNegative, Whole
-from metarun.types import Kind, Split, TaskShape
+from metarun.config.registry import register
+from metarun.config.schema import Count, NonNegative, Whole
+from metarun.core.types import Kind, Split, TaskShape
+from metarun.datasets.sampling.episodes import EpisodeSampler, distinct
+from metarun.datasets.sampling.table import Table
+from metarun.datasets.storage.cache import cache_dir, prepared
 
 VERSION = 1  # of the drawing below: raise it when the same settings give other images
 

@@ -13,20 +13,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 
-from metarun.datasets import layouts
-from metarun.datasets.cache import cache_dir, prepared
-from metarun.datasets.collections import COLLECTIONS
-from metarun.datasets.download import download
-from metarun.datasets.episodes import EpisodeSampler
-from metarun.datasets.files import fingerprint
-from metarun.datasets.layouts import SPLITS, Classes
-from metarun.datasets.packing import ClassOf, Form, Packed, pack
-from metarun.datasets.table import Table, placed, span
-from metarun.datasets.views import View
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import Count, Fraction, NonNegative, Positive, Whole
-from metarun.types import Kind, Split, TaskShape
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count, Fraction, NonNegative, Positive, Whole
+from metarun.core.types import Kind, Split, TaskShape
+from metarun.datasets.sampling.augment import View
+from metarun.datasets.sampling.episodes import EpisodeSampler
+from metarun.datasets.sampling.table import Table, placed, span
+from metarun.datasets.storage import layouts
+from metarun.datasets.storage.archives import fingerprint
+from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.download import download
+from metarun.datasets.storage.known_sets import COLLECTIONS
+from metarun.datasets.storage.layouts import SPLITS, Classes
+from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
 
 PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
 

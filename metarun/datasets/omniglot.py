@@ -19,17 +19,17 @@ from typing import Any, ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from metarun.datasets.cache import cache_dir, prepared
-from metarun.datasets.download import download
-from metarun.datasets.episodes import EpisodeSampler, FixedEpisodes
-from metarun.datasets.files import fingerprint
-from metarun.datasets.omniglot_files import DRAWINGS, PARTS, find, listed, load, pack
-from metarun.datasets.omniglot_runs import RUN, where
-from metarun.datasets.table import Table
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import Count, Whole
-from metarun.types import Episode, Examples, Kind, Split, TaskShape
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count, Whole
+from metarun.core.types import Episode, Examples, Kind, Split, TaskShape
+from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.sampling.omniglot_runs import RUN, where
+from metarun.datasets.sampling.table import Table
+from metarun.datasets.storage.archives import fingerprint
+from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.download import download
+from metarun.datasets.storage.omniglot_files import DRAWINGS, PARTS, find, listed, load, pack
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"  # the one torchvision uses
 PACKING = 1  # raise it when `pack` changes, so that tables of older versions are not taken for new ones

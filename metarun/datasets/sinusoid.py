@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metarun.registry import register
-from metarun.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
+from metarun.config.registry import register
+from metarun.core.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
 
 
 @register("dataset", "sinusoid")

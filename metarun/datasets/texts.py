@@ -15,17 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.datasets.cache import cache_dir, prepared
-from metarun.datasets.collections import lists
-from metarun.datasets.episodes import EpisodeSampler
-from metarun.datasets.files import fingerprint
-from metarun.datasets.ngrams import Bag
-from metarun.datasets.table import Table, span
-from metarun.datasets.views import Stored
-from metarun.errors import ConfigError
-from metarun.registry import register
-from metarun.settings import Count
-from metarun.types import Kind, Split, TaskShape
+from metarun.config.errors import ConfigError
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.core.types import Kind, Split, TaskShape
+from metarun.datasets.sampling.augment import Stored
+from metarun.datasets.sampling.episodes import EpisodeSampler
+from metarun.datasets.sampling.table import Table, span
+from metarun.datasets.storage.archives import fingerprint
+from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.known_sets import lists
+from metarun.datasets.storage.ngrams import Bag
 
 PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
 

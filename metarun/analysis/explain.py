@@ -1,0 +1,72 @@
+"""`metarun explain`: drawings of what a run has learned besides weights, and the numbers behind them."""
+
+import csv
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from metarun.config.errors import ConfigError
+from metarun.core.batch import unstack
+from metarun.core.learned import POINTS, Chart, mean
+from metarun.core.seeding import generator_for
+from metarun.core.types import Episode, Theta
+from metarun.engine import checkpoint
+from metarun.engine.build import Experiment
+from metarun.runs.folder import RunFolder
+
+TASKS = 20
+
+
+@runtime_checkable
+class Explained(Protocol):
+    """An algorithm that shows what it has learned."""
+
+    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]: ...  # of one task
+
+
+def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
+    """Write `explained/<name>.png` and `.csv` of a run's best checkpoint: the mean over some validation tasks.
+
+    Raises ConfigError where there is nothing.
+    """
+    algo = experiment.algo
+    if not isinstance(algo, Explained):
+        name = experiment.settings.algo["name"]
+        raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
+    tensors, _ = checkpoint.load(folder.best)
+    theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
+    tester = experiment.tester(experiment.eval_rows()["test"], "val")
+    tasks = tester.source.sample(TASKS, generator_for(tester.how.seed, "explain"))
+    each = [algo.explained(theta, task) for task in unstack(tasks)]
+    written = []
+    for name in each[0]:
+        chart = mean([charts[name] for charts in each])
+        place = folder.path / "explained" / name
+        place.parent.mkdir(exist_ok=True)
+        written += [_table(chart, place.with_suffix(".csv")), _drawing(chart, name, place.with_suffix(".png"))]
+    return written
+
+
+def _table(chart: Chart, file: Path) -> Path:
+    with file.open("w", newline="", encoding="utf-8") as out:
+        writer = csv.writer(out)
+        writer.writerow([chart.across, *chart.lines])
+        writer.writerows(zip(chart.x.tolist(), *(line.tolist() for line in chart.lines.values())))
+    return file
+
+
+def _drawing(chart: Chart, name: str, file: Path) -> Path:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axis = figure.subplots()
+    few = len(chart.x) < POINTS
+    for line, values in chart.lines.items():
+        style = "--" if line.startswith(("mse", "cross-entropy")) else "-"
+        axis.plot(chart.x, values, style, marker="o" if few else None, markersize=3, label=line)
+    axis.set(xlabel=chart.across, ylabel=name)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=few))
+    axis.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(file, dpi=120)
+    return file

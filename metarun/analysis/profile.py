@@ -1,0 +1,112 @@
+"""`metarun profile`: where the time of a step goes, with the user's own settings."""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.config.schema import Settings
+from metarun.core.batch import over_tasks
+from metarun.core.machine import device_name, find_device
+from metarun.core.seeding import generator_for
+from metarun.engine.build import Experiment
+from metarun.engine.distributed import ALONE
+from metarun.engine.loop import descend
+from metarun.engine.plan import Executor
+from metarun.engine.state import Window
+
+STEPS = 10  # timed; two more warm up
+
+
+class Profile(NamedTuple):
+    """Where time goes: milliseconds of the parts of a step, to which validation is shared out, and of the test."""
+
+    parts: dict[str, float]
+    test: float  # of all its rows, as if each task took as long as one of validation
+    execution: str
+
+
+def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = None) -> Profile:
+    """Timed in this one process, over `steps` steps and a validation of as many tasks as the run's or `val_tasks`."""
+    experiment = Experiment.of(settings)
+    algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
+    theta = experiment.initial_theta()
+    optimizer, window = experiment.optimizer(theta), Window()
+
+    def sample() -> Any:
+        return source.sample(trainer.tasks_per_step, generator_for(settings.seed, "train", 0, device=device))
+
+    tasks = sample()
+    executor = Executor(algo, trainer, ALONE)
+    executor.settle(theta, tasks)
+    loss, metrics, gradient = executor(theta, tasks)
+    row = experiment.eval_rows()["test"]
+    tester = experiment.tester(row, "val")
+    val_tasks = min(val_tasks or settings.eval.val_tasks, settings.eval.val_tasks)
+
+    def adapt() -> None:
+        with torch.no_grad():
+            over_tasks(lambda task: algo.task_loss(theta, task)[0], tasks, executor.execution)
+
+    def log() -> None:
+        window.add({"loss": loss, **metrics})
+        window.flush()
+
+    def collect() -> dict[str, Tensor]:
+        return experiment.statistics(theta)
+
+    def validate() -> None:
+        tester.scores(theta, statistics, val_tasks, executor.execution, ALONE)
+
+    def descend_once() -> None:
+        descend(theta, gradient, optimizer, trainer, algo.carried)
+
+    statistics = collect()
+    each = _milliseconds(validate, device, 1) / val_tasks
+    validation = _milliseconds(collect, device, 1) + each * settings.eval.val_tasks
+    parts = {
+        "sampling": _milliseconds(sample, device, steps),
+        "loss after adaptation": _milliseconds(adapt, device, steps),
+        "its gradient": _milliseconds(lambda: executor(theta, tasks), device, steps),
+        "optimiser": _milliseconds(descend_once, device, steps),
+        "logging": _milliseconds(log, device, steps) / trainer.log_every,
+        "validation": validation / trainer.eval_every,
+    }
+    parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
+    chunk = executor.plan["tasks_per_chunk"] or "all"
+    test = each * sum(how.tasks for how in experiment.eval_rows().values())
+    return Profile(parts, test, f"{executor.execution}, tasks_per_chunk: {chunk}")
+
+
+def profile(settings: Settings) -> list[str]:
+    """A table of the parts of a training step in this one process, and what the rest of a run costs beside them."""
+    trainer, (parts, _, execution) = settings.trainer, profiled(settings)
+    whole = sum(parts.values())
+    return [
+        f"{'part of a step':24}{'ms':>10}{'share':>8}",
+        *(f"{name:24}{ms:10.2f}{100 * ms / whole:7.1f} %" for name, ms in parts.items()),
+        f"{'together':24}{whole:10.2f}{1000 * trainer.tasks_per_step / whole:8.0f} tasks per second",
+        f"logging is shared out over {trainer.log_every} steps, validation over {trainer.eval_every}",
+        f"execution: {execution}",
+        f"all of it in this one process, whatever trainer.workers={trainer.workers} gives",
+        device_name(find_device(settings.device)),
+    ]
+
+
+def _milliseconds(part: Callable[[], object], device: torch.device, steps: int) -> float:
+    """The mean over some calls, with all that they leave to the device."""
+    for _ in range(min(2, steps)):
+        part()
+    _wait(device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        part()
+    _wait(device)
+    return 1000 * (time.perf_counter() - started) / steps
+
+
+def _wait(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,79 @@
+"""From composed values to checked settings. Never imports torch."""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.config.errors import ConfigError, instead
+from metarun.config.registry import GROUPS, check, declaration
+from metarun.config.schema import EvalSettings, Settings, at_meta_test
+from metarun.config.validate import convert, convert_fields
+
+WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
+
+
+ONCE = ("val_tasks", "checkpoint", "variants")  # settings of eval that its variants share
+
+
+def load_settings(values: Mapping[str, Any]) -> Settings:
+    """Settings from a composed configuration. Raises ConfigError that lists every problem in it."""
+    problems: list[str] = []
+    settings = convert(values, Settings, "", problems)
+    checked = {}
+    for group in GROUPS:
+        if isinstance(values.get(group), Mapping):
+            checked[group] = {"name": values[group].get("name"), **check(group, values[group], problems)}
+    if not problems:
+        _check_logger(settings.logger["name"], problems)
+        meta_test = replace(settings.eval, variants=_meta_test_variants(settings, problems))
+        settings = replace(settings, eval=meta_test, **checked)
+    if problems:
+        raise ConfigError("\n".join(sorted(set(problems))))
+    return settings
+
+
+def _check_logger(name: str, problems: list[str]) -> None:
+    package = declaration("logger", name).constants.get("needs")
+    if package and importlib.util.find_spec(package) is None:
+        problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
+
+
+def _meta_test_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """The variants with their declared types; also checks `eval.algo`, theirs and the common one."""
+    hints = get_type_hints(EvalSettings, include_extras=True)
+    variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
+    common = at_meta_test(settings.algo, settings.eval.algo)
+    check("algo", common, problems, "eval.algo")
+    converted = {}
+    for name, changes in settings.eval.variants.items():
+        key = f"eval.variants.{name}"
+        declared = {setting: kind for setting, kind in variables.items() if setting in changes}
+        unknown = {setting: instead(setting, variables) for setting in changes.keys() - variables.keys()}
+        problems += [f"{key}.{setting}: no such setting{hint}" for setting, hint in unknown.items()]
+        known = {setting: changes[setting] for setting in declared}
+        converted[name] = convert_fields(known, declared, key, problems)
+        check("algo", at_meta_test(common, changes.get("algo", {})), problems, f"{key}.algo")
+    return converted
+
+
+def plain(config: DictConfig) -> dict[str, Any]:
+    """The job's part of a composed configuration, resolved. Raises ConfigError."""
+    try:
+        values = {str(key): config[key] for key in config if key != "hydra"}
+        return {
+            key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
+        }
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a run's numbers depend on."""
+    dataset = values["dataset"]
+    where = {"placement"} if dataset.get("collection") == "folder" else {"placement", "path"}  # one's own path counts
+    dataset = {key: value for key, value in dataset.items() if key not in where}
+    return {key: value for key, value in values.items() if key not in WHERE} | {"dataset": dataset}

@@ -1,0 +1,96 @@
+"""Typed settings, and the check of composed values against their types. Never imports torch.
+
+A setting's type is an ordinary annotation: `int`, `float`, `bool`, `str`, `Literal[...]`, `X | None`,
+`list[X]`, `dict[str, X]`, a dataclass of settings, or one of the ranges named below.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+
+@dataclass(frozen=True)
+class Range:
+    """A bound on a number: `low` itself is allowed unless `open`; `high` is always allowed."""
+
+    low: float
+    open: bool = False
+    high: float | None = None
+
+    def __str__(self) -> str:
+        text = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+        return text + (f" and at most {self.high:g}" if self.high is not None else "")
+
+    def holds(self, value: float) -> bool:
+        above = value > self.low if self.open else value >= self.low
+        return above and (self.high is None or value <= self.high)
+
+
+Count = Annotated[int, Range(1)]
+Whole = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0, open=True)]
+NonNegative = Annotated[float, Range(0)]
+Fraction = Annotated[float, Range(0, high=1)]
+Norm = Literal["batch", "running", "per_query"]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """How meta-training runs; the same for every algorithm."""
+
+    steps: Count
+    tasks_per_step: Count
+    tasks_per_chunk: Count | None  # tasks differentiated at once; null: all of a step
+    execution: Literal["auto", "vmap", "loop"]
+    workers: Count | Literal["auto"]  # processes on the CPU that share the tasks of a step
+    compile: bool
+    cuda_graph: bool  # on a GPU, the whole step recorded
+    precision: Literal["float32", "tf32", "bfloat16"]
+    channels_last: bool  # memory order of convolution weights
+    clip_norm: Positive | dict[str, Positive] | None  # of the whole gradient, or per component of theta
+    clip_value: Positive | dict[str, Positive] | None
+    log_every: Count
+    eval_every: Count
+    patience: Count | None  # validations without improvement after which training stops
+    keep_best: Count  # checkpoints to keep of those that validated best, for an ensemble
+
+
+@dataclass(frozen=True)
+class EvalSettings:
+    """How meta-validation and meta-test run."""
+
+    tasks: Count
+    val_tasks: Count
+    seed: Whole
+    ways: Count
+    shots: Count
+    queries: Count
+    tasks_per_chunk: Count
+    checkpoint: str
+    algo: dict[str, Any]  # settings of the algorithm that differ at meta-test; or another algorithm's, by name
+    variants: dict[str, dict[str, Any]]  # name -> settings of this table that differ
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The whole of a composed configuration."""
+
+    algo: dict[str, Any]
+    dataset: dict[str, Any]
+    backbone: dict[str, Any]
+    optimizer: dict[str, Any]
+    schedule: dict[str, Any]
+    logger: dict[str, Any]
+    trainer: TrainerSettings
+    eval: EvalSettings
+    ways: Count
+    shots: Count
+    queries: Count
+    device: str
+    seed: Whole
+    data_dir: str | None
+
+
+def at_meta_test(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """An algorithm's settings with those that differ at meta-test; another `name` brings all settings of its own."""
+    return {**changes} if changes.get("name", trained["name"]) != trained["name"] else {**trained, **changes}

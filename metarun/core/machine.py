@@ -1,0 +1,99 @@
+"""The machine and the software a run happens on."""
+
+import contextlib
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from metarun import __version__
+from metarun.config.errors import ConfigError
+
+STARTED = time.perf_counter()  # when this was imported, at the start of the process
+
+
+def find_device(name: str) -> torch.device:
+    """`auto`, or a device by name. Raises ConfigError, saying what is there, for one that is not."""
+    here = available_devices()
+    if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # torchrun's
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    if name == "auto":
+        return torch.device(here[-1])
+    if name not in {*here, *(device.partition(":")[0] for device in here)}:
+        raise ConfigError(f"device is {name!r}: choose from auto, {', '.join(here)} (what PyTorch finds here)")
+    return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """From the slowest to the best."""
+    devices = ["cpu"]
+    if torch.backends.mps.is_available():
+        devices.append("mps")
+    return devices + [f"cuda:{i}" for i in reversed(range(torch.cuda.device_count()))]
+
+
+def device_name(device: torch.device) -> str:
+    """What a reader of a speed figure needs to know."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{_processor()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def _processor() -> str:
+    """The name on the chip, where Linux tells; Python's own idea of it elsewhere."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Of the device, or of this process on a CPU."""
+    if device.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20, 1)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    with contextlib.suppress(OSError):  # Linux counts what it could give back, too
+        for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def versions() -> dict[str, str]:
+    found = {"metarun": __version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("torchvision", "hydra-core", "omegaconf"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the checkout that metarun runs from, "-dirty" with local changes; None outside one."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None

@@ -1,0 +1,87 @@
+"""Batch normalisation that is right under vmap and keeps no hidden state.
+
+The affine part stays outside the fused operation: `F.batch_norm` with weight and bias returns wrong second
+derivatives under vmap (https://github.com/pytorch/functorch/issues/534).
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.core.types import Params
+
+
+class BatchNorm(nn.Module):
+    """Normalise each channel of x [n, C, *space] by the statistics of this batch, or by given ones.
+
+    Training always uses the batch's own statistics. Where a method's paper tests with running averages, the
+    evaluator gives them to its copy of the network (`use_statistics`).
+    """
+
+    mean: Tensor | None
+    var: Tensor | None
+
+    def __init__(self, channels: int, scale: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels)) if scale else None
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+        self.register_buffer("mean", None)
+        self.register_buffer("var", None)
+        self.seen: list[tuple[Tensor, Tensor]] | None = None  # statistics of each batch, while collecting
+
+    def forward(self, x: Tensor) -> Tensor:
+        per_channel = (-1,) + (1,) * (x.dim() - 2)
+        if self.seen is not None:
+            var, mean = torch.var_mean(x.transpose(0, 1).flatten(1), dim=1, correction=0)
+            self.seen.append((mean, var))
+        if self.mean is None or self.var is None:
+            x = F.batch_norm(x, None, None, training=True, eps=self.eps)
+        else:
+            scale = (self.var + self.eps).rsqrt()
+            x = (x - self.mean.view(per_channel)) * scale.view(per_channel)
+        if self.weight is not None:
+            x = x * self.weight.view(per_channel)
+        return x + self.bias.view(per_channel)
+
+
+def norm_names(network: nn.Module) -> set[str]:
+    """Names of the parameters that belong to norm layers."""
+    return {
+        f"{prefix}.{name}"
+        for prefix, layer in network.named_modules()
+        if isinstance(layer, BatchNorm)
+        for name, _ in layer.named_parameters()
+    }
+
+
+@torch.no_grad()
+def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
+    """Mean and variance of every norm layer's input over all batches that `run` sends through `network`.
+
+    Averages over whole batches of the current weights, rather than a moving average over past ones (the
+    "precise" batch norm of Wu & Johnson 2021, https://arxiv.org/abs/2105.07576). `run` must not use vmap.
+    """
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, BatchNorm)}
+    for layer in layers.values():
+        layer.seen = []
+    try:
+        run()
+        statistics: Params = {}
+        for name, layer in layers.items():
+            means, variances = (torch.stack(s) for s in zip(*layer.seen or []))
+            statistics[f"{name}.mean"] = means.mean(0)
+            statistics[f"{name}.var"] = variances.mean(0) + means.var(0, correction=0)
+        return statistics
+    finally:
+        for layer in layers.values():
+            layer.seen = None
+
+
+def use_statistics(network: nn.Module, statistics: Params) -> None:
+    """Make the norm layers of `network` normalise by `statistics` (as `collect_statistics` returns them)."""
+    for name, value in statistics.items():
+        layer, _, which = name.rpartition(".")
+        setattr(network.get_submodule(layer), which, value)

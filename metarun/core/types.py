@@ -1,0 +1,161 @@
+"""The vocabulary of the whole package: one task in, one scalar out.
+
+Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queries per class,
+`n` examples, `D` features.
+"""
+
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Params = dict[str, Tensor]  # parameter name -> tensor
+Theta = dict[str, Params]  # component ("backbone", "norm", "head", ...) -> Params
+Metrics = dict[str, Tensor]  # name -> tensor of any shape, for one task
+Split = Literal["train", "val", "test"]
+Kind = Literal["classification", "regression"]
+Inputs = Literal["numbers", "ngrams"]  # of which a network reads one
+
+
+PADDING = -100  # the label of what is no example; PyTorch's cross-entropy passes it over
+
+
+class Examples(NamedTuple):
+    """x: [n, *input]; y: [n] class indices, or [n, *output] in regression.
+
+    Where tasks differ in size, small ones are filled up to the largest: y is PADDING there, or in regression nan, and x
+    had better be an example again, since norm layers that go by the batch see it.
+    """
+
+    x: Tensor
+    y: Tensor
+
+
+class Episode(NamedTuple):
+    """One task's data. A batch of tasks is the same type with a leading T on every tensor."""
+
+    support: Examples
+    query: Examples
+
+
+class TaskShape(NamedTuple):
+    """How large a task is: classes, support examples per class, query examples per class."""
+
+    ways: int
+    shots: int
+    queries: int
+
+
+class TaskSpec(NamedTuple):
+    """What a task asks for: `output_size` is the number of classes, or of regressed values.
+
+    `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
+    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error. `ways`
+    is the number of classes in a task where there are more labels than that; None: `output_size`. `ragged` tasks have
+    padding among their examples.
+    """
+
+    kind: Kind
+    input_shape: tuple[int, ...]
+    output_size: int
+    inputs: Inputs = "numbers"
+    metric: str | None = None
+    ways: int | None = None
+    ragged: bool = False
+
+
+class TaskSource(Protocol):
+    """A distribution over tasks of one split and one shape."""
+
+    @property
+    def spec(self) -> TaskSpec: ...
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+        """A batch of tasks with a leading T, on the data's device; all randomness is the generator's.
+
+        Fewer only where the source is a list of less than `num_tasks`: then these are all there are.
+        """
+        ...
+
+
+class Dataset(Protocol):
+    """A named collection that tasks are drawn from."""
+
+    kind: ClassVar[Kind]
+
+    def prepare(self) -> None:
+        """Fetch, verify and pack what is missing; cheap when everything is there."""
+        ...
+
+    def tasks(self, split: Split, shape: TaskShape) -> TaskSource: ...
+
+    def describe(self) -> str:
+        """For a person: where the data was found, what it holds split by split, or what is missing."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What was used, as JSON: counts, hashes and settings that tell two versions apart."""
+        ...
+
+
+class Algorithm(Protocol):
+    """A learning method, as pure functions of the meta-parameters `theta` and one task.
+
+    `norm` says what norm layers normalise by at meta-test: the statistics of the "batch" at hand, with all
+    queries in it, which is transductive; "per_query", of the support and one query at a time (Nichol et al. 2018,
+    section 6.1); or "running" averages over training tasks. A method whose `adapt` takes the queries' inputs beside
+    the support has a setting `transductive`, by which that is done or not (`metarun.core.objectives.adapted`).
+    `kinds` are the kinds of task it can learn.
+    `carried` names the components of theta that tasks hand on to each other (counters, an optimiser's moments): no
+    optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
+    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`. A class that reads examples one after
+    another says in which `order` they are drawn, "mixed" or "support first" (`metarun.datasets.sampling.order`); one
+    without a head whose weights still depend on the number of labels, that it is `sized`; one that passes over padding,
+    because examples count by their loss or class alone, that it takes `ragged` tasks.
+    """
+
+    kinds: ClassVar[tuple[Kind, ...]]
+    carried: ClassVar[tuple[str, ...]]
+
+    @property
+    def norm(self) -> str: ...
+
+    def init(self) -> Theta: ...
+
+    def adapt(self, theta: Theta, support: Examples) -> Any:
+        """The task-specific state phi that `predict` reads."""
+        ...
+
+    def predict(self, theta: Theta, phi: Any, x: Tensor) -> Tensor:
+        """x: [n, *input] -> logits [n, N] or regressed values [n, *output]."""
+        ...
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+        """The scalar whose mean over tasks is descended in theta, and metrics to log."""
+        ...
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        """What meta-validation and meta-test measure on one task."""
+        ...
+
+
+class Backbone(nn.Module):
+    """A network from inputs [n, *input_shape] to features [n, feature_size].
+
+    `feature_shape` is their shape before they were flattened: (C, H, W) of a convolutional network's last map.
+    `modulated` names the parameters, of one value per unit or channel, through which a task's context enters. One that
+    is random in training is `numbered`: a number comes with each input there (`metarun.datasets.sampling.numbered`).
+    """
+
+    inputs: ClassVar[Inputs] = "numbers"
+    feature_size: int
+    feature_shape: tuple[int, ...]
+    modulated: tuple[str, ...] = ()
+    numbered: bool = False
+
+    def head(self, outputs: int) -> nn.Linear:
+        """A last layer for these features: Xavier weights, zero biases."""
+        layer = nn.Linear(self.feature_size, outputs)
+        nn.init.xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+        return layer

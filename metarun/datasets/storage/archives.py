@@ -1,0 +1,130 @@
+"""A folder, a zip or a tar as named files. Nothing is ever unpacked, so no name in an archive can do harm."""
+
+import hashlib
+import lzma
+import os
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Collection, Iterator
+from pathlib import Path, PurePosixPath
+
+from metarun.config.errors import ConfigError
+from metarun.datasets.storage.download import is_web_page
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+LARGEST = 2**30  # bytes of one file in an archive: more is a bomb, not a picture
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError, NotImplementedError)
+REMEDY = "replace it by a whole copy"
+ENDS = 2**20  # bytes at either end of a file that its fingerprint reads
+
+
+def is_archive(path: Path) -> bool:
+    return path.is_file() and path.name.lower().endswith(ARCHIVES)
+
+
+def names(place: Path, remedy: str = REMEDY) -> list[str]:
+    """The files in a folder or archive, sorted, with "/" between folders.
+
+    Raises ConfigError, which says the `remedy` where it is damaged; also where it cannot be read, or a link in it leads
+    elsewhere.
+    """
+    return sorted(name for name, _ in _entries(place, (), remedy))
+
+
+def contents(place: Path, wanted: Collection[str], remedy: str = REMEDY) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the wanted files, in the order in which they can be read fast. Raises ConfigError."""
+    for name, content in _entries(place, wanted, remedy):
+        if content is not None:
+            yield name, content
+
+
+def fingerprint(place: Path) -> str:
+    """Differs where the content does: an archive's size and both ends, a folder's file names, sizes and times."""
+    try:
+        if place.is_dir():
+            found = [(name, (place / name).stat()) for name in names(place)]
+            parts = [f"{name} {stat.st_size} {stat.st_mtime_ns}".encode() for name, stat in found]
+        else:
+            parts = [str(place.stat().st_size).encode(), *_ends(place)]
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be read ({error.strerror})") from error
+    return hashlib.sha256(b"\n".join(parts)).hexdigest()
+
+
+def _ends(path: Path) -> tuple[bytes, bytes]:
+    with path.open("rb") as file:
+        start = file.read(ENDS)
+        file.seek(max(0, path.stat().st_size - ENDS))
+        return start, file.read()
+
+
+def _entries(place: Path, wanted: Collection[str], remedy: str) -> Iterator[tuple[str, bytes | None]]:
+    """Every file's name, and what is in it where that is wanted."""
+    chosen = frozenset(wanted)
+    try:
+        if place.is_dir():
+            yield from _in_folder(place, chosen)
+        elif place.name.lower().endswith(".zip"):
+            yield from _in_zip(place, chosen)
+        else:
+            yield from _in_tar(place, chosen)
+    except DAMAGE as error:
+        cause = "is a web page, not an archive" if is_web_page(place) else f"is damaged or cut short ({error})"
+        raise ConfigError(f"{place} {cause}: {remedy}") from error
+    except OSError as error:
+        raise ConfigError(f"{error.filename or place} cannot be read ({error.strerror or error})") from error
+
+
+def _in_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
+    root = place.resolve()
+    for parent, folders, files in os.walk(place, onerror=_raise):
+        folders.sort()
+        for name in sorted([*files, *folders]):
+            path = Path(parent, name)
+            if path.is_symlink() and not path.resolve().is_relative_to(root):
+                raise ConfigError(f"{path} is a link that leads out of {place}: put the files themselves there")
+            if name in files:
+                inside = path.relative_to(place).as_posix()
+                yield inside, path.read_bytes() if inside in wanted else None
+
+
+def _in_zip(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
+    with zipfile.ZipFile(place) as archive:
+        for info in archive.infolist():
+            if not info.is_dir():
+                name = _inside(place, info.filename.replace("\\", "/"), info.file_size)  # some are made with these
+                yield name, _read(archive, info, name) if name in wanted else None
+
+
+def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
+    try:
+        return archive.read(info)
+    except DAMAGE as error:  # most do not say where
+        raise zipfile.BadZipFile(f"{name}: {error}") from error
+
+
+def _in_tar(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
+    with tarfile.open(place) as archive:
+        for member in archive:
+            name = _inside(place, member.name, member.size)
+            if member.issym() or member.islnk():
+                raise ConfigError(
+                    f"{place} holds {name}, a link to {member.linkname}: it must hold the files themselves"
+                )
+            if member.isfile():
+                file = archive.extractfile(member) if name in wanted else None
+                yield name, file.read() if file else None
+
+
+def _inside(place: Path, name: str, size: int) -> str:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise ConfigError(f"{place} holds {name!r}, a path that leads out of it: get another copy")
+    if size > LARGEST:
+        raise ConfigError(f"{place} holds {name}, of {size / 2**30:.1f} GiB: no picture is as large, get another copy")
+    return str(path)
+
+
+def _raise(error: OSError) -> None:
+    raise error

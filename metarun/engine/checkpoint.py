@@ -1,0 +1,33 @@
+"""Checkpoints: tensors and JSON in one file, written whole or not at all."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metarun.config.errors import ConfigError
+
+
+def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
+    """Write nested dictionaries of tensors, and `facts` as JSON text; a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    with scratch.open("wb") as file:
+        torch.save({"tensors": tensors, "facts": json.dumps(facts)}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tensors, on `device`, and the facts. Raises ConfigError where the file is missing or damaged."""
+    if not path.is_file():
+        raise ConfigError(f"there is no checkpoint {path}")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+        return content["tensors"], json.loads(content["facts"])
+    except Exception as error:  # torch, pickle and zipfile raise a dozen kinds for broken bytes
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"the checkpoint {path} cannot be read, it is damaged or not metarun's ({reason})") from error

@@ -1,0 +1,34 @@
+"""Several checkpoints of one run as one model: each adapts to a task by itself, their class probabilities are averaged.
+
+Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, test MAML++ so, with the five checkpoints that validated best
+(their code averages logits). Such a figure is no single model's: its rows say how many models it took.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarun.core.objectives import adapted, answers, headline
+from metarun.core.types import Algorithm, Episode, Metrics, TaskSpec, Theta
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Trained models of one method, for the meta-test alone."""
+
+    members: Sequence[tuple[Algorithm, Theta]]  # each algorithm with a network that has its own running statistics
+    spec: TaskSpec
+
+    def probabilities(self, episode: Episode) -> Tensor:
+        """[n, N] of the queries: the mean of the members' softmax."""
+        found = []
+        for algo, theta in self.members:
+            phi = adapted(algo, theta, episode)
+            found.append(answers(algo, theta, phi, episode).softmax(-1))
+        return torch.stack(found).mean(0)
+
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
+        """The headline figure; `theta` is not read, the members have theirs."""
+        return headline(self.spec, self.probabilities(episode), episode.query.y)

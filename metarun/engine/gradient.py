@@ -1,0 +1,67 @@
+"""How many tasks are run at once, and by whom. No algorithm knows: it sees one task; here is the mean over many."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.func import vmap
+
+from metarun.core.batch import Execution, between, chunks, unstack
+from metarun.core.inner import one_by_one
+from metarun.core.types import Algorithm, Episode, Metrics, Theta
+from metarun.engine.distributed import ALONE, Ranks
+
+Part = Callable[[Theta, Episode], tuple[Metrics, list[Tensor]]]  # sums over some tasks: metrics, gradient
+
+
+def meta_gradient(
+    algo: Algorithm,
+    theta: Theta,
+    tasks: Episode,
+    *,
+    execution: Execution,
+    tasks_per_chunk: int | None = None,
+    ranks: Ranks = ALONE,
+    part: Part | None = None,
+) -> tuple[Tensor, Metrics, Theta]:
+    """Mean loss [], mean metrics [...], and the gradient of the mean loss in theta, over `tasks` of all ranks.
+
+    Each part's graph is freed before the next is built: memory follows the chunk (with `loop`, one task), the
+    result only rounding. `part` computes the sums over a chunk, or a task; by default `sums(algo, execution)`.
+    """
+    part = part or sums(algo, execution)
+    total = len(tasks.query.y)
+    mine = between(tasks, *ranks.share(total))
+    pieces = unstack(mine) if execution == "loop" else chunks(mine, tasks_per_chunk)
+    metrics, gradient = part(theta, pieces[0])
+    for piece in pieces[1:]:
+        more, further = part(theta, piece)
+        metrics = {name: value + more[name] for name, value in metrics.items()}
+        gradient = [g + h for g, h in zip(gradient, further)]
+    means = [value / total for value in (*metrics.values(), *gradient)]
+    ranks.add(means)
+    remaining = iter(means)
+    metrics = {name: next(remaining) for name in metrics}
+    return metrics.pop("loss"), metrics, {c: {n: next(remaining) for n in params} for c, params in theta.items()}
+
+
+def sums(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
+    """Metrics, with the loss among them, and gradient: of a chunk [t, ...], or with `loop` of one task, summed.
+
+    `bfloat16`: under autocast.
+    """
+
+    def part(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+        leaves = [p for params in theta.values() for p in params.values()]
+        with torch.autocast(leaves[0].device.type, torch.bfloat16, enabled=bfloat16):
+            if execution == "vmap":
+                losses, metrics = vmap(partial(algo.task_loss, theta))(tasks)
+                loss, metrics = losses.sum(), {name: value.sum(0) for name, value in metrics.items()}
+            else:
+                with one_by_one():
+                    loss, metrics = algo.task_loss(theta, tasks)
+        gradient = torch.autograd.grad(loss, leaves, materialize_grads=True)
+        return {"loss": loss.detach(), **{name: value.detach() for name, value in metrics.items()}}, list(gradient)
+
+    return part

@@ -1,0 +1,45 @@
+"""Drawing the next step's tasks while this one runs: for pictures that are not in the device's memory."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import torch
+
+from metarun.core.types import Episode, TaskSource
+from metarun.datasets.sampling.episodes import EpisodeSampler, Minibatches
+from metarun.datasets.sampling.numbered import Numbered
+from metarun.datasets.sampling.order import InOrder
+
+
+class Ahead:
+    """`tasks_of` with a thread, and on a GPU a stream, of its own. Tasks depend on the step alone, so none changes."""
+
+    def __init__(self, tasks_of: Callable[[int], Episode], device: torch.device) -> None:
+        self._tasks_of, self._thread = tasks_of, ThreadPoolExecutor(1)
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._drawn: dict[int, Future[Episode]] = {}
+
+    def __call__(self, step: int) -> Episode:
+        drawn = self._drawn.get(step) or self._thread.submit(self._draw, step)
+        self._drawn = {step + 1: self._thread.submit(self._draw, step + 1)}
+        tasks = drawn.result()
+        if self._stream is not None:
+            here = torch.cuda.current_stream(self._stream.device)
+            here.wait_stream(self._stream)
+            for field in (field for part in tasks for field in part):
+                field.record_stream(here)  # its memory is not used again before this stream is done with it
+        return tasks
+
+    def _draw(self, step: int) -> Episode:
+        with torch.cuda.stream(self._stream):  # None: no effect
+            tasks = self._tasks_of(step)
+        if self._stream is not None:
+            self._stream.synchronize()
+        return tasks
+
+
+def is_elsewhere(source: TaskSource, device: torch.device) -> bool:
+    """Whether its pictures must be copied to the device for each step."""
+    while isinstance(source, InOrder | Numbered):
+        source = source.source
+    return isinstance(source, EpisodeSampler | Minibatches) and source.table.examples.device.type != device.type

@@ -1,0 +1,117 @@
+"""A run's folder: where things are in it, and that only one process at a time works there."""
+
+import json
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from metarun.config.errors import Busy, ConfigError
+from metarun.config.load import identity
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """`config.yaml`, `metrics.jsonl`, `train.log`, `curves.png`, `checkpoints/`, `scores/`, `result.json`."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        return self.path / "checkpoints" / "best.pt"
+
+    def checkpoint(self, name: str) -> Path:
+        """`best`, `last`, `best-STEP`, or a path."""
+        ours = name in ("best", "last") or re.fullmatch(r"best-\d+", name)
+        return self.path / "checkpoints" / f"{name}.pt" if ours else Path(name)
+
+    def leaders(self) -> list[Path]:
+        """The checkpoints `best-STEP`, by step."""
+        return sorted((self.path / "checkpoints").glob("best-*.pt"), key=lambda file: int(file.stem[5:]))
+
+    def keep_leaders(self, steps: Collection[float]) -> None:
+        """Delete those of other steps."""
+        for file in self.leaders():
+            if int(file.stem[5:]) not in steps:
+                file.unlink()
+
+    def check_writable(self) -> None:
+        """Raises ConfigError where the folder could not be made, or not be written in. Makes nothing."""
+        there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not there.is_dir():
+            raise ConfigError(f"the run folder {self.path} cannot be made: {there} is a file")
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise ConfigError(f"the run folder {self.path} cannot be written: no permission for {there}")
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises ConfigError where the folder cannot be written, or another process is at work in it."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout as error:
+            raise Busy(f"another process is at work in {self.path}: wait for it, or change a setting") from error
+        except OSError as error:
+            raise ConfigError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def start(self, config: dict[str, Any], choices: dict[str, Any]) -> None:
+        """Write what was asked for. Raises ConfigError if the folder holds a run with other settings."""
+        file = self.path / "config.yaml"
+        if file.exists() and identity(self.config()) != identity(config):
+            raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
+        write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
+        write_text(self.path / "choices.json", json.dumps(choices, indent=2) + "\n")
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration. Raises ConfigError where this is no run folder."""
+        file = self.path / "config.yaml"
+        if not file.is_file():
+            raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
+        try:
+            return {str(key): value for key, value in OmegaConf.to_container(OmegaConf.load(file)).items()}  # type: ignore[union-attr]
+        except (AttributeError, ValueError, OSError, YAMLError) as error:
+            raise ConfigError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+
+    def choices(self) -> dict[str, Any]:
+        """Which option of each config group was chosen: `fomaml` where the component is MAML."""
+        return _read_json(self.path / "choices.json")
+
+    def result(self) -> dict[str, Any] | None:
+        """The test result, or None before the end."""
+        file = self.path / "result.json"
+        return _read_json(file) if file.is_file() else None
+
+    def finish(self, result: dict[str, Any]) -> None:
+        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise ConfigError(f"{file.parent} is not a whole run folder: it has no {file.name}") from error
+    except (ValueError, TypeError, OSError) as error:
+        raise ConfigError(f"{file} is damaged: {error}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    scratch = path.with_name(f".{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,94 @@
+"""What a run writes while it goes: metrics files, a text log, a progress bar, and loggers of other projects."""
+
+import csv
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from metarun.core.objectives import METRICS
+from metarun.runs.loggers import Logger
+
+say = logging.getLogger("metarun")
+
+
+class RunLog:
+    """`metrics.jsonl`, one line per log point, and everything that shows the same numbers.
+
+    The file holds nothing but what the seed determines, so that a resumed run writes the same bytes.
+    """
+
+    def __init__(self, folder: Path, logger: Logger, step: int = 0) -> None:
+        """Continue the metrics file after `step`: what a killed run wrote beyond its checkpoint is dropped."""
+        self.path = folder / "metrics.jsonl"
+        self.logger = logger
+        kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
+        self.path.write_text("".join(kept), encoding="utf-8")
+        self._bar: tqdm | None = None
+        self._shown: dict[str, str] = {}
+
+    def bar(self, step: int, steps: int) -> tqdm:
+        """A progress bar with time left; in a log file, where bars do not belong, there are lines instead."""
+        self._bar = tqdm(
+            initial=step,
+            total=steps,
+            desc="train",
+            unit="step",
+            dynamic_ncols=True,
+            disable=not sys.stderr.isatty(),
+        )
+        return self._bar
+
+    def metrics(self, step: int, split: str, values: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+        scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        self.logger.write(step, {f"{split}/{name}": value for name, value in scalars.items()})
+        self._show(step, split, scalars)
+
+    def _show(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        names = [name for name in ("loss", *METRICS) if name in scalars]
+        prefix = "" if split == "train" else f"{split} "
+        self._shown |= {prefix + name: f"{scalars[name]:.4f}" for name in names}
+        if self._bar is not None:
+            self._bar.set_postfix(self._shown)
+        text = ", ".join(f"{name} {scalars[name]:.4f}" for name in names)
+        say.log(logging.INFO if split == "val" else logging.DEBUG, "step %d: %s %s", step, split, text)
+
+    def close(self) -> None:
+        """Write `metrics.csv`, the same lines as a table, and close the logger."""
+        rows = [json.loads(line) for line in _complete_lines(self.path)]
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        with self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.logger.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def log_to(folder: Path) -> logging.Handler:
+    """Send messages to the terminal and, with all details, to `train.log`; returns the file's handler."""
+    say.setLevel(logging.DEBUG)
+    say.propagate = False
+    if not any(isinstance(handler, Terminal) for handler in say.handlers):
+        say.addHandler(Terminal(logging.INFO))
+    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    say.addHandler(file)
+    return file
+
+
+class Terminal(logging.Handler):
+    """Lines on the terminal that do not break a progress bar."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)

@@ -1,0 +1,89 @@
+"""Baseline and Baseline++: the classifier that is trained, and the layer that is fitted at meta-test."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun.cli.compose import compose
+from metarun.config.load import load_settings, plain
+from metarun.core.batch import unstack
+from metarun.engine import checkpoint
+from metarun.engine.build import Experiment
+from metarun.engine.gradient import meta_gradient
+from tests.conftest import TINY, Command
+from tests.reference.baseline import SETTINGS, logits
+from tests.reference.plain import features, loss
+from tests.support.tiny import WAYS, algo_and_theta, episodes, leaves, plain_losses
+
+SCALES = [None, 10.0]  # Baseline, Baseline++
+
+
+def by_hand(theta, task, scale, steps):
+    """The new layer by torch.optim.SGD on the whole support."""
+    z = features("conv4", theta, task.support.x).detach()
+    if scale is None:
+        layer = {"weight": torch.zeros(WAYS, z.shape[1]).to(z), "bias": torch.zeros(WAYS).to(z)}
+    else:
+        layer = {"weight": torch.stack([z[task.support.y == k].mean(0) for k in range(WAYS)])}
+    for p in layer.values():
+        p.requires_grad_()
+    names = ("momentum", "dampening", "weight_decay")
+    optimizer = torch.optim.SGD(layer.values(), lr=SETTINGS["head_lr"], **{name: SETTINGS[name] for name in names})
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss(logits(layer, z, scale), task.support.y).backward()
+        optimizer.step()
+    return {name: p.detach() for name, p in layer.items()}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 20])
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_fitted_layer_is_that_of_torchs_sgd(scale, steps):
+    algo, theta = algo_and_theta("baseline", "conv4", cosine_scale=scale, head_steps=steps)
+    for task in unstack(episodes(2)):
+        expected = by_hand(theta, task, scale, steps)
+        phi = algo.adapt(theta, task.support)
+        torch.testing.assert_close(phi, expected, rtol=1e-9, atol=1e-12)
+        answer = logits(expected, features("conv4", theta, task.query.x), scale)
+        torch.testing.assert_close(algo.predict(theta, phi, task.query.x), answer, rtol=1e-9, atol=1e-12)
+
+
+def test_the_cosine_layer_by_hand():
+    """z = (3, 4); w = (1, 0), (0, -2), (6, 8): cosines 3/5, -4/5, 1, whatever the lengths."""
+    algo, _ = algo_and_theta("baseline", "mlp", cosine_scale=2.0)
+    z, w = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, -2.0], [6.0, 8.0]])
+    torch.testing.assert_close(algo.logits({"weight": w}, z), torch.tensor([[1.2, -1.6, 2.0]]))
+    torch.testing.assert_close(algo.logits({"weight": 7 * w}, 5 * z), torch.tensor([[1.2, -1.6, 2.0]]))
+
+
+def test_gradient_of_the_cosine_classifier_equals_plain_autograd():
+    algo, theta = algo_and_theta("baseline", "resnet12", cosine_scale=10.0)  # no zero features
+    tasks = episodes(3)
+    meta_loss, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
+    plain = plain_losses("baseline", "resnet12", theta, tasks, cosine_scale=10.0)
+    expected = torch.autograd.grad(plain.mean(), leaves(theta))
+    torch.testing.assert_close(meta_loss, plain.detach().mean(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("algo", ["baseline", "baselinepp"])
+def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Command, place: Path, algo: str):
+    answer = metarun(*TINY, f"algo={algo}", "algo.head_steps=3", "hydra.run.dir=run")
+    assert answer.code == 0, answer.err
+    theta = checkpoint.load(place / "run/checkpoints/best.pt")[0]["theta"]
+    assert theta["classifier"]["weight"].shape == (20, 4)
+    assert metarun("evaluate", "run", "ways=3").code == 0
+    rows = json.loads((place / "run/tests/ways=3/result.json").read_text())["test"]
+    assert (list(rows), rows["test"]["ways"], rows["test"]["transductive"]) == (["test"], 3, False)
+
+
+def test_the_classifier_is_drawn_from_the_seed(place: Path):
+    def drawn(seed: int) -> torch.Tensor:
+        torch.randn(seed + 1)  # whatever was drawn before
+        settings = load_settings(plain(compose([*TINY, "algo=baseline", f"seed={seed}"])))
+        return Experiment.of(settings).initial_theta()["classifier"]["weight"]
+
+    assert torch.equal(drawn(3), drawn(3))
+    assert not torch.equal(drawn(3), drawn(4))

@@ -1,0 +1,52 @@
+"""Components that tasks hand on: counted and replaced by the step itself, never by the optimiser."""
+
+from dataclasses import dataclass
+
+import torch
+
+from metarun.config.schema import TrainerSettings
+from metarun.core.types import Episode, Metrics, Theta
+from metarun.engine.gradient import meta_gradient
+from metarun.engine.loop import descend
+from tests.support.tiny import episodes
+
+SETTINGS = TrainerSettings(
+    steps=1,
+    tasks_per_step=1,
+    tasks_per_chunk=None,
+    execution="vmap",
+    workers=1,
+    compile=False,
+    cuda_graph=True,
+    precision="float32",
+    channels_last=False,
+    clip_norm=1e-3,
+    clip_value=None,
+    log_every=1,
+    eval_every=1,
+    patience=None,
+    keep_best=1,
+)
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Learns w by (w - x)^2 / 2, and counts its steps."""
+
+    def task_loss(self, theta: Theta, episode: Episode) -> tuple[torch.Tensor, Metrics]:
+        count = theta["clock"]["count"]
+        pull = (count - (count + 1).detach()).square() / 2
+        return (theta["net"]["w"] - episode.query.x.mean()).square() / 2 + pull, {}
+
+
+def test_a_carried_component_is_replaced_whole_whatever_optimiser_and_clipping_do():
+    theta = {
+        "net": {"w": torch.tensor(5.0, dtype=torch.float64, requires_grad=True)},
+        "clock": {"count": torch.tensor(0.0, dtype=torch.float64, requires_grad=True)},
+    }
+    optimizer = torch.optim.SGD([theta["net"]["w"]], lr=1.0)
+    for step in range(3):
+        _, _, gradient = meta_gradient(Counting(), theta, episodes(4), execution="vmap")
+        descend(theta, gradient, optimizer, SETTINGS, carried=("clock",))
+        assert theta["clock"]["count"].item() == step + 1
+        torch.testing.assert_close(theta["net"]["w"].item(), 5.0 - 1e-3 * (step + 1), rtol=1e-6, atol=0)

@@ -1,0 +1,145 @@
+"""`metarun explain`: the curves are the functions that were learned, and the files hold the curves."""
+
+import csv
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun.core.batch import unstack
+from metarun.core.inner import named
+from metarun.core.learned import Chart, by_rank, by_step, mean
+from tests.conftest import TINY, Command
+from tests.support.tiny import WAYS, algo_and_theta, episodes
+
+
+@pytest.fixture(autouse=True)
+def doubles():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def single(theta):
+    return {c: {n: p.detach() for n, p in params.items()} for c, params in theta.items()}
+
+
+def charts_of(algo, theta, kind="classification"):
+    return algo.explained(single(theta), unstack(episodes(1, kind))[0])
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_scaled_loss_is_the_usual_one_times_its_number(kind):
+    algo, theta = algo_and_theta("ml3", "mlp", kind, form="scaled")
+    theta["loss"]["scale"] = torch.tensor(3.0)
+    charts = charts_of(algo, theta, kind)
+    for chart in charts.values():
+        ours = [line for name, line in chart.lines.items() if name.startswith("learned")]
+        (usual,) = (line for name, line in chart.lines.items() if not name.startswith("learned"))
+        assert len(ours) == (3 if kind == "regression" else 1)
+        torch.testing.assert_close(ours, [3 * usual] * len(ours))
+    x = charts["loss"].x
+    if kind == "regression":
+        torch.testing.assert_close(charts["loss"].lines["mse"], x**2)
+        torch.testing.assert_close(charts["slope"].lines["mse"], 2 * x)
+    else:  # of N logits one is larger by x
+        expected = torch.log1p((WAYS - 1) * (-x).exp())
+        torch.testing.assert_close(charts["loss"].lines["cross-entropy"], expected)
+
+
+def test_the_cubic_begins_as_the_squared_error_but_for_a_constant():
+    algo, _ = algo_and_theta("ml3", "mlp", "regression", form="cubic")
+    slope = charts_of(algo, algo.init(), "regression")["slope"]
+    for target in ("-2", "0", "2"):
+        torch.testing.assert_close(slope.lines[f"learned, y = {target}"], slope.lines["mse"])
+
+
+@pytest.mark.parametrize(("name", "changes"), [("ml3", {"form": "mlp"}), ("ml3", {"form": "cubic"}), ("metal", {})])
+def test_slopes_are_those_of_the_losses(name, changes):
+    algo, theta = algo_and_theta(name, "mlp", **changes)
+    loss, slope = charts_of(algo, theta).values()
+    assert loss.lines.keys() == slope.lines.keys()
+    for line, values in loss.lines.items():
+        between = values.diff() / loss.x.diff()
+        middle = (slope.lines[line][1:] + slope.lines[line][:-1]) / 2
+        assert (between - middle).abs().quantile(0.9) < 1e-2 * (1 + between.abs().max())  # but where a ReLU bends
+
+
+def test_metals_curve_has_cross_entropy_in_it():
+    algo, theta = algo_and_theta("metal", "mlp")
+    theta = single(theta)
+    theta["support_loss"] = {name: torch.zeros_like(p) for name, p in theta["support_loss"].items()}
+    theta["support_adapter"] |= {name: torch.zeros_like(theta["support_adapter"][name]) for name in ("scale", "shift")}
+    lines = dict(charts_of(algo, theta)["loss"].lines)
+    usual = lines.pop("cross-entropy")
+    for line in lines.values():
+        torch.testing.assert_close(line, usual)
+
+
+def test_rates_by_step_and_by_rank():
+    rates = {"backbone.a": torch.tensor([0.1, 0.3]), "head.b": torch.tensor([0.2, -0.2])}
+    chart = by_step(rates)
+    assert (chart.x.tolist(), list(chart.lines)) == ([1, 2], ["backbone.a", "head.b"])
+    sorted_rates = by_rank({"w": torch.tensor([[3.0, 1.0], [2.0, 5.0]])}).lines["w"]
+    assert (sorted_rates[0], sorted_rates[60], sorted_rates[-1]) == (1, 2.5, 5)
+
+
+def test_alfas_rates_and_decays_are_those_of_its_steps():
+    algo, theta = algo_and_theta("alfa", "mlp")
+    theta, (task,) = single(theta), unstack(episodes(1))
+    charts = algo.explained(theta, task)
+    states = list(algo.trajectory(theta, task.support))
+    for j, (before, after) in enumerate(pairwise(states)):
+        gradient = named(algo.gradient(theta, before, task.support))
+        for name, p in named(before).items():
+            rate, decay = charts["rates"].lines[name][j], charts["decays"].lines[name][j]
+            torch.testing.assert_close(named(after)[name], (1 - decay) * p - rate * gradient[name])
+
+
+def test_gates_that_see_nothing_are_their_biases():
+    algo, theta = algo_and_theta("metalstm", "mlp")
+    for gate, bias in (("forget", 4.0), ("enter", -3.0)):
+        theta[gate] = {"weight": torch.zeros_like(theta[gate]["weight"]), "bias": torch.tensor(bias)}
+    charts = charts_of(algo, theta)
+    for name, bias in (("kept", 4.0), ("rates", -3.0)):
+        for line in charts[name].lines.values():
+            torch.testing.assert_close(line, torch.full((algo.inner_steps,), bias).sigmoid())
+
+
+def test_a_mean_is_over_tasks():
+    charts = [Chart("error", torch.arange(2.0), {"a": torch.tensor(line)}) for line in ([1.0, 2.0], [3.0, 6.0])]
+    assert mean(charts).lines["a"].tolist() == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("algo", "names"),
+    [
+        ("metasgd", ["rates"]),
+        ("mamlpp", ["rates"]),
+        ("alfa", ["decays", "rates"]),
+        ("metalstm", ["kept", "rates"]),
+        ("metal", ["loss", "slope"]),
+        ("ml3", ["loss", "slope"]),
+    ],
+)
+def test_the_command_writes_drawings_and_numbers(metarun: Command, algo: str, names: list[str]):
+    torch.set_default_dtype(torch.float32)
+    assert metarun(*TINY, f"algo={algo}", "hydra.run.dir=run").code == 0
+    answer = metarun("explain", "run")
+    assert answer.code == 0, answer.err
+    written = sorted(Path("run/explained").iterdir())
+    assert [file.name for file in written] == [f"{name}.{kind}" for name in names for kind in ("csv", "png")]
+    with (Path("run/explained") / f"{names[-1]}.csv").open() as file:
+        header, *rows = csv.reader(file)
+    assert len(header) > 1
+    assert all(len(row) == len(header) for row in rows)
+    assert (Path("run/explained") / f"{names[-1]}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_method_that_learns_weights_alone_is_told(metarun: Command):
+    torch.set_default_dtype(torch.float32)
+    assert metarun(*TINY, "hydra.run.dir=run").code == 0
+    answer = metarun("explain", "run")
+    assert answer.code == 2
+    assert answer.err == "metarun: algo=maml learns weights and nothing else: there is no loss and no rate to draw\n"

@@ -1,0 +1,139 @@
+"""Every file under configs/ composes, passes the check, builds, and takes a step and a test; also those in folders.
+
+The grid of experiments on the published tables is in test_experiments.py.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import DictConfig
+
+from metarun.cli.compose import changed, compose
+from metarun.cli.hydra_app import CONFIGS
+from metarun.config.errors import ConfigError
+from metarun.config.load import load_settings, plain
+from metarun.config.registry import GROUPS
+from metarun.core.objectives import METRICS
+from metarun.datasets import texts
+from metarun.datasets.storage import known_sets as collections
+from metarun.runs.folder import RunFolder
+from metarun.runs.run import run
+from tests.support.tiny_assays import write_assays
+from tests.support.tiny_pictures import write_cifar, write_listed
+from tests.support.tiny_texts import write_texts
+
+FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
+REAL = {"omniglot": "omniglot", "miniimagenet": "mini-imagenet"}  # dataset -> its folder in METARUN_DATA
+SAME_CODE = [  # experiments that only change values of another one of their method: built by test_experiments.py
+    f"experiment={name}"
+    for name in (file.removeprefix("experiment/") for file in FILES if file.startswith("experiment/"))
+    if re.search(rf"/({'|'.join(REAL)})_", name)
+    and f"- /experiment/{name.partition('/')[0]}/" in Path(CONFIGS, "experiment", f"{name}.yaml").read_text("utf-8")
+]
+TOGETHER = {"backbone=ngram": "dataset=clinc150"}  # what an option needs beside it
+PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
+SMALL: dict[str, Any] = {
+    "trainer.steps": 1,
+    "trainer.tasks_per_step": 2,
+    "trainer.log_every": 1,
+    "trainer.eval_every": 1,
+    "eval.tasks": 2,
+    "eval.val_tasks": 2,
+    "device": "cpu",
+}
+SMALL_PARTS = {  # of what has them
+    "backbone.filters": 4,
+    "backbone.kernels": [5, 3, 2, 2],
+    "backbone.units": 8,
+    "backbone.buckets": 64,
+    "backbone.features": 8,
+    "dataset.classes_train": 20,
+    "dataset.classes_val": 10,
+    "dataset.classes_test": 10,
+}
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
+    return compose(list(overrides))
+
+
+def test_the_whole_tree_is_walked():
+    groups = {option.partition("=")[0] for option in OPTIONS}
+    assert groups == {*GROUPS, "trainer", "eval", "experiment"}
+    assert [option for option in OPTIONS if "experiment=" in option and "/" in option]
+    assert [file for file in FILES if "/" not in file] == ["config"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_file_composes_and_passes_the_check(place: Path, option: str):
+    group, _, name = option.partition("=")
+    config = composed(option)
+    if option in PACKAGES and importlib.util.find_spec(PACKAGES[option]) is None:
+        with pytest.raises(ConfigError, match="needs a package"):
+            load_settings(plain(config))
+    else:
+        load_settings(plain(config))
+    assert config.hydra.runtime.choices[group] == name
+    assert config.hydra.run.dir.startswith("outputs/")
+
+
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in SAME_CODE])
+def test_a_file_takes_a_step_and_a_test(data_folder: str | None, place: Path, monkeypatch, option: str):
+    if option in PACKAGES:
+        pytest.importorskip(PACKAGES[option])
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    values = shrunk(plain(composed(option, *([TOGETHER[option]] if option in TOGETHER else []))))
+    data = values["dataset"].get("collection", values["dataset"]["name"])
+    if data in REAL:
+        if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
+            pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
+        values["data_dir"] = data_folder
+    elif data in (*collections.COLLECTIONS, *texts.CORPORA, "folder", "fs_mol"):
+        values["dataset"]["path"] = str(stand_in(data, place / "data", monkeypatch))
+    folder = RunFolder(place / "run")
+    run(load_settings(values), folder, values, {})
+
+    result = folder.result()
+    assert result is not None
+    assert result["training"]["steps"] == 1
+    assert {"test", *values["eval"]["variants"]} <= result["test"].keys()
+    for row in result["test"].values():
+        figure = next(row[metric] for metric in METRICS if metric in row)
+        assert row["tasks"] == 2
+        assert math.isfinite(figure["mean"])
+
+
+def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A small set in the form of the one named."""
+    if data in texts.CORPORA:
+        write_texts(root, data, 10, monkeypatch)
+    elif data == "fs_mol":
+        write_assays(root, times=11)
+    elif data == "folder":
+        write_listed(root, "cifar_fs", per_class=6)
+    elif data in ("cifar_fs", "fc100"):
+        write_cifar(root, per_class=6)
+        small = dataclasses.replace(collections.COLLECTIONS[data], per_class=6)
+        monkeypatch.setitem(collections.COLLECTIONS, data, small)
+    else:
+        write_listed(root, data, per_class=6)
+    return root
+
+
+def shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    """The same configuration with sizes that take a moment."""
+    sizes = dict(SMALL)
+    for key, size in SMALL_PARTS.items():
+        group, name = key.split(".")
+        if name in values[group]:
+            now = values[group][name]
+            sizes[key] = [size] * len(now) if isinstance(now, list) and isinstance(size, int) else size
+    return changed(values, [f"{key}={size}" for key, size in sizes.items()])

@@ -1,0 +1,295 @@
+"""Mistakes: each is told in a line that names the key or file, what was found and what to do; nothing is left."""
+
+import errno
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from metarun.cli.commands import COMMANDS
+from metarun.cli.hydra_app import CONFIGS
+from metarun.config.registry import declaration, known
+from metarun.datasets import omniglot
+from metarun.datasets.storage import download
+from tests.conftest import TINY, Command, Outcome
+
+GLYPHS = TINY[:4]
+
+
+def files_of(group: str) -> str:
+    """The options of a config group, as files: `a, b/c`."""
+    files = (path.relative_to(CONFIGS / group).with_suffix("") for path in (CONFIGS / group).rglob("*.yaml"))
+    return ", ".join(sorted(file.as_posix() for file in files))
+
+
+ALGO_FILES, EXPERIMENTS = files_of("algo"), files_of("experiment")
+ALGOS = ", ".join(known("algo"))
+REGRESSION = ", ".join(name for name in known("algo") if "regression" in declaration("algo", name).constants["kinds"])
+
+# What is asked for, and all that is answered after "metarun: ". None of these needs a run to exist.
+MISTAKES: list[tuple[str, str]] = [
+    # names
+    ("algo=mmal", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
+    ("algos=maml", "algos: no such setting (did you mean algo?)"),
+    ("sead=3", "sead: no such setting (did you mean seed?)"),
+    ("trainer.step=5", "trainer.step: no such setting (did you mean steps?)"),
+    ("trainr.steps=5", "trainr.steps: no such setting (did you mean trainer.steps?)"),
+    ("inner_lr=0.1", "inner_lr: no such setting (did you mean algo.inner_lr?)"),
+    ("algo.alpha=1", "algo.alpha: no such setting: choose from inner_lr, inner_steps, first_order, norm"),
+    ("algo=protonet algo.inner_lr=0.1", "algo.inner_lr: no such setting: choose from norm"),
+    ("+algo.inner_step=3", "algo.inner_step: no such setting (did you mean inner_steps?)"),
+    ("eval.algo.inner_step=3", "eval.algo.inner_step: no such setting (did you mean inner_steps?)"),
+    ("eval.variants.x.querys=3", "eval.variants.x.querys: no such setting (did you mean queries?)"),
+    (
+        "eval.variants.x.checkpoint=last",
+        "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
+        "shots, queries, tasks_per_chunk, algo",
+    ),
+    ("algo.name=mmal", f"algo.name is 'mmal': choose from {ALGOS} (did you mean maml?)"),
+    ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),
+    (
+        "experiment=maml/omniglot5w1s",
+        f"experiment is 'maml/omniglot5w1s': choose from {EXPERIMENTS} (did you mean maml/omniglot_5w1s?)",
+    ),
+    ("experiment=unheard", f"experiment is 'unheard': choose from {EXPERIMENTS}"),
+    ("data omnigot", f"dataset is 'omnigot': choose from {files_of('dataset')} (did you mean omniglot?)"),
+    ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
+    (
+        "evalute outputs/x",
+        f"evalute is no command (did you mean evaluate?): choose from {', '.join(COMMANDS)}, or set name=value",
+    ),
+    ("--config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
+    (
+        "--config-path=elsewhere",
+        "--config-path would replace metarun's own configuration: use --config-dir to add to it",
+    ),
+    ("hydra.searchpath=[file:///nowhere/at/all]", "hydra.searchpath is /nowhere/at/all: there is no such folder"),
+    # values
+    ("seed=abc", "seed is 'abc': it must be a whole number"),
+    ("seed=1.5", "seed is 1.5: it must be a whole number"),
+    ("seed=true", "seed is True: it must be a whole number"),
+    ("~seed", "seed: missing"),
+    ("trainer.steps=", "trainer.steps is '': it must be a whole number"),
+    ("trainer.steps=1e400", "trainer.steps is inf: it must be a whole number"),
+    ("optimizer.lr=nan", "optimizer.lr is nan: it must be a number"),
+    ("algo.inner_steps=-1", "algo.inner_steps is -1: it must be at least 0"),
+    ("trainer=null", "trainer is 'null': choose from default"),
+    ("eval.variants.x=3", "eval.variants.x is 3: it must be a mapping of names"),
+    ("seed=${nowhere}", "seed: Interpolation key 'nowhere' not found"),
+    (
+        "seed=x algo.inner_steps=-1 trainer.execution=vmpa",
+        "algo.inner_steps is -1: it must be at least 0\n"
+        "seed is 'x': it must be a whole number\n"
+        "trainer.execution is 'vmpa': choose from auto, vmap, loop (did you mean vmap?)",
+    ),
+    (
+        "glyphs eval.checkpoint=final",
+        "eval.checkpoint is 'final': it must be best, last, ensemble or a file; there is no such file",
+    ),
+    ("hydra.run.dir=/dev/null/x", "the run folder /dev/null/x cannot be made: /dev/null is a file"),
+    # grammar
+    ("seed=1,2", "seed=1,2 asks for several runs: did you mean metarun --multirun seed=1,2?"),
+    ("trainer.workers=0", "trainer.workers is 0: it must be a whole number at least 1 or one of auto"),
+    (
+        "trainer.workers=3 trainer.tasks_per_step=2",
+        "trainer.workers is 3: trainer.tasks_per_step is 2, and each needs a task",
+    ),
+    ("seed", f"seed is no command: choose from {', '.join(COMMANDS)}, or set name=value"),
+    (
+        "trainer.clip_norm={backbone: 1}",
+        "trainer.clip_norm={backbone: cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'",
+    ),
+    ("seed=a=b", "seed=a=b cannot be read: quote special characters twice, as 'name=\"a = b\"'"),
+    ("--multirun seed=1,2 sead=1,2", "sead: no such setting (did you mean seed?)"),
+    ("--multirun algo=maml,mmal", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
+    ("--multirun trainer.steps=1,two", "trainer.steps is 'two': it must be a whole number"),
+    # what does not fit together
+    ("device=cuda:99", "device is 'cuda:99': choose from auto, ..."),
+    ("device=gpu", "device is 'gpu': choose from auto, ..."),
+    ("glyphs ways=1000", "ways is 1000: this split has 20 classes"),
+    ("glyphs ways=15 algo=protonet", "ways is 15: this split has 10 classes"),  # validation's, but not training's
+    (
+        "glyphs shots=15 queries=15",
+        "shots + queries is 15 + 15 = 30: each class has 20 examples, and support and query must not share any",
+    ),
+    (
+        "glyphs eval.ways=3",
+        "eval.ways is 3: this model has a last layer for ways=5; "
+        "only methods without one (as protonet) can be tested with other ways",
+    ),
+    ("algo=protonet dataset=sinusoid", f"algo=protonet cannot learn regression: choose from {REGRESSION}"),
+    (
+        "dataset=sinusoid backbone=conv4",
+        "backbone=conv4 takes square images [C, S, S] with S at least 16, "
+        "and this dataset has inputs [1]: choose another backbone (mlp takes any input)",
+    ),
+    (
+        "glyphs trainer.clip_norm={bakbone:1}",
+        "trainer.clip_norm.bakbone: the algorithm has no such component (did you mean backbone?)",
+    ),
+    (
+        "glyphs optimizer=sgd optimizer.momentum=0 optimizer.nesterov=true",
+        "optimizer=sgd cannot work with its settings: Nesterov momentum requires a momentum and zero dampening",
+    ),
+]
+
+
+def assert_told(answer: Outcome, message: str) -> None:
+    """Exit code 2, and on standard error the message alone, or what is before its dots."""
+    assert answer.code == 2, answer
+    assert "Traceback" not in answer.out + answer.err
+    told = answer.err.strip().removeprefix("metarun: ")
+    beginning = message.removesuffix("...")
+    assert told.startswith(beginning) if beginning != message else told == message
+
+
+@pytest.mark.parametrize(("asked", "message"), MISTAKES, ids=[asked for asked, _ in MISTAKES])
+def test_a_mistake_is_explained_and_leaves_nothing(metarun: Command, place: Path, asked: str, message: str):
+    words = [word for text in asked.split(" ") for word in (GLYPHS if text == "glyphs" else [text])]
+    short = () if words[0] in COMMANDS else ("trainer.steps=1", "eval.tasks=2")  # what is let through ends soon
+    answer = metarun(*short, *words)
+    assert_told(answer, message)
+    assert answer.out == ""
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "asked", ["--help", "--cfg job", "list", "--version", "algo=mmal", "seed=abc", "resume nowhere"]
+)
+def test_what_needs_no_torch_does_not_wait_for_it(metarun_process: Command, asked: str):
+    """Importing torch takes seconds; the answer to a typing mistake should not."""
+    answer = metarun_process(*asked.split(), after="print('torch' in sys.modules)")
+    assert answer.out.splitlines()[-1] == "False"
+    assert answer.code == (2 if "=" in asked or "nowhere" in asked else 0)
+
+
+# A user's own configuration files
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        # Hydra composes this one without a word
+        ("algo:\n  inner_step: 3\n", "algo.inner_step: no such setting (did you mean inner_steps?)"),
+        ("ways: [5]\n", "eval.ways is [5]: it must be a whole number\nways is [5]: it must be a whole number"),
+        ("algo: 3\n", "algo is 3: it must be a mapping of names"),
+        ("defaults:\n  - override /algo: mmal\n", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
+        ("defaults:\n  - override /algos: maml\n", "algos: no such setting (did you mean algo?)"),
+        ("algo: [\n", "mine/experiment/own.yaml, line 3: expected the node content, but found '<stream end>'"),
+    ],
+)
+def test_a_mistake_in_a_file_of_the_user(metarun: Command, place: Path, text: str, message: str):
+    write(place / "mine/experiment/own.yaml", f"# @package _global_\n{text}")
+    answer = metarun("--config-dir=mine", "experiment=own")
+    assert_told(answer._replace(err=answer.err.replace(f"{place}/", "")), message)
+    assert not (place / "outputs").exists()
+
+
+# Data
+
+
+def test_omniglot_that_is_missing_and_cannot_be_downloaded(metarun: Command, place: Path, monkeypatch):
+    monkeypatch.setattr(omniglot, "URL", "http://127.0.0.1:9")
+    monkeypatch.setattr(download, "WAITS", (0.0, 0.0))
+    answer = metarun("dataset=omniglot", f"data_dir={place}/data")
+    target = place / "data/omniglot/images_background.zip"
+    assert_told(answer, "cannot download http://127.0.0.1:9/images_background.zip (...")
+    assert answer.err.endswith(f"): put the file at {target} by hand\n")
+    assert not target.exists()
+    assert not (place / "outputs").exists()
+
+
+def test_a_corrupt_zip_of_omniglot(metarun: Command, place: Path):
+    for part in omniglot.PARTS:
+        write(place / f"omniglot/{part}.zip", "PK\x03\x04 but no zip")
+    answer = metarun("dataset=omniglot", f"data_dir={place}")
+    assert_told(
+        answer,
+        f"{place}/omniglot/images_background.zip is damaged or cut short (File is not a zip file): "
+        "replace it by a whole copy, or delete it to have it downloaded, "
+        "or set dataset.path to another copy",
+    )
+    assert not (place / "outputs").exists()
+
+
+def test_a_cache_that_cannot_be_written(metarun: Command, place: Path, monkeypatch):
+    write(place / "file", "")
+    monkeypatch.setenv("METARUN_CACHE", str(place / "file/cache"))
+    answer = metarun(*TINY)
+    assert_told(
+        answer,
+        f"the cache {place}/file/cache cannot be written (Not a directory): set METARUN_CACHE to a folder that can",
+    )
+    assert [path.name for path in place.iterdir()] == ["file"]
+
+
+# Run folders
+
+
+def test_outputs_that_cannot_be_written(metarun: Command, place: Path):
+    write(place / "outputs", "a file, not a folder")
+    answer = metarun(*TINY)
+    assert_told(answer, f"the run folder {place}/outputs/maml-glyphs-5w1s/...")
+    assert answer.err.endswith(f" cannot be made: {place}/outputs is a file\n")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_outputs_without_permission(metarun: Command, place: Path):
+    (place / "outputs").mkdir(mode=0o555)
+    answer = metarun(*TINY)
+    assert_told(answer, f"the run folder {place}/outputs/maml-glyphs-5w1s/...")
+    assert answer.err.endswith(f" cannot be written: no permission for {place}/outputs\n")
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_a_logger_whose_package_is_not_installed(metarun: Command, place: Path, monkeypatch, logger: str):
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: find_spec(name, *more) if name != logger else None
+    )
+    message = f"logger={logger} needs a package that is not there: pip install 'metarun[{logger}]'"
+    assert_told(metarun(*TINY, f"logger={logger}"), message)
+    assert list(place.iterdir()) == []
+
+
+# Shortages of the machine: not the user's mistake, so exit code 1
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"),
+            "out of memory: smaller tasks_per_chunk, ...",
+        ),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; the same command goes on ..."),
+    ],
+)
+def test_a_shortage_of_the_machine(metarun: Command, place: Path, monkeypatch, error: Exception, message: str):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("metarun.runs.session.train", fail)
+    answer = metarun(*TINY, "hydra.run.dir=run")
+    assert answer.code == 1
+    assert answer.err.startswith(f"metarun: {place}/run: {message.removesuffix('...')}")
+    assert answer.err.count("\n") == 1
+
+
+# As the user meets it
+
+
+def test_a_mistake_in_a_process_of_its_own(metarun_process: Command, place: Path):
+    for asked, message in (
+        ("algo=mmal", MISTAKES[0][1]),
+        ("dataset=sinusoid algo=protonet", "algo=protonet cannot learn ..."),
+    ):
+        assert_told(metarun_process(*asked.split()), message)
+    assert list(place.iterdir()) == []

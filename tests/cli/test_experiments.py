@@ -1,0 +1,171 @@
+"""The grid of experiments: every published cell has one, which names its figure; `_paper` is it at full length."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarun.cli.compose import described_options
+from metarun.config.load import load_settings, plain
+from metarun.engine.build import Experiment
+from metarun.reports.published import _papers, deviations, figure
+from tests.cli.test_configs import REAL, SAME_CODE, composed, shrunk
+
+EXPERIMENTS = described_options("experiment")  # name -> its first line
+PAPER = [name for name in EXPERIMENTS if name.endswith("_paper")]
+SHORT = [name for name in EXPERIMENTS if name not in PAPER]
+
+WITHOUT = {  # published cells that no experiment is for
+    ("protonet", "omniglot", "5w5s"): "protonet/omniglot with shots=5",
+    ("protonet", "omniglot", "20w5s"): "the same model",
+    ("snail", "miniimagenet", "5w1s"): "its deep residual embedding is not here",
+    ("snail", "miniimagenet", "5w5s"): "the same",
+    ("metanet", "miniimagenet", "5w1s"): "its test draws three examples per class",
+    ("imaml", "miniimagenet", "5w1s"): "its inner steps, rate and lambda are not known",
+}
+
+LENGTH_LIKE = {  # what a `_paper` may set anew
+    *("trainer.steps", "trainer.tasks_per_step", "trainer.eval_every", "trainer.log_every", "trainer.patience"),
+    "trainer.keep_best",  # for the ensemble of MAML++
+    *("schedule.name", "schedule.every", "schedule.gamma", "schedule.final"),
+    "optimizer.eps",
+    *("queries", "eval.queries"),  # where a short run trains on more than the paper
+    *("eval.checkpoint", "eval.tasks", "eval.val_tasks"),
+    "algo.inner_lr",  # where the short one's is for its length, or not the printed one
+    *("algo.inner_steps", "algo.cg_steps"),  # of which iMAML's short ones have less, and larger ones
+    *("algo.multi_step_steps", "algo.batch_size"),
+}
+STILL_ANOTHER = {  # what the report will say of a `_paper`
+    "reptile/omniglot_20w1s_paper": ["training steps 200000, not 100000"],  # the code's command; 100,000 are for 5 ways
+    "reptile/omniglot_20w5s_paper": ["training steps 200000, not 100000"],
+    "relationnet/omniglot_5w1s_paper": ["checkpoint best, not test"],
+    "relationnet/omniglot_5w5s_paper": ["checkpoint best, not test"],
+    "relationnet/omniglot_20w1s_paper": ["checkpoint best, not test"],
+}
+
+CellKey = tuple[str, str, str]  # algo, dataset, "5w1s" or "5s"
+Printed = tuple[float, float | None]
+
+
+@cache
+def values_of(name: str) -> dict[str, Any]:
+    return plain(composed(f"experiment={name}"))
+
+
+def rows(name: str) -> list[dict[str, Any]]:
+    """The tests that are asked for, as `published.figure` wants them."""
+    values = values_of(name)
+    test = values["eval"]
+    headline = "mse" if values["dataset"]["name"] == "sinusoid" else "accuracy"
+    found = []
+    for how in (test, *({**test, **changes} for changes in test["variants"].values())):
+        algo = {**values["algo"], **test["algo"], **how["algo"]}
+        row = {key: how[key] for key in ("ways", "shots", "queries")}
+        found.append({**row, headline: {}, "algo": algo, "transductive": algo["norm"] == "batch"})
+    return found
+
+
+def dataset(name: str) -> str:
+    own = values_of(name)["dataset"]
+    return str(own.get("collection", own["name"]))
+
+
+def algo(name: str) -> str:
+    return str(composed(f"experiment={name}").hydra.runtime.choices.algo)
+
+
+def cells(name: str) -> set[CellKey]:
+    tested = (f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s" for row in rows(name))
+    return {(algo(name), trials(dataset(name), values_of(name)["dataset"]), cell) for cell in tested}
+
+
+def trials(dataset: str, settings: dict[str, Any]) -> str:
+    """Lake's published runs are no episodes: their cells are their own."""
+    return "runs" if settings.get("test_tasks") == "runs" else dataset
+
+
+@cache
+def printed() -> dict[CellKey, set[Printed]]:
+    """All that published.yaml has for a cell: in both modes, or after several numbers of inner steps."""
+    found: dict[CellKey, set[Printed]] = {}
+    for paper in _papers().values():
+        for table in paper["tables"]:
+            for method, figures in table["figures"].items():
+                for cell, entry in figures.items():
+                    each = [[mse] for mse in entry.values()] if isinstance(entry, dict) else [entry]
+                    place = trials(table["dataset"], table.get("data", {}))
+                    known = found.setdefault((method, place, cell), set())
+                    known |= {(value, plus_minus) for value, plus_minus in ((*one, None)[:2] for one in each)}
+    return found
+
+
+def named(line: str) -> set[Printed]:
+    """The figures in a line: "98.70 +- 0.40", "0.35"."""
+    pairs = re.findall(r"(\d+\.\d+)(?: \+- (\d+\.\d+))?", line)
+    return {(float(value), float(plus_minus) if plus_minus else None) for value, plus_minus in pairs}
+
+
+def test_every_published_cell_has_an_experiment_and_no_two_share_a_folder():
+    covered = set.union(*(cells(name) for name in SHORT))
+    assert printed().keys() - covered == WITHOUT.keys()
+    folders = [composed(f"experiment={name}").hydra.run.dir for name in SHORT]
+    assert len(set(folders)) == len(folders)
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_the_first_line_has_the_published_figures(name: str):
+    figures = [printed()[cell] for cell in cells(name) & printed().keys()]
+    if figures:
+        methods = {cell[:2] for cell in cells(name)}
+        others = (entry for cell, entry in printed().items() if cell[:2] in methods)
+        assert named(EXPERIMENTS[name]) <= set.union(*others)
+        by_instance = "at the 2nd" in EXPERIMENTS[name]  # of ten instances a line names two
+        assert by_instance or set.union(*figures) <= named(EXPERIMENTS[name])
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_name_says_what_is_tested(name: str):
+    if match := re.search(r"_(\d+)w(\d+)s", name):
+        assert {"ways": int(match[1]), "shots": int(match[2])}.items() <= rows(name)[0].items()
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_at_the_papers_length_nothing_else_differs(name: str):
+    short = name.removesuffix("_paper")
+    assert short in SHORT
+    before, after = (flat(values_of(one)) for one in (short, name))
+    differing = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
+    assert differing, "the same run as the short one, in the same folder"
+    assert differing <= LENGTH_LIKE
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_at_the_papers_length_the_protocol_is_the_papers(name: str):
+    values = values_of(name)
+    checkpoint = values["eval"]["checkpoint"]
+    row = rows(name)[0] | ({"ensemble": 5} if checkpoint == "ensemble" else {})
+    steps = {"steps": values["trainer"]["steps"]}
+    result = {"config": values, "training": steps, "checkpoint": {"name": checkpoint}}
+    theirs = figure(algo(name), row, dataset(name), result)
+    assert theirs is not None
+    assert deviations(theirs, row, result) == STILL_ANOTHER.get(name, [])
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in SHORT if f"experiment={name}" in SAME_CODE])
+def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Path, name: str):
+    """Networks are small here, tasks are not: they have to fit into the splits. The others test_configs.py runs."""
+    if dataset(name) in REAL and (data_folder is None or not Path(data_folder, REAL[dataset(name)]).is_dir()):
+        pytest.skip(f"{dataset(name)} is real data: set METARUN_DATA to the folder that has it")
+    experiment = Experiment.of(load_settings({**shrunk(values_of(name)), "data_dir": data_folder}))
+    for how in experiment.eval_rows().values():
+        experiment.tester(how, "test")
+    experiment.tester(experiment.eval_rows()["test"], "val")

@@ -1,0 +1,258 @@
+"""The command line, as documented: what each command prints, what it leaves in the run's folder, and what it keeps."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from metarun import __version__
+from metarun.cli.compose import compose
+from metarun.cli.hydra_app import CONFIGS
+from tests.conftest import TINY, Command
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture
+def train(metarun: Command) -> Train:
+    """A tiny run that must succeed; returns its folder."""
+
+    def run(folder: str, *overrides: str) -> Path:
+        answer = metarun(*TINY, f"hydra.run.dir={folder}", *overrides)
+        assert answer.code == 0, answer.err
+        return Path(folder).absolute()
+
+    return run
+
+
+def result(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the log, which also tells who asked when."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "train.log"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# What only prints
+
+
+def test_help_shows_choices_settings_and_commands(metarun: Command, place: Path):
+    answer = metarun("--help")
+    assert answer.code == 0
+    algos = sorted(file.stem for file in (CONFIGS / "algo").glob("*.yaml"))
+    for shown in (f"algo: {', '.join(algos)}", "tasks_per_step:", "metarun resume", "--multirun"):
+        assert shown in answer.out
+    for command in ("resume", "evaluate", "data", "list"):
+        answer = metarun(command, "--help")
+        assert answer.code == 0
+        assert answer.out.startswith(f"usage: metarun {command}")
+    assert list(place.iterdir()) == []
+
+
+def test_version(metarun: Command):
+    assert metarun("--version").out == f"metarun {__version__}\n"
+
+
+def test_list_has_a_described_line_for_every_file(metarun: Command):
+    out = metarun("list").out
+    for group in ("algo", "dataset", "backbone", "experiment"):
+        files = sorted((CONFIGS / group).rglob("*.yaml"))
+        lines = metarun("list", group).out.splitlines()
+        assert lines[0] == f"{group}="
+        assert len(lines) == 1 + len(files)
+        assert all(line in out for line in lines)
+        for line, file in zip(lines[1:], files):
+            name, description = line.split(maxsplit=1)
+            assert name == file.relative_to(CONFIGS / group).with_suffix("").as_posix()
+            assert len(description) > 10
+
+
+def test_cfg_prints_the_composed_settings_and_runs_nothing(metarun: Command, place: Path):
+    answer = metarun("--cfg", "job", "algo=fomaml", "seed=3")
+    config = OmegaConf.create(answer.out)
+    assert (config.algo.first_order, config.seed, config.eval.algo) == (True, 3, {})
+    assert list(place.iterdir()) == []
+
+
+def test_data(metarun: Command, place: Path):
+    tiny = [text for text in TINY if text.startswith("dataset.")]
+    answer = metarun("data", "glyphs", *tiny)
+    assert answer.code == 0
+    assert "train: 20 classes" in answer.out
+    assert "kept in" in answer.out
+    assert "drawn at first use" in metarun("data", "glyphs", "dataset.generator_seed=99", "--check").out
+    assert "nothing to fetch" in metarun("data", "sinusoid").out
+    assert "not found in" in metarun("data", "omniglot", f"data_dir={place}", "--check").out
+    assert list(place.iterdir()) == []
+
+
+# A run
+
+
+def test_a_run_leaves_what_is_promised(metarun: Command, place: Path):
+    answer = metarun(*TINY)
+    assert (answer.code, answer.err) == (0, "")
+    (folder,) = (place / "outputs/maml-glyphs-5w1s").iterdir()
+    assert folder.name.startswith("seed0-")
+    promised = {"config.yaml", "metrics.jsonl", "metrics.csv", "train.log", "curves.png", "result.json", "choices.json"}
+    promised |= {"checkpoints/last.pt", "checkpoints/best.pt", "scores/test.csv", "scores/test_inductive.csv"}
+    assert {path for path in promised if not (folder / path).is_file()} == set()
+
+    found = result(folder)
+    row, inductive = found["test"]["test"], found["test"]["test_inductive"]
+    assert 0 <= row["accuracy"]["mean"] <= 1
+    assert row["accuracy"]["ci95"] > 0
+    assert (row["tasks"], row["ways"], row["shots"], row["queries"]) == (20, 5, 1, 5)
+    assert (row["transductive"], row["algo"]["norm"]) == (True, "batch")
+    assert (inductive["transductive"], inductive["algo"]["norm"]) == (False, "per_query")
+    assert row["task_hash"] == inductive["task_hash"]
+    assert len(row["task_hash"]) == 64
+    assert {"metarun", "python", "torch"} <= found["versions"].keys()
+    assert "commit" in found
+    assert (found["dataset"]["name"], len(found["dataset"]["sha256"])) == ("glyphs", 64)
+    assert found["training"]["tasks_per_second"] > 0
+    assert found["training"]["peak_memory_mib"] > 0
+    assert found["config"]["trainer"]["steps"] == 4
+    assert found["choices"]["algo"] == "maml"
+
+
+def test_other_places_for_the_same_run(metarun: Command, place: Path):
+    """Where data lies and which logger draws is no part of what a run is: its folder stays the same."""
+    assert metarun(*TINY).code == 0
+    answer = metarun(*TINY, f"data_dir={place}")
+    assert answer.code == 0
+    assert "is finished already" in answer.out
+    assert len(list((place / "outputs").glob("*/*"))) == 1
+
+
+def test_pictures_of_ones_own_elsewhere_are_another_run(place: Path):
+    """Of a named set it does not matter where a copy is; where pictures are kept in a run never does."""
+
+    def folder(*overrides: str) -> str:
+        return str(compose(["algo=protonet", *overrides]).hydra.run.dir)
+
+    own, named = ("dataset=folder", "dataset.path=a"), ("dataset=cub", "dataset.path=a")
+    assert folder(*own) != folder("dataset=folder", "dataset.path=b")
+    assert folder(*own) == folder(*own, "dataset.placement=host")
+    assert folder(*named) == folder("dataset=cub", "dataset.path=b", "dataset.placement=host")
+
+
+def test_the_same_command_twice(metarun: Command, train: Train):
+    folder = train("run")
+    before = contents(folder)
+    answer = metarun(*TINY, "hydra.run.dir=run")
+    assert answer.code == 0
+    assert f"{folder} is finished already" in answer.out
+    assert f"accuracy {100 * result(folder)['test']['test']['accuracy']['mean']:.2f}" in answer.out
+    assert contents(folder) == before
+
+
+def test_resume_of_a_finished_run_and_of_one_that_lacks_its_test(metarun: Command, train: Train):
+    folder = train("run")
+    before = contents(folder)
+    answer = metarun("resume", "run")
+    assert answer.code == 0
+    assert "is finished already" in answer.out
+    assert contents(folder) == before
+
+    scores = result(folder)["test"]["test"]["accuracy"]
+    (folder / "result.json").unlink()
+    assert metarun("resume", "run").code == 0
+    assert result(folder)["test"]["test"]["accuracy"] == scores
+    assert contents(folder)["metrics.jsonl"] == before["metrics.jsonl"]
+
+
+def test_methods_are_tested_on_the_same_tasks(train: Train):
+    hashes = {
+        result(train(algo, f"algo={algo}", f"seed={seed}"))["test"]["test"]["task_hash"]
+        for seed, algo in enumerate(("maml", "protonet", "anil"))
+    }
+    assert len(hashes) == 1
+    other = train("other", "eval.seed=1")
+    assert result(other)["test"]["test"]["task_hash"] not in hashes
+
+
+def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path):
+    answer = metarun(*TINY, "hydra.run.dir=run", "optimizer=sgd", "optimizer.lr=1e38")
+    assert answer.code == 1
+    assert answer.err.startswith("metarun: training diverged: the loss is nan at step 2; ")
+    assert answer.err.count("\n") == 1
+    assert not (place / "run/result.json").exists()
+
+
+# Configuration files of the user's own
+
+
+@pytest.mark.parametrize("how", ["--config-dir=mine", "hydra.searchpath=[file://mine]"])
+def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str):
+    file = place / "mine/experiment/own.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text("# @package _global_\ndefaults:\n  - override /algo: anil\nalgo:\n  inner_steps: 2\nseed: 8\n")
+    answer = metarun(how, "experiment=own", *TINY, "hydra.run.dir=run")
+    assert answer.code == 0, answer.err
+    config = OmegaConf.load("run/config.yaml")
+    assert (config.algo.name, config.algo.inner_steps, config.seed) == ("anil", 2, 8)
+    assert result(Path("run"))["choices"]["experiment"] == "own"
+
+
+# A later test
+
+
+def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: Train):
+    folder = train("run", "algo=protonet")
+    answer = metarun("evaluate", "run", "ways=8", "shots=2", "tasks=12", "checkpoint=last")
+    assert answer.code == 0, answer.err
+    again = json.loads((folder / "tests/ways=8-shots=2-tasks=12-checkpoint=last/result.json").read_text())
+    row = again["test"]["test"]
+    assert (row["ways"], row["shots"], row["tasks"]) == (8, 2, 12)
+    assert (again["checkpoint"]["step"], again["checkpoint"]["name"]) == (4, str(folder / "checkpoints/last.pt"))
+    assert "8-way 2-shot" in answer.out
+
+
+def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train):
+    folder = train("run")
+    assert metarun("evaluate", "run", "queries=9", "algo.inner_steps=3").code == 0
+    (row, _) = json.loads((folder / "tests/queries=9-algo.inner_steps=3/result.json").read_text())["test"].values()
+    assert (row["queries"], row["algo"]["inner_steps"]) == (9, 3)
+    assert len(row["accuracy_by_step"]["mean"]) == 4
+
+
+def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them(metarun: Command, train: Train):
+    """A checkpoint of a method that was tested with batch statistics has none: they are collected then."""
+    folder, asked = train("run"), train("asked", "eval.algo.norm=running")
+    assert metarun("evaluate", "run", "algo.norm=running", "checkpoint=last").code == 0
+    assert metarun("evaluate", "asked", "checkpoint=last").code == 0
+    later = json.loads((folder / "tests/algo.norm=running-checkpoint=last/result.json").read_text())["test"]
+    first = json.loads((asked / "tests/checkpoint=last/result.json").read_text())["test"]
+    assert later.keys() == {"test"}
+    assert later["test"]["accuracy"] == first["test"]["accuracy"]
+    assert later["test"]["accuracy"] != result(folder)["test"]["test"]["accuracy"]
+
+
+def test_the_same_test_again_gives_the_same_scores(metarun: Command, train: Train):
+    folder = train("run")
+    before = contents(folder)
+    for _ in range(2):
+        assert metarun("evaluate", "run").code == 0
+        for name, row in result(folder)["test"].items():
+            again = result(folder / "tests/again")["test"][name]
+            assert {**again, "seconds": 0} == {**row, "seconds": 0}
+            scores = f"scores/{name}.csv"
+            assert (folder / "tests/again" / scores).read_bytes() == before[scores]
+    after = contents(folder)
+    assert {name: after[name] for name in before} == before
+
+
+def test_the_whole_way_in_a_process_of_its_own(metarun_process: Command, place: Path):
+    answer = metarun_process(*TINY, "hydra.run.dir=run")
+    assert (answer.code, answer.err) == (0, "")
+    assert "accuracy" in answer.out
+    answer = metarun_process("evaluate", "run")
+    assert (answer.code, answer.err) == (0, "")
+    assert sys.executable not in answer.out

@@ -1,0 +1,79 @@
+"""Recurrent layers: against PyTorch's own, alone and over a sequence, also under vmap."""
+
+import torch
+from torch import nn
+from torch.func import functional_call, vmap
+
+from metarun.core.batch import unstack
+from metarun.core.recurrent import BiLSTM, LSTMCell, read
+from metarun.core.sequences import read as sequence_read
+from metarun.core.sequences import sequence
+from tests.support.tiny import WAYS, algo_and_theta, episodes
+
+
+def test_a_step_and_its_gradient_equal_pytorchs_cell():
+    theirs = nn.LSTMCell(3, 4).double()
+    ours = LSTMCell(3, 4).double()
+    ours.load_state_dict(theirs.state_dict())  # the same names and shapes
+    x, h, c = (torch.randn(5, size, dtype=torch.float64) for size in (3, 4, 4))
+    results = []
+    for cell in (ours, theirs):
+        said, remembered = cell(x, (h, c))
+        gradient = torch.autograd.grad((said * remembered).sum(), list(cell.parameters()))
+        results.append((said, remembered, gradient))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_initial_weights_are_spread_as_pytorchs():
+    ours, theirs = LSTMCell(50, 64), nn.LSTMCell(50, 64)
+    for name, p in ours.named_parameters():
+        assert p.abs().max() <= 64**-0.5
+        torch.testing.assert_close(p.std(), theirs.get_parameter(name).std(), rtol=0.15, atol=0)
+
+
+def test_a_sequence_read_from_both_ends_equals_pytorchs_bidirectional_lstm():
+    theirs = nn.LSTM(3, 4, bidirectional=True).double()
+    weights = theirs.state_dict()
+    ours = BiLSTM(3, 4).double()
+    for cell, suffix in (("onward", "_l0"), ("back", "_l0_reverse")):
+        of_cell = {name.removesuffix(suffix): p for name, p in weights.items() if name.endswith(suffix)}
+        ours.get_submodule(cell).load_state_dict(of_cell)
+    x = torch.randn(6, 2, 3, dtype=torch.float64)  # [steps, batch, inputs]
+    torch.testing.assert_close(torch.cat(ours(x), dim=-1), theirs(x)[0], rtol=1e-12, atol=1e-14)
+
+
+def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task():
+    cell = LSTMCell(3, 4).double()
+    weights = {n: torch.randn(5, *p.shape, dtype=torch.float64) for n, p in cell.named_parameters()}
+    x = torch.randn(5, 6, 3, dtype=torch.float64)  # [T, steps, inputs]
+
+    class Reader(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = cell
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return read(self.cell, x)
+
+    def said(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        return functional_call(Reader(), {f"cell.{n}": p for n, p in weights.items()}, (x,))
+
+    together = vmap(said)(weights, x)
+    alone = torch.stack([said({n: p[t] for n, p in weights.items()}, x[t]) for t in range(5)])
+    torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
+
+
+def test_the_lstm_that_reads_a_task_is_pytorchs_lstm_and_a_linear_layer():
+    """Over the inputs with the labels before them as one-hot vectors."""
+    algo, theta = algo_and_theta("lstm", "ngram")
+    task = unstack(episodes(1, backbone="ngram"))[0]
+    steps = sequence(*task)
+    z = algo.embed(theta, steps.x)
+    told = torch.nn.functional.one_hot(steps.y, WAYS).roll(1, 0).double()
+    told[0] = 0
+    theirs = nn.LSTM(z.shape[1] + WAYS, algo.hidden).double()
+    weights = {f"{name}_l0": p.detach() for name, p in theta["controller"].items()}
+    theirs.load_state_dict(weights)
+    said, _ = theirs(torch.cat([z, told], 1)[:, None])
+    expected = said[:, 0] @ theta["readout"]["weight"].T + theta["readout"]["bias"]
+    torch.testing.assert_close(sequence_read(algo, theta, steps)[0], expected, rtol=1e-12, atol=1e-14)

@@ -1,0 +1,153 @@
+"""The scripts: the benchmark compares equals, the page of results and the table of methods tell what there is."""
+
+import argparse
+import math
+import mmap
+import sys
+from dataclasses import replace
+from typing import Any
+
+import benchmark
+import contenders
+import growth
+import methods
+import peers
+import pytest
+import sampling
+import timed
+import torch
+import workload
+from contenders import disagreement, implementations
+from workload import WORK, maml
+
+from metarun.config.registry import known
+from metarun.core.types import TaskShape
+from metarun.reports.collect import cells, found
+from tests.reports.test_text import omniglot_result, write_run
+
+SMALL = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
+
+
+@pytest.mark.parametrize("item", ["W1q1", "W2so", "W2fo", "W3omni", "W4"])
+def test_every_implementation_has_the_plain_loops_meta_gradient(item):
+    small = {"backbone": {**WORK[item].backbone, "filters": 4}, "image": (1, 28, 28), "ways": 5, "tasks": 2}
+    work = replace(WORK[item], **small)
+    for name in implementations(work, "cpu"):
+        # torchopt has no first order, and PyTorch no second derivative in the shift of a norm without scale
+        if "compiled" not in name and (name, item) not in [("torchopt", "W2fo"), ("torchopt", "W1q1")]:
+            assert disagreement(name, work, "cpu") < benchmark.TOLERANCE, name
+
+
+@pytest.mark.parametrize(
+    ("item", "loop", "other"),
+    [("W1q1", "plain_maml", maml(0.3, 1)), ("W4", "plain_reptile", {**WORK["W4"].algo, "inner_lr": 1.01e-3})],
+)
+def test_a_wrong_meta_gradient_is_noticed(monkeypatch, item, loop, other):
+    plain = getattr(peers, loop)
+    monkeypatch.setattr(peers, loop, lambda net, work: plain(net, replace(work, algo=other)))
+    assert disagreement("metarun", replace(WORK[item], **SMALL), "cpu") > 1e-3
+
+
+def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch):
+    starts = []
+    monkeypatch.setattr(contenders, "algo_of", lambda *how: starts.append(workload.algo_of(*how)) or starts[-1])
+    with contenders.Metarun().ready(replace(WORK["W4"], **SMALL), torch.float64, "cpu") as (step, _):
+        step()
+        step()
+    _, theta = starts[0]
+    assert theta["clock"]["steps"].item() == pytest.approx(2 * WORK["W4"].algo["inner_steps"])
+    assert all(moment.any() for moment in theta["moments"].values())
+
+
+def test_processes_take_turns_and_workers_share():
+    args = argparse.Namespace(device="cpu", threads=2, allocator="shipped", rounds=2)
+    names = [benchmark.PLAIN, "metarun, 2 workers"]
+    times, memory, remarks = benchmark.measure("W4", names, args, SMALL)
+    assert {name: len(row) for name, row in times.items()} == dict.fromkeys(names, 2)
+    assert memory.keys() == set(names)
+    assert len(remarks) == 1
+    rows = benchmark.table(times, memory, 2, None, 1.0)
+    assert [row.split("|")[1].strip() for row in rows[2:]] == names
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
+def test_peak_memory_is_what_a_step_adds():
+    timed.forget_peak("cpu")
+    before = timed.peak_mib("cpu")
+    with mmap.mmap(-1, 64 * 2**20) as memory:
+        memory[:: mmap.PAGESIZE] = b"x" * (len(memory) // mmap.PAGESIZE)
+    assert timed.peak_mib("cpu") - before == pytest.approx(64, abs=4)
+    timed.forget_peak("cpu")
+    assert timed.peak_mib("cpu") - before == pytest.approx(0, abs=4)
+
+
+def test_those_that_disagree_are_left_out(monkeypatch):
+    found = {"metarun": 1e-3, "metarun, loop": math.nan}
+    monkeypatch.setattr(benchmark, "disagreement", lambda name, work, device: found[name])
+    times, _, remarks = benchmark.measure("W4", list(found), argparse.Namespace(device="cpu", rounds=1))
+    assert not times
+    assert [remark.split(": left out")[0] for remark in remarks[1:]] == list(found)
+
+
+def test_ratios_pair_the_rounds():
+    """Per round the ratios are 2, 4 and 2; the ratio of the medians would be 3. 1 GFLOP in 10 ms is half of 200."""
+    times = {"metarun": [10.0, 10.0, 20.0], "plain loop": [20.0, 40.0, 40.0]}
+    lines = benchmark.table(times, {"metarun": 5.0, "plain loop": 6.0}, tasks=32, gflop=1.0, peak=200.0)
+    assert lines[2] == "| metarun | 10.0 | 2.00 | 3200 | 5 | 50 % |"
+    assert lines[3] == "| plain loop | 40.0 | 1.00 | 800 | 6 | 12 % |"
+
+
+def test_growth_times_every_size_and_leaves_out_who_cannot(monkeypatch, tmp_path, capsys):
+    def measured(item: str, names: list[str], args: argparse.Namespace, changes: dict[str, Any]) -> Any:
+        return {name: [1.0, changes["tasks"], 1000.0] for name in names}, {}, []
+
+    monkeypatch.setattr(growth, "measure", measured)
+    growth.main(argparse.Namespace(folder=tmp_path, device="cpu", rounds=3, allocator="shipped"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2:4] == ["| tasks per step | 1 | 1.0 | 1.0 |  |", "| tasks per step | 4 | 4.0 | 4.0 | 4.0 |"]
+    assert sum(line.startswith("| ") for line in lines) == 1 + sum(len(sizes) for sizes, _ in growth.GROWTH.values())
+    assert (tmp_path / "growth.png").stat().st_size > 0
+
+
+def test_samplers_draw_the_same_kind_of_tasks():
+    """The image of example e of class c is c at every pixel but the first, which is e."""
+    images = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 20, 1, 2, 2)
+    images[..., 0, 0] = torch.arange(20)[:, None]
+    for name, draw in sampling.samplers(images, TaskShape(ways=5, shots=2, queries=3)).items():
+        support, query = draw()
+        assert support.shape == (sampling.TASKS, 10, 1, 2, 2), name
+        assert query.shape == (sampling.TASKS, 15, 1, 2, 2), name
+        drawn = torch.cat([support.unflatten(1, (5, 2)), query.unflatten(1, (5, 3))], 2).mul(255).round()
+        examples, classes = drawn[..., 0, 0, 0], drawn[..., 0, 1, 1]
+        assert (classes == classes[:, :, :1]).all(), name
+        for rows in (classes[:, :, 0], examples.flatten(0, 1)):
+            assert all(len(row.unique()) == len(row) for row in rows), name
+
+
+def test_readmes_table_of_methods_is_what_the_script_writes():
+    readme = methods.README.read_text(encoding="utf-8")
+    assert readme == methods.rewritten(readme, list(cells(found([methods.RESULTS])))), "run: python scripts/methods.py"
+    assert {name for name in known("algo") if f"\n| `{name}` | " not in readme} == set()
+
+
+def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path):
+    run, another_seed, anils = omniglot_result(), omniglot_result(), omniglot_result()
+    another_seed["config"]["seed"] = 2
+    anils["choices"]["algo"], anils["config"]["algo"] = "anil", {"name": "anil"}
+    for name, result in {"a": anils, "b": run, "c": another_seed}.items():
+        write_run(tmp_path / name, result, "[]")
+    comment = "MAML: an initialisation (Finn et al. 2017)"
+    paper = "[Finn et al. 2017](https://arxiv.org/abs/1703.03400)"
+    figure = "omniglot, 5-way 1-shot, 1 query per class: 98.12 ± 0.25 % (published 98.7 ± 0.4)"
+    line = methods.row("maml", comment, list(cells(found([tmp_path]))))
+    assert line[0:3:2] == ("`maml`", "an initialisation")
+    assert line[4:] == ("batch: transductive", paper, figure)
+    assert methods.row("maml", comment, [])[-1] == "glyphs only"
+
+
+def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml():
+    cells = methods.row("fomaml", "FOMAML: MAML, but quick (Finn et al. 2017, section 5.2)", [])
+    assert cells[:3] == ("`fomaml`", "gradient", "MAML, but quick")
+    assert cells[5].startswith("[Finn et al. 2017, section 5.2](https")
+    with pytest.raises(SystemExit, match=r"configs/algo/fomaml.yaml begin with the comment"):
+        methods.row("fomaml", "FOMAML, without a source", [])

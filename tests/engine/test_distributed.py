@@ -1,0 +1,123 @@
+"""Several processes train one model: the same numbers to rounding, whoever started them."""
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from metarun.config.errors import ConfigError
+from metarun.engine.distributed import ALONE, Ranks, joined, worker_count
+from metarun.engine.gradient import meta_gradient
+from tests.conftest import TINY
+from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
+
+CASES = [(name, backbone, execution) for name, backbone in ONE_BACKBONE for execution in ("vmap", "loop")]
+TASKS = 5  # which two ranks cannot share evenly
+
+
+def gradients(ranks: Ranks) -> list:
+    torch.set_num_threads(1)
+    found = []
+    for name, backbone, execution in CASES:
+        algo, theta = algo_and_theta(name, backbone)
+        loss, metrics, gradient = meta_gradient(algo, theta, episodes(TASKS), execution=execution, ranks=ranks)
+        found.append([loss, metrics, leaves(gradient)])
+    return found
+
+
+def second(port: int) -> None:
+    with joined(1, 2, dist.TCPStore("127.0.0.1", port, 2, is_master=False)) as ranks:
+        gradients(ranks)
+        ranks.gathered(3)
+        ranks.agreed(None)
+        ranks.any(True)
+
+
+def test_two_ranks_have_the_meta_gradient_of_one():
+    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
+    process = multiprocessing.get_context("spawn").Process(target=second, args=(store.port,), daemon=True)
+    process.start()
+    with joined(0, 2, store) as ranks:
+        shared = gradients(ranks)
+        assert ranks.gathered(2) == [2, 3]
+        assert ranks.agreed("mine") == "mine"
+        assert ranks.any(False)
+    process.join(30)
+    for case, ours, alone in zip(CASES, shared, gradients(ALONE), strict=True):
+        torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13, msg=lambda text, case=case: f"{case}: {text}")
+
+
+def test_shares_cover_everything_once():
+    for total in range(9):
+        for count in range(1, 5):
+            shares = [range(*Ranks(rank, count).share(total)) for rank in range(count)]
+            assert [i for share in shares for i in share] == list(range(total))
+
+
+def test_auto_gives_each_worker_two_tasks_and_a_thread(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    cpu = torch.device("cpu")
+    assert [worker_count("auto", tasks, cpu) for tasks in (1, 2, 3, 4, 8, 64)] == [1, 1, 1, 2, 4, 4]
+    assert worker_count("auto", 64, torch.device("cuda")) == 1
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert worker_count("auto", 64, cpu) == 1
+    with pytest.raises(ConfigError, match="started processes already"):
+        worker_count(2, 64, cpu)
+
+
+def results(folder: Path) -> tuple[list[dict], dict]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return lines, json.loads((folder / "result.json").read_text())
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    (ours, our_result), (theirs, their_result) = results(one), results(other)
+    assert [line.keys() for line in ours] == [line.keys() for line in theirs]
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-4) if "loss" in a else a["step"] == b["step"]
+    assert our_result["test"]["test"]["task_hash"] == their_result["test"]["test"]["task_hash"]
+
+
+def test_workers_and_torchrun_train_as_one_process_does(metarun_process, place):
+    tiny = [*TINY, "trainer.tasks_per_step=4", "eval.tasks=120", "algo=protonet"]
+    for workers in (1, 2):
+        done = metarun_process(*tiny, f"trainer.workers={workers}", f"hydra.run.dir=workers{workers}")
+        assert done.code == 0, done.err
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "metarun"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([*launch, *tiny, "hydra.run.dir=torchrun"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy") == metarun_lines(done.stdout)
+    for folder in ("workers2", "torchrun"):
+        assert results(place / folder)[1]["training"]["workers"] == 2
+        assert_alike(place / folder, place / "workers1")
+
+
+def metarun_lines(output: str) -> int:
+    """Lines of two validations and a test: one process alone has spoken."""
+    return len(set(re.findall(r"^(?:step \d+: val|test\w*) .*accuracy", output, flags=re.MULTILINE)))
+
+
+def test_a_lost_worker_ends_the_run_with_one_line_and_the_run_goes_on_later(place):
+    arguments = [*TINY, "trainer.steps=100000", "trainer.tasks_per_step=4", "trainer.workers=2", "hydra.run.dir=run"]
+    code = "from metarun.cli import main; main()"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+    while not (place / "run" / "checkpoints" / "last.pt").exists():
+        assert run.poll() is None, run.communicate()
+    children = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "spawn_main"], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+    _, errors = run.communicate(timeout=60)
+    assert run.returncode == 1
+    reason = "another of this run's processes ended before its time; the same command goes on from the last checkpoint"
+    assert f"metarun: {place / 'run'}: {reason}\n" in errors
+    assert "Traceback" not in errors

@@ -1,0 +1,74 @@
+"""Fixed tasks, means and intervals."""
+
+import pytest
+import torch
+
+from metarun.core.types import TaskShape
+from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.sampling.table import Table
+from metarun.engine.distributed import Ranks
+from metarun.engine.evaluate import Scores, evaluate, fixed_tasks
+from tests.support.tiny import algo_and_theta
+
+
+@pytest.fixture(scope="module")
+def source() -> EpisodeSampler:
+    images = torch.randint(0, 256, (12, 6, 1, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
+    return EpisodeSampler(Table.even(images), TaskShape(ways=3, shots=2, queries=2))
+
+
+def scores(source: EpisodeSampler, tasks: int = 70, chunk: int = 10, execution: str = "vmap", seed: int = 0) -> Scores:
+    algo, theta = algo_and_theta("maml", "conv4_strided")
+    algo.backbone.float()
+    theta = {c: {n: p.detach().float() for n, p in params.items()} for c, params in theta.items()}
+    return evaluate(
+        algo,
+        theta,
+        source,
+        tasks=tasks,
+        seed=seed,
+        split="test",
+        tasks_per_chunk=chunk,
+        execution=execution,
+    )
+
+
+def test_scores_depend_on_neither_chunk_size_nor_execution(source):
+    whole = scores(source, chunk=100)
+    for other in (scores(source, chunk=1), scores(source, chunk=7), scores(source, execution="loop")):
+        assert other.task_hash == whole.task_hash
+        assert torch.equal(other.per_task["accuracy"], whole.per_task["accuracy"])
+        torch.testing.assert_close(other.per_task["accuracy_by_step"], whole.per_task["accuracy_by_step"])
+
+
+def test_more_tasks_are_the_same_tasks_and_then_some(source):
+    few, many = scores(source, tasks=30), scores(source, tasks=70)
+    assert torch.equal(few.per_task["accuracy"], many.per_task["accuracy"][:30])
+    assert few.task_hash != many.task_hash
+
+
+def test_another_seed_gives_other_tasks(source):
+    assert scores(source, seed=1).task_hash != scores(source).task_hash
+
+
+def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(source):
+    found = scores(source)
+    assert found.per_task["accuracy_by_step"].shape == (70, 3)
+    assert torch.equal(found.per_task["accuracy_by_step"][:, -1], found.per_task["accuracy"])
+
+
+def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source):
+    few = FixedEpisodes(source.sample(7, torch.Generator()), source.shape)
+    assert few.spec == source.spec
+    found = scores(few, tasks=2000)
+    assert found.tasks == 7
+    assert scores(few, tasks=3).tasks == 3
+    assert torch.equal(scores(few, tasks=3).per_task["accuracy"], found.per_task["accuracy"][:3])
+    blocks = [block for rank in range(2) for block in fixed_tasks(few, 2000, 0, "test", Ranks(rank, 2))]
+    assert [len(block.query.y) for block in blocks] == [7]
+
+
+def test_interval_by_hand():
+    """Scores 0, 1, 1, 0: mean 1/2, standard deviation 1/sqrt(3), interval 1.96 / sqrt(3) / 2."""
+    summary = Scores({"accuracy": torch.tensor([0.0, 1.0, 1.0, 0.0])}, "").summary()
+    assert summary["accuracy"] == {"mean": 0.5, "ci95": pytest.approx(1.96 / 3**0.5 / 2)}

@@ -1,0 +1,60 @@
+"""The files that a run writes while it goes, and what is drawn from them."""
+
+import csv
+import json
+from pathlib import Path
+
+import torch
+
+from metarun.engine.evaluate import Scores
+from metarun.runs.artifacts import draw_curves, draw_vectors, result_lines, write_scores
+from metarun.runs.log import RunLog
+from metarun.runs.loggers import NoLogger
+
+
+def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path: Path):
+    log = RunLog(tmp_path, NoLogger())
+    for step in (10, 20, 30):
+        log.metrics(step, "train", {"loss": 1 / step})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 40, "split": "tr')  # killed while it wrote
+    RunLog(tmp_path, NoLogger(), step=20).metrics(30, "val", {"accuracy": 0.5})
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["split"]) for row in rows] == [(10, "train"), (20, "train"), (30, "val")]
+
+
+def test_the_table_has_a_column_for_every_metric(tmp_path: Path):
+    log = RunLog(tmp_path, NoLogger())
+    log.metrics(1, "train", {"loss": 0.5, "lr": 0.1})
+    log.metrics(2, "val", {"accuracy": 0.25})
+    log.close()
+    rows = list(csv.DictReader((tmp_path / "metrics.csv").read_text().splitlines()))
+    assert rows == [
+        {"step": "1", "split": "train", "loss": "0.5", "lr": "0.1", "accuracy": ""},
+        {"step": "2", "split": "val", "loss": "", "lr": "", "accuracy": "0.25"},
+    ]
+    draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: Path):
+    scores = Scores({"mse": torch.tensor([0.5, 2.0]), "by_step": torch.tensor([[1.0, 0.5], [3.0, 2.0]])}, "")
+    write_scores(tmp_path / "scores" / "test.csv", scores)
+    assert (tmp_path / "scores" / "test.csv").read_text().split() == [
+        "task,mse,by_step_0,by_step_1",
+        "0,0.5,1.0,0.5",
+        "1,2.0,3.0,2.0",
+    ]
+
+
+def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_are(tmp_path: Path):
+    vector = {"mean": [0.25, 0.75], "ci95": [0.01, 0.02]}
+    about = {"ways": 5, "shots": 1, "queries": 1, "tasks": 9, "transductive": False}
+    rows = {
+        "test": about | {"accuracy": {"mean": 0.75, "ci95": 0.02}, "accuracy_by_instance": vector},
+        "other": about | {"accuracy": {"mean": 0.75, "ci95": 0.02}, "accuracy_by_step": vector},
+    }
+    draw_vectors(tmp_path, rows)
+    assert {file.name for file in tmp_path.iterdir()} == {"accuracy_by_instance.png", "accuracy_by_step.png"}
+    lines = result_lines({"test": rows})
+    assert [line.split("class: ")[1] for line in lines if "class: " in line] == ["25.0 75.0 %"]

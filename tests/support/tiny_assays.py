@@ -1,0 +1,54 @@
+"""Small assays in FS-Mol's form, of molecules that are each in one assay only."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from metarun.cli.hydra_app import CONFIGS
+from metarun.config.registry import build
+from metarun.datasets.fs_mol import FSMol
+
+ASSAYS = {  # folder, name -> active and inactive molecules
+    ("train", "CHEMBL1"): (3, 9),
+    ("train", "CHEMBL2"): (11, 1),
+    ("train", "CHEMBL3"): (10, 10),
+    ("valid", "CHEMBL4"): (15, 15),
+    ("test", "CHEMBL5"): (4, 8),
+}
+
+
+def molecule(assay: str, number: int) -> str:
+    """No other has the same n-grams."""
+    hundreds, tens, ones = f"{number:03}"
+    return f"C{assay[-1]}({hundreds})[{tens}]={ones}"
+
+
+def files(times: int = 1) -> dict[str, bytes]:
+    """The active ones first; each assay so many times as large."""
+    found = {}
+    for (folder, name), sizes in ASSAYS.items():
+        active, inactive = (times * size for size in sizes)
+        rows = [
+            {"SMILES": molecule(name, number), "Property": str(float(number < active)), "Assay_ID": name}
+            for number in range(active + inactive)
+        ]
+        found[f"{folder}/{name}.jsonl"] = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return found
+
+
+def write_assays(root: Path, times: int = 1) -> Path:
+    for name, content in files(times).items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+def dataset(path: Path | None, **changes: Any) -> FSMol:
+    """The shipped configs/dataset/fs_mol.yaml, with n-grams of 2 and 3 characters."""
+    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "dataset/fs_mol.yaml")["dataset"])
+    values |= {"characters": [2, 3], "path": path and str(path), **changes}
+    data_dir = values.pop("data_dir", Path("nowhere"))
+    return build("dataset", values, data_dir=data_dir, device=torch.device("cpu"))
