@@ -115,7 +115,7 @@ def metarun_process(place: Path) -> Command:
     """The same in a process of its own; `after` is a Python statement that runs at its end."""
 
     def run(*arguments: str, after: str = "pass") -> Outcome:
-        code = f"import sys\nfrom metarun.cli import main\ntry: main()\nfinally: {after}"
+        code = f"import sys\nfrom metarun.cli.main import main\ntry: main()\nfinally: {after}"
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments],
             env={**os.environ, "OMP_NUM_THREADS": "1"},

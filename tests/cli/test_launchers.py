@@ -24,7 +24,7 @@ LAUNCHED = {
 
 
 def swept(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    program = "import sys; sys.argv[0] = 'metarun'; from metarun.cli import main; main()"
+    program = "import sys; sys.argv[0] = 'metarun'; from metarun.cli.main import main; main()"
     command = [sys.executable, "-c", program, "--multirun", *arguments, *TINY]
     return subprocess.run(
         command, cwd=place, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True

@@ -76,7 +76,7 @@ def test_killed_twice_it_ends_with_the_same_table(metarun: Command, place: Path,
     assert len(expected) == 2
     again = place / "again"
     again.mkdir()
-    program = "import sys; sys.argv[0] = 'metarun'; from metarun.cli import main; main()"
+    program = "import sys; sys.argv[0] = 'metarun'; from metarun.cli.main import main; main()"
     for kill in range(2):
         started = subprocess.Popen(
             [sys.executable, "-c", program, "reproduce", *TABLE],

@@ -76,7 +76,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
 
 
 def start(place: Path, *overrides: str) -> subprocess.Popen:
-    program = "import sys; sys.argv[0] = 'metarun'; from metarun.cli import main; main()"
+    program = "import sys; sys.argv[0] = 'metarun'; from metarun.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", program, *SWEEP, *overrides],
         cwd=place,

@@ -109,7 +109,7 @@ def metarun_lines(output: str) -> int:
 
 def test_a_lost_worker_ends_the_run_with_one_line_and_the_run_goes_on_later(place):
     arguments = [*TINY, "trainer.steps=100000", "trainer.tasks_per_step=4", "trainer.workers=2", "hydra.run.dir=run"]
-    code = "from metarun.cli import main; main()"
+    code = "from metarun.cli.main import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     run = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
     while not (place / "run" / "checkpoints" / "last.pt").exists():

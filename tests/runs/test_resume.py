@@ -38,7 +38,7 @@ METHODS = {
 
 def start(folder: Path, *overrides: str, command: tuple[str, ...] = ()) -> subprocess.Popen:
     arguments = command or (*TINY, *overrides, f"hydra.run.dir={folder}")
-    code = "from metarun.cli import main; main()"
+    code = "from metarun.cli.main import main; main()"
     return subprocess.Popen(
         [sys.executable, "-c", code, *arguments],
         cwd=folder.parent,

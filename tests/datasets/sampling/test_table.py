@@ -98,10 +98,10 @@ def test_pictures_that_do_not_fit_are_refused_and_auto_finds_room(monkeypatch):
 PROGRAM = """
 import resource, sys, torch
 from pathlib import Path
-from metarun.datasets.episodes import EpisodeSampler
-from metarun.datasets.packing import mapped
-from metarun.datasets.table import Table, placed
-from metarun.types import Episode, TaskShape
+from metarun.datasets.sampling.episodes import EpisodeSampler
+from metarun.datasets.storage.packing import mapped
+from metarun.datasets.sampling.table import Table, placed
+from metarun.core.types import Episode, TaskShape
 torch.set_num_threads(1)
 cpu, rows = torch.device("cpu"), torch.arange(2560)
 pictures = mapped(Path(sys.argv[1]), (2560, 1, 512, 512))

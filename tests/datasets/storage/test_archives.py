@@ -161,9 +161,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(pictures, picture_cache):
     for i in range(40):
         write(pictures / "a" / f"{i}.png", encoded((i, i, i)))
     program = (
-        "import resource, sys; from pathlib import Path; from tests.tiny_pictures import images\n"
+        "import resource, sys; from pathlib import Path; from tests.support.tiny_pictures import images\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
-        "from metarun.errors import ConfigError\n"
+        "from metarun.config.errors import ConfigError\n"
         "try: images('folder', Path(sys.argv[1])).prepare()\n"
         "except ConfigError as error: print(error)"
     )
