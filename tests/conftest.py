@@ -96,7 +96,7 @@ def undone() -> Iterator[None]:
 
 
 @pytest.fixture
-def metarun(place: Path, undone: None, monkeypatch: pytest.MonkeyPatch, capfd) -> Command:
+def metarun(place: Path, undone: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """`metarun("seed=3")` in this process: exit code, standard output and error."""
 
     def run(*arguments: str) -> Outcome:

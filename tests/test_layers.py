@@ -52,7 +52,7 @@ IMPORTS = {module: imports(path, MODULES) for module, path in MODULES.items()}
 
 
 @pytest.mark.parametrize("module", sorted(MODULES.keys() - set(FACES)))
-def test_a_file_knows_only_its_own_layer_and_those_below(module: str):
+def test_a_file_knows_only_its_own_layer_and_those_below(module: str) -> None:
     floor = FLOOR[room(module)]
     for other in IMPORTS[module] - {"metarun"}:
         assert other not in FACES, f"{module} imports {other}"
@@ -60,7 +60,7 @@ def test_a_file_knows_only_its_own_layer_and_those_below(module: str):
         assert below or room(other) == room(module), f"{module} imports {other}, which is not below it"
 
 
-def test_no_file_imports_itself_through_others():
+def test_no_file_imports_itself_through_others() -> None:
     TopologicalSorter(IMPORTS).prepare()  # raises CycleError, with the circle
 
 
@@ -74,7 +74,7 @@ def test_no_file_imports_itself_through_others():
         "run('--cfg', 'job')",
     ],
 )
-def test_what_only_tells_never_imports_torch(place: Path, code: str):
+def test_what_only_tells_never_imports_torch(place: Path, code: str) -> None:
     program = (
         "import sys\n"
         "def run(*arguments):\n"

@@ -10,7 +10,7 @@ from tests.reference.alfa import SETTINGS
 from tests.support.tiny import algo_and_theta, episodes, leaves
 
 
-def test_one_step_by_hand():
+def test_one_step_by_hand() -> None:
     """f(x) = w x + b = 1 at x = 1, y = 0: the squared error's slope is 2 in both, and L = 2 layers have the state
     (w, b, 2, 2) = (3, -2, 2, 2). A generator of first row sums and second row signs gives alpha and beta."""
     spec = TaskSpec("regression", (1,), 1)
@@ -31,7 +31,7 @@ def test_one_step_by_hand():
     torch.testing.assert_close(phi["head"]["bias"].item(), (1 + 2 * 0.02) * -2 - 0.5 * 0.2 * 2)
 
 
-def test_with_all_numbers_one_it_is_maml_with_weight_decay():
+def test_with_all_numbers_one_it_is_maml_with_weight_decay() -> None:
     algo, theta = algo_and_theta("alfa", "mlp", inner_steps=1)
     maml, _ = algo_and_theta("maml", "mlp", inner_lr=0.3, inner_steps=1)
     theta["generator"] = {name: torch.zeros_like(p) for name, p in theta["generator"].items()}
@@ -45,7 +45,7 @@ def test_with_all_numbers_one_it_is_maml_with_weight_decay():
         torch.testing.assert_close(leaves(algo.adapt(theta, task.support)), expected)
 
 
-def test_steps_beyond_the_trained_ones_have_the_factors_of_the_last():
+def test_steps_beyond_the_trained_ones_have_the_factors_of_the_last() -> None:
     _, theta = algo_and_theta("alfa", "mlp", inner_steps=2)
     longer, _ = algo_and_theta("alfa", "mlp", inner_steps=4)
     padded = {c: {n: p[[0, 1, 1, 1]] for n, p in theta[c].items()} for c in ("lr", "decay")}

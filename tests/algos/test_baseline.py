@@ -40,7 +40,7 @@ def by_hand(theta, task, scale, steps):
 
 @pytest.mark.parametrize("steps", [0, 1, 20])
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_fitted_layer_is_that_of_torchs_sgd(scale, steps):
+def test_the_fitted_layer_is_that_of_torchs_sgd(scale, steps) -> None:
     algo, theta = algo_and_theta("baseline", "conv4", cosine_scale=scale, head_steps=steps)
     for task in unstack(episodes(2)):
         expected = by_hand(theta, task, scale, steps)
@@ -50,7 +50,7 @@ def test_the_fitted_layer_is_that_of_torchs_sgd(scale, steps):
         torch.testing.assert_close(algo.predict(theta, phi, task.query.x), answer, rtol=1e-9, atol=1e-12)
 
 
-def test_the_cosine_layer_by_hand():
+def test_the_cosine_layer_by_hand() -> None:
     """z = (3, 4); w = (1, 0), (0, -2), (6, 8): cosines 3/5, -4/5, 1, whatever the lengths."""
     algo, _ = algo_and_theta("baseline", "mlp", cosine_scale=2.0)
     z, w = torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0], [0.0, -2.0], [6.0, 8.0]])
@@ -58,7 +58,7 @@ def test_the_cosine_layer_by_hand():
     torch.testing.assert_close(algo.logits({"weight": 7 * w}, 5 * z), torch.tensor([[1.2, -1.6, 2.0]]))
 
 
-def test_gradient_of_the_cosine_classifier_equals_plain_autograd():
+def test_gradient_of_the_cosine_classifier_equals_plain_autograd() -> None:
     algo, theta = algo_and_theta("baseline", "resnet12", cosine_scale=10.0)  # no zero features
     tasks = episodes(3)
     meta_loss, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -69,7 +69,7 @@ def test_gradient_of_the_cosine_classifier_equals_plain_autograd():
 
 
 @pytest.mark.parametrize("algo", ["baseline", "baselinepp"])
-def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Command, place: Path, algo: str):
+def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Command, place: Path, algo: str) -> None:
     answer = metarun(*TINY, f"algo={algo}", "algo.head_steps=3", "hydra.run.dir=run")
     assert answer.code == 0, answer.err
     theta = checkpoint.load(place / "run/checkpoints/best.pt")[0]["theta"]
@@ -79,7 +79,7 @@ def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Co
     assert (list(rows), rows["test"]["ways"], rows["test"]["transductive"]) == (["test"], 3, False)
 
 
-def test_the_classifier_is_drawn_from_the_seed(place: Path):
+def test_the_classifier_is_drawn_from_the_seed(place: Path) -> None:
     def drawn(seed: int) -> torch.Tensor:
         torch.randn(seed + 1)  # whatever was drawn before
         settings = load_settings(plain(compose([*TINY, "algo=baseline", f"seed={seed}"])))

@@ -6,7 +6,7 @@ from metarun.core.batch import unstack
 from tests.support.tiny import algo_and_theta, episodes
 
 
-def test_only_the_body_is_adapted_norm_layers_with_it():
+def test_only_the_body_is_adapted_norm_layers_with_it() -> None:
     algo, theta = algo_and_theta("boil", "conv4")
     phi = algo.adapt(theta, unstack(episodes(1))[0].support)
     assert set(phi) == {"backbone", "norm"}
@@ -14,7 +14,7 @@ def test_only_the_body_is_adapted_norm_layers_with_it():
     assert min(moved.values()) > 1e-6
 
 
-def test_without_weights_in_the_head_nothing_reaches_the_body():
+def test_without_weights_in_the_head_nothing_reaches_the_body() -> None:
     """dL/dfeatures = (softmax - y) W, so W = 0 leaves phi = theta, whatever the bias."""
     algo, theta = algo_and_theta("boil", "mlp")
     theta["head"]["weight"] = torch.zeros_like(theta["head"]["weight"])

@@ -39,7 +39,7 @@ class Counting:
         return (theta["net"]["w"] - episode.query.x.mean()).square() / 2 + pull, {}
 
 
-def test_a_carried_component_is_replaced_whole_whatever_optimiser_and_clipping_do():
+def test_a_carried_component_is_replaced_whole_whatever_optimiser_and_clipping_do() -> None:
     theta = {
         "net": {"w": torch.tensor(5.0, dtype=torch.float64, requires_grad=True)},
         "clock": {"count": torch.tensor(0.0, dtype=torch.float64, requires_grad=True)},

@@ -1,5 +1,7 @@
 """Where the context enters: the paper's concatenation and FiLM, written out, are what the linear maps compute."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,7 +23,7 @@ def randn(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
-def test_on_a_plain_mlp_the_context_is_concatenated_to_the_input():
+def test_on_a_plain_mlp_the_context_is_concatenated_to_the_input() -> None:
     spec = TaskSpec("regression", (2,), 1)
     network = build("backbone", {"name": "mlp", "hidden": [4], "batch_norm": False}, input_shape=(2,)).double()
     algo = algorithm({"name": "cavia", **SETTINGS}, network, spec)
@@ -38,7 +40,7 @@ def test_on_a_plain_mlp_the_context_is_concatenated_to_the_input():
     torch.testing.assert_close(algo.predict(theta, {"context": {"phi": phi}}, x), expected)
 
 
-def test_on_convolutions_the_context_is_film_in_the_third_block():
+def test_on_convolutions_the_context_is_film_in_the_third_block() -> None:
     """The authors' block: convolution, batch norm, pool, gamma(phi) h + beta(phi), ReLU; here with gamma > 0."""
     algo, theta = algo_and_theta("cavia", "conv4")
     w, phi = theta["backbone"] | theta["norm"], randn(3)
@@ -58,7 +60,7 @@ def test_on_convolutions_the_context_is_film_in_the_third_block():
     torch.testing.assert_close(algo.predict(theta, {"context": {"phi": phi}}, x), expected)
 
 
-def test_only_the_context_is_adapted_by_the_gradient_of_the_support_loss():
+def test_only_the_context_is_adapted_by_the_gradient_of_the_support_loss() -> None:
     """phi_1 = -alpha dL/dphi at 0, by finite differences."""
     algo, theta = algo_and_theta("cavia", "mlp", kind="regression", inner_steps=1)
     x, y = randn(5, 1), randn(6, 1)[:5]
@@ -76,7 +78,7 @@ def test_only_the_context_is_adapted_by_the_gradient_of_the_support_loss():
     )
 
 
-def test_the_maps_are_drawn_from_the_seed(place):
+def test_the_maps_are_drawn_from_the_seed(place: Path) -> None:
     def maps(seed: int) -> dict[str, Tensor]:
         experiment = Experiment.of(load_settings(plain(compose(["algo=cavia", "dataset=sinusoid", f"seed={seed}"]))))
         torch.rand(seed + 1)  # what else was drawn in this process does not matter
@@ -87,7 +89,7 @@ def test_the_maps_are_drawn_from_the_seed(place):
     assert 0.9 < maps(0)["layers.0.bias"].abs().max() <= 1
 
 
-def test_a_backbone_without_a_place_for_a_context_is_refused():
+def test_a_backbone_without_a_place_for_a_context_is_refused() -> None:
     class Bare(Backbone):
         feature_size = 3
 

@@ -21,14 +21,14 @@ from tests.support.tiny import (
 EXECUTIONS = ("vmap", "loop")
 
 
-def test_every_registered_component_has_its_reference():
+def test_every_registered_component_has_its_reference() -> None:
     assert known("algo") == sorted(REFERENCES)
     assert known("backbone") == sorted(BACKBONES)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(("name", "backbone"), PAIRS)
-def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, execution):
+def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
     tasks = episodes(3, backbone=backbone)
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
@@ -40,7 +40,7 @@ def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, e
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", [name for name in known("algo") if has_first_order(name)])
-def test_first_order_meta_gradient_equals_plain_autograd(name, execution):
+def test_first_order_meta_gradient_equals_plain_autograd(name, execution) -> None:
     algo, theta = algo_and_theta(name, "conv4_strided", first_order=True)
     tasks = episodes(2)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
@@ -53,7 +53,7 @@ def test_first_order_meta_gradient_equals_plain_autograd(name, execution):
 
 
 @pytest.mark.parametrize(("name", "backbone"), [pair for pair in PAIRS if getattr(REFERENCES[pair[0]], "EXACT", True)])
-def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbone):
+def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbone) -> None:
     algo, theta = algo_and_theta(name, backbone)
     tasks = episodes(2, backbone=backbone)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -81,7 +81,7 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
 
 
 @pytest.mark.parametrize("name", [name for name in known("algo") if learns(name, "regression")])
-def test_regression_meta_gradient_equals_plain_autograd(name):
+def test_regression_meta_gradient_equals_plain_autograd(name) -> None:
     algo, theta = algo_and_theta(name, "mlp", kind="regression")
     tasks = episodes(3, "regression")
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -92,7 +92,7 @@ def test_regression_meta_gradient_equals_plain_autograd(name):
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", known("algo"))
-def test_gradient_accumulated_over_chunks_equals_the_whole(name, execution):
+def test_gradient_accumulated_over_chunks_equals_the_whole(name, execution) -> None:
     algo, theta = algo_and_theta(name, "conv4")
     tasks = episodes(5)
     whole = meta_gradient(algo, theta, tasks, execution=execution)

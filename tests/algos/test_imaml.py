@@ -36,7 +36,7 @@ def linear_model(kind: str, tasks: int, **changes) -> tuple[Algorithm, Theta, Ep
     return algo, theta, Episode(part(), part())
 
 
-def test_least_squares_has_the_closed_form():
+def test_least_squares_has_the_closed_form() -> None:
     """L_S = mean (A w - y)^2 with A = [x, 1]: H = 2 A'A / n, phi* = (H + lam)^-1 (2 A'y / n + lam theta), and the
     meta-gradient is d phi*/d theta = lam (H + lam)^-1 times the query gradient."""
     lam = 2.0
@@ -57,7 +57,7 @@ def test_least_squares_has_the_closed_form():
 
 
 @pytest.mark.parametrize(("steps", "exact"), [(80, True), (1, False)])
-def test_softmax_regression_solved_to_convergence_agrees_with_finite_differences(steps, exact):
+def test_softmax_regression_solved_to_convergence_agrees_with_finite_differences(steps, exact) -> None:
     algo, theta, tasks = linear_model("classification", 2, proximal=1.0, inner_lr=0.3, inner_steps=steps)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
 
@@ -76,7 +76,7 @@ def test_softmax_regression_solved_to_convergence_agrees_with_finite_differences
         assert torch.allclose(g.flatten(), difference, rtol=1e-6, atol=1e-9) is exact
 
 
-def test_the_released_codes_operator_equals_a_direct_solve_of_it():
+def test_the_released_codes_operator_equals_a_direct_solve_of_it() -> None:
     damped = {"shift": 1.0, "damping": 10.0}
     algo, theta = algo_and_theta("imaml", "mlp", kind="regression", **damped)
     tasks = episodes(2, "regression")
@@ -86,7 +86,7 @@ def test_the_released_codes_operator_equals_a_direct_solve_of_it():
 
 
 @pytest.mark.parametrize("steps", [6, 50])
-def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps):
+def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps) -> None:
     root = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     matrix = root @ root.T + torch.eye(6, dtype=torch.float64)
     for b in (torch.arange(6.0, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)):
@@ -101,14 +101,14 @@ def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps):
         ((2.0, -3.0), (1.0, 1.0)),  # negative along (1, 1) itself
     ],
 )
-def test_conjugate_gradient_stops_where_the_operator_is_not_positive(diagonal, expected):
+def test_conjugate_gradient_stops_where_the_operator_is_not_positive(diagonal, expected) -> None:
     """diag(diagonal) x = (1, 1)."""
     operator = torch.tensor(diagonal)
     x = conjugate_gradient(lambda v: {"net": {"w": operator * v["net"]["w"]}}, {"net": {"w": torch.ones(2)}}, 4)
     torch.testing.assert_close(x["net"]["w"], torch.tensor(expected))
 
 
-def test_the_graph_does_not_grow_with_the_inner_steps():
+def test_the_graph_does_not_grow_with_the_inner_steps() -> None:
     def size(node) -> int:
         return 1 + sum(size(parent) for parent, _ in node.next_functions if parent is not None)
 
@@ -120,7 +120,7 @@ def test_the_graph_does_not_grow_with_the_inner_steps():
     assert len(sizes) == 1
 
 
-def test_lambda_zero_is_for_meta_test_only():
+def test_lambda_zero_is_for_meta_test_only() -> None:
     algo, theta, tasks = linear_model("classification", 1, proximal=0.0)
     task = unstack(tasks)[0]
     assert "accuracy" in algo.task_metrics(theta, task)

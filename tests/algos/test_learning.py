@@ -108,7 +108,7 @@ def untrained(experiment: Experiment) -> Scores:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: str):
+def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: str) -> None:
     values = configured(name, *SHORT, *SETTINGS_SHORT.get(name, ()))
     if filters := values["backbone"].get("filters"):
         values = changed(values, [f"backbone.filters={[16] * len(filters) if isinstance(filters, list) else 16}"])
@@ -122,7 +122,7 @@ def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in (*READERS, "ml3")])  # new networks per task
-def test_a_training_tells_more_than_pixels_do(place: Path, name: str):
+def test_a_training_tells_more_than_pixels_do(place: Path, name: str) -> None:
     values = configured(name)
     accuracy = trained(values, RunFolder(place / "run"))["accuracy"]
     experiment = Experiment.of(load_settings(values))

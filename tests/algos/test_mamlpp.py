@@ -26,7 +26,7 @@ def gradient_and_plain(theta, tasks, **changes):
     return gradient, torch.autograd.grad(plain.mean(), leaves(theta), materialize_grads=True)
 
 
-def test_importance_moves_from_all_steps_alike_to_the_last():
+def test_importance_moves_from_all_steps_alike_to_the_last() -> None:
     """J = 5 over 10 outer steps: a step but the last loses 1/50 per outer step, and the last gains 4/50."""
     algo, _ = algo_and_theta("mamlpp", "mlp", inner_steps=5, multi_step_steps=10)
     for step, expected in {
@@ -39,19 +39,19 @@ def test_importance_moves_from_all_steps_alike_to_the_last():
         assert algo.importance(torch.tensor(float(step))).tolist() == pytest.approx(expected, abs=1e-7)
 
 
-def test_no_multi_step_steps_mean_the_last_step_alone():
+def test_no_multi_step_steps_mean_the_last_step_alone() -> None:
     algo, _ = algo_and_theta("mamlpp", "mlp", inner_steps=3, multi_step_steps=0)
     assert algo.importance(torch.tensor(0.0)).tolist() == [0, 0, 1]
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 4, 7])
-def test_while_annealing_loss_and_meta_gradient_equal_plain_autograd(step):
+def test_while_annealing_loss_and_meta_gradient_equal_plain_autograd(step) -> None:
     theta = at(algo_and_theta("mamlpp", "conv4_strided")[1], step)
     gradient, expected = gradient_and_plain(theta, episodes(2), multi_step_steps=4)
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_first_order_until_the_switch_and_second_order_from_then_on():
+def test_first_order_until_the_switch_and_second_order_from_then_on() -> None:
     _, theta = algo_and_theta("mamlpp", "conv4_strided")
     tasks = episodes(2)
     for step, first_order in [(0, True), (2, True), (3, False)]:
@@ -65,7 +65,7 @@ def test_first_order_until_the_switch_and_second_order_from_then_on():
         assert min(g.abs().max() for g in gradient["lr"].values()) > 0  # rates are learned in either order
 
 
-def test_each_step_has_its_own_norm_parameters():
+def test_each_step_has_its_own_norm_parameters() -> None:
     """The support pass before update j and the query pass after it see set j: changing it changes states j on."""
     algo, theta = algo_and_theta("mamlpp", "conv4_strided", inner_steps=3)
     task = unstack(episodes(1))[0]
@@ -89,7 +89,7 @@ def test_each_step_has_its_own_norm_parameters():
         assert [not torch.equal(a, b) for a, b in zip(before, after)] == changed
 
 
-def test_steps_beyond_the_trained_ones_repeat_the_last():
+def test_steps_beyond_the_trained_ones_repeat_the_last() -> None:
     _, theta = algo_and_theta("mamlpp", "conv4_strided", inner_steps=2)
     longer, _ = algo_and_theta("mamlpp", "conv4_strided", inner_steps=4)
     padded = {c: {n: p[[0, 1, 1, 1]] for n, p in theta[c].items()} for c in ("norm", "lr")}
@@ -102,7 +102,7 @@ def test_steps_beyond_the_trained_ones_repeat_the_last():
 
 
 @pytest.mark.parametrize("tasks", [3, 25])
-def test_the_clock_counts_outer_steps_in_single_precision(tasks):
+def test_the_clock_counts_outer_steps_in_single_precision(tasks) -> None:
     algo, theta = algo_and_theta("mamlpp", "mlp", inner_steps=1)
     theta = {c: {n: p.detach().float().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
     batch = episodes(tasks)

@@ -14,12 +14,12 @@ def double(*values) -> torch.Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def test_each_head_gets_the_least_used_row_that_is_left_and_of_equals_the_first():
+def test_each_head_gets_the_least_used_row_that_is_left_and_of_equals_the_first() -> None:
     """Usage 0.3, 0.1, 0.2, 0.1: row 1 and then row 3."""
     assert least_used(double(0.3, 0.1, 0.2, 0.1), 2).tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
 
 
-def test_a_write_by_hand():
+def test_a_write_by_hand() -> None:
     """Head 0 writes (1, 2) by the weights (0.5, 0.25, 0), head 1 (0, 4) by (0, 0, 1); row 1 is cleared before:
     (1, 1) + 0.5 (1, 2), then 0.25 (1, 2), then (5, 6) + (0, 4)."""
     memory, least = double([1, 1], [3, 3], [5, 6]), double([0, 1, 0], [1, 0, 0])
@@ -27,14 +27,14 @@ def test_a_write_by_hand():
     assert write(memory, weights, vectors, least).tolist() == [[1.5, 2], [0.25, 0.5], [5, 10]]
 
 
-def test_an_address_by_hand():
+def test_an_address_by_hand() -> None:
     """The key (2, 0) has cosine 1 with (3, 0), 0 with (0, 1), -1 with (-1, 0), whatever their lengths."""
     weights = [math.e, 1, 1 / math.e]
     found = address(double([3, 0], [0, 1], [-1, 0]), double([2, 0]))
     assert found[0].tolist() == pytest.approx([w / sum(weights) for w in weights], abs=1e-12)
 
 
-def test_an_empty_row_has_cosine_zero_and_a_finite_gradient():
+def test_an_empty_row_has_cosine_zero_and_a_finite_gradient() -> None:
     memory = double([0, 0], [0, 2]).requires_grad_()
     found = address(memory, double([0, 1]))
     assert found[0].tolist() == pytest.approx([1 / (1 + math.e), math.e / (1 + math.e)], abs=1e-12)
@@ -42,7 +42,7 @@ def test_an_empty_row_has_cosine_zero_and_a_finite_gradient():
     assert memory.grad.isfinite().all()
 
 
-def test_a_step_by_hand():
+def test_a_step_by_hand() -> None:
     """Two heads over three rows of width 1, and weights of zero but for the heads' biases: whatever is seen, head 0
     has the key tanh(1), writes tanh(2) and has a gate of 1/2; head 1 tanh(-1), tanh(1), 3/4.
 
@@ -73,6 +73,6 @@ def test_a_step_by_hand():
     assert logits.tolist() == [0, 0, 0]
 
 
-def test_more_heads_than_rows_are_refused():
+def test_more_heads_than_rows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"algo\.heads is 4: each writes to a row of its own, and algo\.rows=3"):
         algo_and_theta("mann", "mlp", rows=3, heads=4)

@@ -17,7 +17,7 @@ def probabilities(z, g, y, **settings) -> torch.Tensor:
     return algo.log_probabilities(theta, Support(g, torch.tensor(y)), z).exp()
 
 
-def test_cosine_attention_to_three_points_by_hand():
+def test_cosine_attention_to_three_points_by_hand() -> None:
     """Cosines of (1, 0) with (2, 0), (0, 3), (-1, 0): 1, 0, -1; the first two are of class 0, none of class 2."""
     g = torch.tensor([[2.0, 0.0], [0.0, 3.0], [-1.0, 0.0]], dtype=torch.float64)
     z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -27,7 +27,7 @@ def test_cosine_attention_to_three_points_by_hand():
         assert probabilities(z, g, [0, 0, 1], scale=scale)[0].tolist() == pytest.approx(expected, abs=1e-14)
 
 
-def test_l2_attention_to_three_points_by_hand():
+def test_l2_attention_to_three_points_by_hand() -> None:
     """Squared distances of (1, 0) from (1, 1), (1, 2), (2, 0): 1, 4, 1."""
     g = torch.tensor([[1.0, 1.0], [1.0, 2.0], [2.0, 0.0]], dtype=torch.float64)
     z = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_l2_attention_to_three_points_by_hand():
     assert probabilities(z, g, [0, 1, 2], scale=0.5, distance="l2")[0].tolist() == pytest.approx(expected, abs=1e-14)
 
 
-def test_with_one_shot_and_squared_distances_it_is_the_prototypical_network():
+def test_with_one_shot_and_squared_distances_it_is_the_prototypical_network() -> None:
     task = unstack(episodes(1))[0]
     task = task._replace(support=type(task.support)(task.support.x[::2], task.support.y[::2]))
     assert task.support.y.tolist() == list(range(WAYS))
@@ -45,7 +45,7 @@ def test_with_one_shot_and_squared_distances_it_is_the_prototypical_network():
     torch.testing.assert_close(matching.task_loss(theta, task), prototypical.task_loss(theta, task))
 
 
-def test_loss_and_gradient_stay_finite_where_the_right_class_has_no_attention_left():
+def test_loss_and_gradient_stay_finite_where_the_right_class_has_no_attention_left() -> None:
     """exp(-1e6) is 0 in any precision, its logarithm is not needed: the loss is the difference of the logits."""
     g = torch.tensor([[0.0], [1000.0]], requires_grad=True)
     algo, theta = algo_and_theta("matchingnet", "mlp", **PLAIN, distance="l2")
@@ -55,7 +55,7 @@ def test_loss_and_gradient_stay_finite_where_the_right_class_has_no_attention_le
     assert g.grad.flatten().tolist() == [0.0, -2000.0]
 
 
-def test_context_embeddings_change_the_answer_only_where_they_are_asked_for():
+def test_context_embeddings_change_the_answer_only_where_they_are_asked_for() -> None:
     plain, theta = algo_and_theta("matchingnet", "conv4", fce=False)
     assert set(theta) == {"backbone", "norm"}
     contextual, theta = algo_and_theta("matchingnet", "conv4", fce=True)
@@ -64,7 +64,7 @@ def test_context_embeddings_change_the_answer_only_where_they_are_asked_for():
     assert (contextual.task_loss(theta, task)[0] - plain.task_loss(theta, task)[0]).abs() > 1e-3
 
 
-def test_without_weights_the_context_adds_nothing():
+def test_without_weights_the_context_adds_nothing() -> None:
     """An LSTM of zero weights says sigmoid(0) tanh(sigmoid(0) tanh(0)) = 0, at every step and from either end."""
     contextual, theta = algo_and_theta("matchingnet", "conv4", fce=True)
     plain, _ = algo_and_theta("matchingnet", "conv4", fce=False)

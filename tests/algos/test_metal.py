@@ -1,5 +1,7 @@
 """MeTAL: what it is without its learned losses, what it sees of the queries, and that its results say so."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -21,7 +23,7 @@ def without_losses(theta):
     return theta | flat | still
 
 
-def test_without_learned_losses_it_is_maml():
+def test_without_learned_losses_it_is_maml() -> None:
     algo, theta = algo_and_theta("metal", "mlp", transductive=False)
     maml, _ = algo_and_theta("maml", "mlp", inner_lr=0.3, inner_steps=2)
     task = unstack(episodes(1))[0]
@@ -30,7 +32,7 @@ def test_without_learned_losses_it_is_maml():
     assert (algo.task_loss(theta, task)[0] - expected).abs() > 1e-3
 
 
-def test_the_inductive_variant_equals_plain_autograd():
+def test_the_inductive_variant_equals_plain_autograd() -> None:
     algo, theta = algo_and_theta("metal", "conv4_strided", transductive=False)
     assert {name for name in theta if "query" in name} == set()
     tasks = episodes(2)
@@ -40,7 +42,7 @@ def test_the_inductive_variant_equals_plain_autograd():
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_losses_start_unmodulated_and_learn_by_every_part():
+def test_losses_start_unmodulated_and_learn_by_every_part() -> None:
     """With a = b = 0 only these two and the losses themselves have a gradient; then the adapters have one too."""
     algo, theta = algo_and_theta("metal", "mlp")
     assert all((algo.init()[c][n] == 0).all() for c in theta if "adapter" in c for n in ("scale", "shift"))
@@ -58,7 +60,7 @@ def test_losses_start_unmodulated_and_learn_by_every_part():
 
 
 @pytest.mark.parametrize("transductive", [True, False])
-def test_other_queries_change_an_answer_only_where_that_is_declared(transductive):
+def test_other_queries_change_an_answer_only_where_that_is_declared(transductive) -> None:
     """On a network without norm layers, so that nothing else mixes the queries."""
     algo, theta = algo_and_theta("metal", "koch", transductive=transductive)
     task, other = unstack(episodes(2))
@@ -67,7 +69,7 @@ def test_other_queries_change_an_answer_only_where_that_is_declared(transductive
     assert torch.equal(*found) != transductive
 
 
-def test_an_ensemble_adapts_to_the_queries_as_its_members_do():
+def test_an_ensemble_adapts_to_the_queries_as_its_members_do() -> None:
     algo, theta = algo_and_theta("metal", "koch")
     task = unstack(episodes(1))[0]
     alone = algo.predict(theta, algo.adapt(theta, task.support, task.query.x), task.query.x).softmax(-1)
@@ -75,7 +77,7 @@ def test_an_ensemble_adapts_to_the_queries_as_its_members_do():
 
 
 @pytest.mark.parametrize("backbone", [["backbone=conv4_strided"], ["backbone=mlp", "backbone.hidden=[8]"]])
-def test_results_say_what_is_transductive(place, backbone):
+def test_results_say_what_is_transductive(place: Path, backbone) -> None:
     experiment = Experiment.of(load_settings(plain(compose(["algo=metal", *backbone, "device=cpu"]))))
     rows = experiment.eval_rows()
     assert {name: experiment.transductive(row) for name, row in rows.items()} == {"test": True, "test_inductive": False}

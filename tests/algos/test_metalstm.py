@@ -20,7 +20,7 @@ def held(theta, forget: float, enter: float):
 
 
 @pytest.mark.parametrize("first_order", [True, False])
-def test_open_gates_are_gradient_descent_and_closed_ones_no_update(first_order):
+def test_open_gates_are_gradient_descent_and_closed_ones_no_update(first_order) -> None:
     """Before the sigmoid 500 is 1 and -500 is 0; -log 9 is a rate of 0.1."""
     algo, theta = algo_and_theta("metalstm", "conv4_strided", first_order=first_order)
     task = unstack(episodes(1))[0]
@@ -39,7 +39,7 @@ def test_open_gates_are_gradient_descent_and_closed_ones_no_update(first_order):
     assert max(p.abs().max() for p in erased) < 1e-12
 
 
-def test_it_starts_as_gradient_descent_with_a_small_rate():
+def test_it_starts_as_gradient_descent_with_a_small_rate() -> None:
     algo, _ = algo_and_theta("metalstm", "mlp")
     theta = {c: {n: p.double() for n, p in params.items()} for c, params in algo.init().items()}
     small = [p for c in ("reader", "forget", "enter") for n, p in theta[c].items() if n != "bias"]
@@ -48,7 +48,7 @@ def test_it_starts_as_gradient_descent_with_a_small_rate():
     assert -5 <= theta["enter"]["bias"] <= -4
 
 
-def test_a_number_is_read_as_its_logarithm_and_sign_or_where_tiny_itself():
+def test_a_number_is_read_as_its_logarithm_and_sign_or_where_tiny_itself() -> None:
     g = torch.tensor([math.exp(-5), -1.0, 0.0, -math.exp(-12), math.exp(-9.99)], dtype=torch.float64)
     expected = [[-0.5, 1], [0, -1], [-1, 0], [-1, -math.exp(-2)], [-0.999, 1]]
     torch.testing.assert_close(log_and_sign(g, 10.0), torch.tensor(expected, dtype=torch.float64))

@@ -14,7 +14,7 @@ from tests.support.tiny import algo_and_theta, episodes
 
 
 @pytest.mark.parametrize("shots", [6, 5, 2])
-def test_fast_weights_are_those_of_a_loop_over_examples_and_chunks(shots):
+def test_fast_weights_are_those_of_a_loop_over_examples_and_chunks(shots) -> None:
     """Six examples are chunks of 2, 1, 1, 1, 1; two are two chunks."""
     algo, theta = algo_and_theta("metanet", "mlp")
     task = unstack(episodes(1))[0]
@@ -28,7 +28,7 @@ def test_fast_weights_are_those_of_a_loop_over_examples_and_chunks(shots):
     torch.testing.assert_close(phi.task, task_weights(theta, z_key, support.y), rtol=1e-9, atol=1e-12)
 
 
-def test_a_query_with_the_key_of_one_example_among_opposites_has_mostly_its_weights():
+def test_a_query_with_the_key_of_one_example_among_opposites_has_mostly_its_weights() -> None:
     """Cosines 1 and -1 weigh e^2 to 1. The hidden layer adds relu(W h) and relu(W* h), the last one W h and W* h."""
     algo, theta = algo_and_theta("metanet", "mlp", hidden=2)
     x = episodes(1).query.x[0][:3]
@@ -50,7 +50,7 @@ def key_z(algo, theta, x):
     return algo.features(theta, x, "key_")
 
 
-def test_all_is_learned_but_the_layer_that_only_gradients_pass():
+def test_all_is_learned_but_the_layer_that_only_gradients_pass() -> None:
     algo, theta = algo_and_theta("metanet", "mlp")
     _, _, gradient = meta_gradient(algo, theta, episodes(2), execution="vmap")
     still = {f"{c}.{n}" for c, params in gradient.items() for n, g in params.items() if g.abs().max() == 0}

@@ -1,5 +1,7 @@
 """Meta-SGD: what its rates learn, and where they start."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ from tests.reference.plain import loss, predict
 from tests.support.tiny import algo_and_theta, episodes
 
 
-def test_the_gradient_of_a_rate_is_the_product_of_support_and_query_gradient():
+def test_the_gradient_of_a_rate_is_the_product_of_support_and_query_gradient() -> None:
     """After one step d L_Q(theta - alpha g_S) / d alpha = -g_S g_Q, element by element, with g_Q taken at phi."""
     algo, theta = algo_and_theta("metasgd", "conv4_strided", inner_steps=1)
     task = unstack(episodes(1))[0]
@@ -37,7 +39,7 @@ def test_the_gradient_of_a_rate_is_the_product_of_support_and_query_gradient():
     assert all(g.abs().max() > 1e-6 for g in found)
 
 
-def test_equal_rates_are_maml():
+def test_equal_rates_are_maml() -> None:
     algo, theta = algo_and_theta("metasgd", "mlp")
     theta["lr"] = {name: torch.full_like(rate, 0.3) for name, rate in theta["lr"].items()}
     maml, _ = algo_and_theta("maml", "mlp", inner_lr=0.3, inner_steps=2)
@@ -45,7 +47,7 @@ def test_equal_rates_are_maml():
     torch.testing.assert_close(algo.task_loss(theta, task)[0], maml.task_loss(theta, task)[0], rtol=1e-12, atol=0)
 
 
-def test_rates_start_uniform_in_their_range_and_the_same_at_every_init():
+def test_rates_start_uniform_in_their_range_and_the_same_at_every_init() -> None:
     algo, _ = algo_and_theta("metasgd", "conv4", lr_range=[0.005, 0.1])
     first = algo.init()["lr"]
     drawn = torch.cat([rate.flatten() for rate in first.values()])
@@ -61,7 +63,7 @@ def test_rates_start_uniform_in_their_range_and_the_same_at_every_init():
     }
 
 
-def test_rates_are_drawn_from_the_seed(place):
+def test_rates_are_drawn_from_the_seed(place: Path) -> None:
     def rates(seed: int) -> torch.Tensor:
         torch.rand(1)  # what was drawn before does not matter
         settings = load_settings(plain(compose(["algo=metasgd", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
@@ -72,6 +74,6 @@ def test_rates_are_drawn_from_the_seed(place):
 
 
 @pytest.mark.parametrize("lr_range", [[0.1], [0.2, 0.1], [0.1, 0.2, 0.3]])
-def test_a_range_is_two_numbers_in_order(lr_range):
+def test_a_range_is_two_numbers_in_order(lr_range) -> None:
     with pytest.raises(ConfigError, match=r"algo.lr_range is \[.*\]: it must be two numbers, the lower first"):
         algo_and_theta("metasgd", "mlp", lr_range=lr_range)

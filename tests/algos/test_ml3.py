@@ -1,5 +1,7 @@
 """ML^3: what its loss learns, where its polynomial starts, and the learners it is learned on."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -17,7 +19,7 @@ FORMS = ("mlp", "cubic", "scaled")
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_equals_plain_autograd(form, kind):
+def test_every_form_equals_plain_autograd(form, kind) -> None:
     algo, theta = algo_and_theta("ml3", "mlp", kind=kind, form=form)
     tasks = episodes(2, kind)
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -29,7 +31,7 @@ def test_every_form_equals_plain_autograd(form, kind):
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("form", FORMS)
-def test_each_number_of_the_loss_has_the_meta_gradient_of_finite_differences(form, kind):
+def test_each_number_of_the_loss_has_the_meta_gradient_of_finite_differences(form, kind) -> None:
     algo, theta = algo_and_theta("ml3", "mlp", kind=kind, form=form)
     task = unstack(episodes(1, kind))[0]
     found = torch.autograd.grad(algo.task_loss(theta, task)[0], list(theta["loss"].values()))
@@ -47,7 +49,7 @@ def test_each_number_of_the_loss_has_the_meta_gradient_of_finite_differences(for
     assert {name for name, g in zip(theta["loss"], found) if g.abs().max() < 1e-6} == idle
 
 
-def test_in_regression_the_polynomial_starts_as_the_squared_error_and_so_does_the_scaled_form():
+def test_in_regression_the_polynomial_starts_as_the_squared_error_and_so_does_the_scaled_form() -> None:
     """Its steps are MAML's from the same weights."""
     task = unstack(episodes(1, "regression"))[0]
     for form in ("cubic", "scaled"):
@@ -57,7 +59,7 @@ def test_in_regression_the_polynomial_starts_as_the_squared_error_and_so_does_th
         torch.testing.assert_close(leaves(algo.adapt(theta, task.support)), leaves(maml.adapt(theta, task.support)))
 
 
-def test_in_classification_it_starts_as_the_cross_entropy_to_second_order_about_one_half():
+def test_in_classification_it_starts_as_the_cross_entropy_to_second_order_about_one_half() -> None:
     """-log p about 1/2 has the slope -2 and the curvature 4; the other classes have no part in it."""
     algo, _ = algo_and_theta("ml3", "mlp", form="cubic")
     w = {name: p.double() for name, p in algo.init()["loss"].items()}
@@ -68,7 +70,7 @@ def test_in_classification_it_starts_as_the_cross_entropy_to_second_order_about_
         assert (slope.item(), curvature.item()) == expected
 
 
-def test_a_learner_is_as_new_as_pytorchs_own():
+def test_a_learner_is_as_new_as_pytorchs_own() -> None:
     """Uniform within 1/sqrt(fan-in): 3 x 3 inputs of the first convolution, 4 x 3 x 3 of others, 4 of the head."""
     algo, _ = algo_and_theta("ml3", "conv4")
     for name, fan_in in {"convs.0.weight": 9, "convs.3.weight": 36}.items():
@@ -83,7 +85,7 @@ def test_a_learner_is_as_new_as_pytorchs_own():
     assert len(bias.unique()) == len(bias)
 
 
-def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended():
+def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> None:
     algo, theta = algo_and_theta("ml3", "mlp")
     theta["norm"] = {name: torch.full_like(p, 1.5, requires_grad=True) for name, p in theta["norm"].items()}
     optimizer = torch.optim.SGD(list(theta["loss"].values()), lr=0.1)
@@ -102,7 +104,7 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended():
     assert (correlation - torch.eye(3)).abs().max() < 4 / seen[0].numel() ** 0.5
 
 
-def test_learners_and_loss_are_drawn_from_the_seed(place):
+def test_learners_and_loss_are_drawn_from_the_seed(place: Path) -> None:
     def start(seed: int) -> dict:
         settings = load_settings(plain(compose(["algo=ml3", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
         return Experiment.of(settings).initial_theta()

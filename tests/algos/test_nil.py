@@ -50,7 +50,7 @@ def by_hand(folder: Path) -> list[float]:
         ]
 
 
-def test_a_network_that_maml_trained_is_tested_without_its_head(metarun: Command, folder: Path):
+def test_a_network_that_maml_trained_is_tested_without_its_head(metarun: Command, folder: Path) -> None:
     expected = by_hand(folder)
     assert scores(folder, "nil") == pytest.approx(expected, abs=1e-6)
     assert scores(folder, "test") != pytest.approx(expected, abs=1e-6)
@@ -66,14 +66,14 @@ def test_a_network_that_maml_trained_is_tested_without_its_head(metarun: Command
     assert scores(later, "test") == scores(folder, "nil")
 
 
-def test_without_a_head_there_may_be_other_ways(metarun: Command, folder: Path):
+def test_without_a_head_there_may_be_other_ways(metarun: Command, folder: Path) -> None:
     answer = metarun("evaluate", "run", "algo.name=nil", "algo.norm=batch", "ways=7")
     assert answer.code == 0, answer.err
     (later,) = (folder / "tests").iterdir()
     assert rows(later)["test"]["ways"] == 7
 
 
-def test_a_method_that_needs_what_was_not_trained_is_refused(metarun: Command, place: Path):
+def test_a_method_that_needs_what_was_not_trained_is_refused(metarun: Command, place: Path) -> None:
     assert metarun(*TINY, "hydra.run.dir=run", "algo=nil").code == 0
     before = sorted(place.rglob("*"))
     maml = ("algo.name=maml", "algo.inner_lr=0.4", "algo.inner_steps=1", "algo.first_order=false", "algo.norm=batch")

@@ -28,7 +28,9 @@ def filled_up(part: Examples, kind: Kind) -> Examples:
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
-def test_padding_of_support_and_queries_changes_no_number(name: str, kind: Kind, monkeypatch: pytest.MonkeyPatch):
+def test_padding_of_support_and_queries_changes_no_number(
+    name: str, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(BACKBONES, "mlp", {"hidden": [6, 5], "batch_norm": False})
     algo, theta = algo_and_theta(name, "mlp", kind)
     (task,) = unstack(episodes(1, kind, backbone="mlp"))
@@ -41,7 +43,7 @@ def test_padding_of_support_and_queries_changes_no_number(name: str, kind: Kind,
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "delta_auprc", "mse"])
-def test_metrics_are_of_what_is_there(metric: str):
+def test_metrics_are_of_what_is_there(metric: str) -> None:
     generator = torch.Generator().manual_seed(0)
     prediction = torch.randn(9, 2, generator=generator, dtype=torch.float64)
     y = torch.tensor([0, 1, 1, 0, 1, 0] + [PADDING] * 3)
@@ -77,7 +79,7 @@ def ragged(metarun: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
-def test_they_pass_through_trainer_test_result_and_plots(ragged: Command, place: Path, algo: str):
+def test_they_pass_through_trainer_test_result_and_plots(ragged: Command, place: Path, algo: str) -> None:
     answer = ragged(f"algo={algo}", "hydra.run.dir=run")
     assert answer.code == 0, answer.err
     result = json.loads((place / "run/result.json").read_text())
@@ -87,7 +89,7 @@ def test_they_pass_through_trainer_test_result_and_plots(ragged: Command, place:
     assert (place / "run/curves.png").is_file()
 
 
-def test_a_method_that_would_count_padding_says_which_do_not(ragged: Command, place: Path):
+def test_a_method_that_would_count_padding_says_which_do_not(ragged: Command, place: Path) -> None:
     answer = ragged("algo=r2d2", "hydra.run.dir=run")
     assert answer.code == 2
     assert answer.err == (

@@ -58,7 +58,7 @@ def expected_scores() -> list[float]:
     return [1 / (1 + math.exp(1 - 3 * 2 * x)) for x in v]
 
 
-def test_relation_scores_and_their_squared_error_by_hand():
+def test_relation_scores_and_their_squared_error_by_hand() -> None:
     algo, theta = by_hand()
     support = Examples(images(1, 4, 2, 5), torch.tensor([0, 1, 0, 1]))
     query = Examples(images(0.5, -2), torch.tensor([1, 0]))
@@ -75,7 +75,7 @@ def test_relation_scores_and_their_squared_error_by_hand():
 @pytest.mark.parametrize(
     ("side", "shape", "flat"), [(28, (64, 5, 5), 64), (84, (64, 19, 19), 576)], ids=["omniglot", "miniimagenet"]
 )
-def test_shapes_are_those_of_the_paper(side: int, shape: tuple[int, ...], flat: int):
+def test_shapes_are_those_of_the_paper(side: int, shape: tuple[int, ...], flat: int) -> None:
     backbone = build("backbone", {"name": "conv4_relation", "filters": 64}, input_shape=(3, side, side))
     assert backbone.feature_shape == shape
     assert backbone(torch.rand(2, 3, side, side)).shape == (2, backbone.feature_size)
@@ -84,7 +84,7 @@ def test_shapes_are_those_of_the_paper(side: int, shape: tuple[int, ...], flat: 
     assert relation(torch.rand(3, 128, *shape[1:])).shape == (3,)
 
 
-def test_the_order_of_classes_is_that_of_the_labels():
+def test_the_order_of_classes_is_that_of_the_labels() -> None:
     """Swapping two classes' labels swaps their scores."""
     algo, theta = algo_and_theta("relationnet", "conv4_relation")
     x, query = torch.rand(2, 3, 1, 16, 16, dtype=torch.float64)
@@ -93,6 +93,6 @@ def test_the_order_of_classes_is_that_of_the_labels():
     torch.testing.assert_close(scores[:, [1, 0, 2]], swapped)
 
 
-def test_a_backbone_without_maps_is_refused():
+def test_a_backbone_without_maps_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"compares maps \[C, S, S\], and this backbone has features \[4\]"):
         algo_and_theta("relationnet", "conv4_strided")

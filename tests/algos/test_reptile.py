@@ -63,7 +63,7 @@ def assert_same(theta: Theta, leaves: list[Tensor], moments: list[Tensor], steps
 
 @pytest.mark.parametrize("backbone", ["conv4_flat", "mlp"])
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-def test_one_task_per_step_is_algorithm_1_with_the_moments_of_the_authors_code(backbone, execution):
+def test_one_task_per_step_is_algorithm_1_with_the_moments_of_the_authors_code(backbone, execution) -> None:
     algo, theta = fresh("reptile", backbone, beta2=0.999)
     phi, leaves, adam = literal(backbone, theta)
     batches = [episodes(1, seed=seed) for seed in range(len(EPSILON))]
@@ -78,7 +78,7 @@ def test_one_task_per_step_is_algorithm_1_with_the_moments_of_the_authors_code(b
     assert_same(theta, leaves, [adam.state[p]["exp_avg_sq"] for p in leaves], steps)
 
 
-def test_several_tasks_start_from_the_same_moments_and_hand_on_their_mean():
+def test_several_tasks_start_from_the_same_moments_and_hand_on_their_mean() -> None:
     algo, theta = fresh("reptile", "conv4_flat", beta2=0.999)
     phi, leaves, adam = literal("conv4_flat", theta)
     batches = [episodes(3, seed=seed) for seed in range(len(EPSILON))]
@@ -103,7 +103,7 @@ def test_several_tasks_start_from_the_same_moments_and_hand_on_their_mean():
     assert_same(theta, leaves, [adam.state[p]["exp_avg_sq"] for p in leaves], steps)
 
 
-def test_a_pass_shows_every_support_example_once_in_balanced_minibatches():
+def test_a_pass_shows_every_support_example_once_in_balanced_minibatches() -> None:
     algo, _ = algo_and_theta("reptile", "mlp", inner_batch=3, inner_steps=2 * SHOTS)
     support = unstack(episodes(1))[0].support
     batches = list(algo.minibatches(support))
@@ -114,7 +114,7 @@ def test_a_pass_shows_every_support_example_once_in_balanced_minibatches():
         torch.testing.assert_close(seen.sort(0).values, support.x.flatten(1).sort(0).values)
 
 
-def test_adaptation_keeps_no_graph_and_queries_teach_nothing():
+def test_adaptation_keeps_no_graph_and_queries_teach_nothing() -> None:
     algo, theta = algo_and_theta("reptile", "conv4_flat")
     task, other = unstack(episodes(2))
     phi = algo.adapt(theta, task.support)

@@ -34,7 +34,7 @@ def examples(x: list[list[float]], y: list[int]) -> Examples:
     return Examples(torch.tensor(x, dtype=torch.float64), torch.tensor(y))
 
 
-def test_pair_loss_by_hand():
+def test_pair_loss_by_hand() -> None:
     """Support (0, 0) of class 0 and (1, 1) of class 1. A query (1, 0) of class 0: logits 2 - 1 and 2 - 3.
     A query (2, 1) of class 1: logits 2 - 2 - 3 and 2 - 1."""
     algo, theta = by_hand()
@@ -46,7 +46,7 @@ def test_pair_loss_by_hand():
     assert metrics["accuracy"].item() == 1.0
 
 
-def test_either_kind_of_pair_weighs_half_however_many_there_are():
+def test_either_kind_of_pair_weighs_half_however_many_there_are() -> None:
     """Three support images of class 0 and one of class 1, one query: its pairs' means, not their sum, count."""
     algo, theta = by_hand()
     episode = Episode(examples([[0, 0], [1, 0], [2, 0], [4, 0]], [0, 0, 0, 1]), examples([[0, 0]], [0]))
@@ -56,14 +56,14 @@ def test_either_kind_of_pair_weighs_half_however_many_there_are():
     assert loss.item() == pytest.approx((sum(same) / 3 + different) / 2, abs=1e-14)
 
 
-def test_a_query_is_of_the_class_of_its_best_match():
+def test_a_query_is_of_the_class_of_its_best_match() -> None:
     """Class 0 has the nearest image and the farthest: by the mean it would lose."""
     algo, theta = by_hand()
     phi = algo.adapt(theta, examples([[0, 0], [1, 0], [9, 0], [1, 1]], [0, 1, 0, 1]))
     assert algo.predict(theta, phi, torch.tensor([[0.25, 0.0]]).double()).tolist() == [[1.75, 1.25]]
 
 
-def test_one_class_makes_no_pairs():
+def test_one_class_makes_no_pairs() -> None:
     with pytest.raises(ConfigError, match="ways is 1"):
         Siamese(norm="running", backbone=Identity(), spec=SPEC._replace(output_size=1))
 
@@ -73,7 +73,7 @@ def koch(side: int, kernels: list[int]) -> Backbone:
     return build("backbone", values, input_shape=(1, side, side))
 
 
-def test_kochs_network_has_the_published_shapes():
+def test_kochs_network_has_the_published_shapes() -> None:
     network = koch(105, [10, 7, 4, 4])
     shapes = [tuple(p.shape) for name, p in network.named_parameters() if name.endswith("weight")]
     assert shapes == [(64, 1, 10, 10), (128, 64, 7, 7), (128, 128, 4, 4), (256, 128, 4, 4), (4096, 9216)]
@@ -86,6 +86,6 @@ def test_kochs_network_has_the_published_shapes():
     ("side", "kernels", "message"),
     [(28, [10, 7, 4, 4], r"nothing is left of images \[1, 28, 28\]"), (105, [3, 3, 3], "has four convolutions")],
 )
-def test_kernels_that_do_not_fit_are_told(side: int, kernels: list[int], message: str):
+def test_kernels_that_do_not_fit_are_told(side: int, kernels: list[int], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         koch(side, kernels)

@@ -25,13 +25,13 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_no_step_sees_a_later_one_and_the_last_sees_all(seeded):
+def test_no_step_sees_a_later_one_and_the_last_sees_all(seeded) -> None:
     found = influence(Network(3, STEPS, 4, [[5, 2], [3, 4]], outputs=2).double(), 3)
     assert not found.triu(1).any()
     assert (found[-1] > 0).all()
 
 
-def test_a_convolution_sees_a_step_and_the_one_its_dilation_before(seeded):
+def test_a_convolution_sees_a_step_and_the_one_its_dilation_before(seeded) -> None:
     for dilation in (1, 2, 4):
         found = influence(DenseBlock(3, dilation, 2).double(), 3)
         seen = torch.eye(STEPS) + torch.eye(STEPS).roll(dilation, 0).tril(-1)
@@ -41,12 +41,12 @@ def test_a_convolution_sees_a_step_and_the_one_its_dilation_before(seeded):
 @pytest.mark.parametrize(
     ("length", "dilations"), [(1, []), (2, [1]), (6, [1, 2, 4]), (8, [1, 2, 4]), (9, [1, 2, 4, 8])]
 )
-def test_the_dilations_of_a_block_reach_over_the_length(length, dilations):
+def test_the_dilations_of_a_block_reach_over_the_length(length, dilations) -> None:
     blocks = Network(3, length, 4, [[5, 2], [3, 4]], outputs=2).blocks
     assert [block.dilation for block in blocks if isinstance(block, DenseBlock)] == dilations
 
 
-def test_attention_by_hand():
+def test_attention_by_hand() -> None:
     """Keys, queries and values are the inputs 0 and 2 themselves: the second step's scores are 0 and 4."""
     block = AttentionBlock(1, 1, 1)
     for layer in (block.query, block.key, block.value):
@@ -56,7 +56,7 @@ def test_attention_by_hand():
     assert block(torch.tensor([[0.0], [2.0]])).flatten().tolist() == pytest.approx([0, 0, 2, read])
 
 
-def test_a_query_is_answered_without_sight_of_the_others():
+def test_a_query_is_answered_without_sight_of_the_others() -> None:
     algo, theta = algo_and_theta("snail", "ngram")  # which has no norm layers
     support, query = unstack(episodes(1, backbone="ngram"))[0]
     phi = algo.adapt(theta, support)
@@ -64,6 +64,6 @@ def test_a_query_is_answered_without_sight_of_the_others():
     torch.testing.assert_close(algo.predict(theta, phi, query.x), alone, rtol=1e-12, atol=1e-14)
 
 
-def test_a_block_without_two_sizes_is_refused():
+def test_a_block_without_two_sizes_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"algo\.attention has \[3\]: each block has two sizes"):
         algo_and_theta("snail", "mlp", attention=[[3]])

@@ -30,7 +30,7 @@ def charts_of(algo, theta, kind="classification"):
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_a_scaled_loss_is_the_usual_one_times_its_number(kind):
+def test_a_scaled_loss_is_the_usual_one_times_its_number(kind) -> None:
     algo, theta = algo_and_theta("ml3", "mlp", kind, form="scaled")
     theta["loss"]["scale"] = torch.tensor(3.0)
     charts = charts_of(algo, theta, kind)
@@ -48,7 +48,7 @@ def test_a_scaled_loss_is_the_usual_one_times_its_number(kind):
         torch.testing.assert_close(charts["loss"].lines["cross-entropy"], expected)
 
 
-def test_the_cubic_begins_as_the_squared_error_but_for_a_constant():
+def test_the_cubic_begins_as_the_squared_error_but_for_a_constant() -> None:
     algo, _ = algo_and_theta("ml3", "mlp", "regression", form="cubic")
     slope = charts_of(algo, algo.init(), "regression")["slope"]
     for target in ("-2", "0", "2"):
@@ -56,7 +56,7 @@ def test_the_cubic_begins_as_the_squared_error_but_for_a_constant():
 
 
 @pytest.mark.parametrize(("name", "changes"), [("ml3", {"form": "mlp"}), ("ml3", {"form": "cubic"}), ("metal", {})])
-def test_slopes_are_those_of_the_losses(name, changes):
+def test_slopes_are_those_of_the_losses(name, changes) -> None:
     algo, theta = algo_and_theta(name, "mlp", **changes)
     loss, slope = charts_of(algo, theta).values()
     assert loss.lines.keys() == slope.lines.keys()
@@ -66,7 +66,7 @@ def test_slopes_are_those_of_the_losses(name, changes):
         assert (between - middle).abs().quantile(0.9) < 1e-2 * (1 + between.abs().max())  # but where a ReLU bends
 
 
-def test_metals_curve_has_cross_entropy_in_it():
+def test_metals_curve_has_cross_entropy_in_it() -> None:
     algo, theta = algo_and_theta("metal", "mlp")
     theta = single(theta)
     theta["support_loss"] = {name: torch.zeros_like(p) for name, p in theta["support_loss"].items()}
@@ -77,7 +77,7 @@ def test_metals_curve_has_cross_entropy_in_it():
         torch.testing.assert_close(line, usual)
 
 
-def test_rates_by_step_and_by_rank():
+def test_rates_by_step_and_by_rank() -> None:
     rates = {"backbone.a": torch.tensor([0.1, 0.3]), "head.b": torch.tensor([0.2, -0.2])}
     chart = by_step(rates)
     assert (chart.x.tolist(), list(chart.lines)) == ([1, 2], ["backbone.a", "head.b"])
@@ -85,7 +85,7 @@ def test_rates_by_step_and_by_rank():
     assert (sorted_rates[0], sorted_rates[60], sorted_rates[-1]) == (1, 2.5, 5)
 
 
-def test_alfas_rates_and_decays_are_those_of_its_steps():
+def test_alfas_rates_and_decays_are_those_of_its_steps() -> None:
     algo, theta = algo_and_theta("alfa", "mlp")
     theta, (task,) = single(theta), unstack(episodes(1))
     charts = algo.explained(theta, task)
@@ -97,7 +97,7 @@ def test_alfas_rates_and_decays_are_those_of_its_steps():
             torch.testing.assert_close(named(after)[name], (1 - decay) * p - rate * gradient[name])
 
 
-def test_gates_that_see_nothing_are_their_biases():
+def test_gates_that_see_nothing_are_their_biases() -> None:
     algo, theta = algo_and_theta("metalstm", "mlp")
     for gate, bias in (("forget", 4.0), ("enter", -3.0)):
         theta[gate] = {"weight": torch.zeros_like(theta[gate]["weight"]), "bias": torch.tensor(bias)}
@@ -107,7 +107,7 @@ def test_gates_that_see_nothing_are_their_biases():
             torch.testing.assert_close(line, torch.full((algo.inner_steps,), bias).sigmoid())
 
 
-def test_a_mean_is_over_tasks():
+def test_a_mean_is_over_tasks() -> None:
     charts = [Chart("error", torch.arange(2.0), {"a": torch.tensor(line)}) for line in ([1.0, 2.0], [3.0, 6.0])]
     assert mean(charts).lines["a"].tolist() == [2, 4]
 
@@ -123,7 +123,7 @@ def test_a_mean_is_over_tasks():
         ("ml3", ["loss", "slope"]),
     ],
 )
-def test_the_command_writes_drawings_and_numbers(metarun: Command, algo: str, names: list[str]):
+def test_the_command_writes_drawings_and_numbers(metarun: Command, algo: str, names: list[str]) -> None:
     torch.set_default_dtype(torch.float32)
     assert metarun(*TINY, f"algo={algo}", "hydra.run.dir=run").code == 0
     answer = metarun("explain", "run")
@@ -137,7 +137,7 @@ def test_the_command_writes_drawings_and_numbers(metarun: Command, algo: str, na
     assert (Path("run/explained") / f"{names[-1]}.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_method_that_learns_weights_alone_is_told(metarun: Command):
+def test_a_method_that_learns_weights_alone_is_told(metarun: Command) -> None:
     torch.set_default_dtype(torch.float32)
     assert metarun(*TINY, "hydra.run.dir=run").code == 0
     answer = metarun("explain", "run")

@@ -10,7 +10,7 @@ from metarun.core.types import Episode, Examples
 from tests.conftest import Command
 
 
-def test_a_row_holds_a_class_with_its_support_first():
+def test_a_row_holds_a_class_with_its_support_first() -> None:
     """Two ways of one shot and two queries; an image is 2 x 2 pixels of one value."""
 
     def examples(*values: float) -> Examples:
@@ -25,7 +25,7 @@ def test_a_row_holds_a_class_with_its_support_first():
         torch.testing.assert_close(found[row * size + EDGE, centre], torch.tensor(values))
 
 
-def test_the_command_writes_one(metarun: Command, place: Path):
+def test_the_command_writes_one(metarun: Command, place: Path) -> None:
     answer = metarun("data", "glyphs", "--preview", "tasks.png")
     assert answer.code == 0, answer.err
     assert answer.out.endswith("some tasks of 5 ways and 1 shots: tasks.png\n")

@@ -20,7 +20,7 @@ FILTERS = [64, 160, 320, 640]
 SETTINGS = {"name": "resnet12", "filters": [3, 4, 4, 5], "drop_rate": 0.0, "drop_size": 5}
 
 
-def test_size_is_the_published_one():
+def test_size_is_the_published_one() -> None:
     """9 i o + 18 o^2 weights in a block's 3x3 convolutions, i o in the 1x1 one, 8 o in four norms: 12.4 million."""
     network = build("backbone", {**SETTINGS, "filters": FILTERS}, input_shape=(3, 84, 84))
     pairs = zip([3, *FILTERS], FILTERS)
@@ -30,7 +30,7 @@ def test_size_is_the_published_one():
     assert network.feature_size == 640
 
 
-def test_weights_are_drawn_as_published():
+def test_weights_are_drawn_as_published() -> None:
     """Variance 2 / fan_out: of 64 filters of 3x3, 2 / 576."""
     torch.manual_seed(0)
     network = build("backbone", {**SETTINGS, "filters": [64] * 4}, input_shape=(3, 16, 16))
@@ -38,7 +38,7 @@ def test_weights_are_drawn_as_published():
 
 
 @pytest.mark.parametrize(("side", "size", "places"), [(6, 3, 4), (5, 5, 1), (2, 5, 1), (4, 1, 4)])
-def test_squares_are_dropped_where_the_numbers_say(side, size, places):
+def test_squares_are_dropped_where_the_numbers_say(side, size, places) -> None:
     """Against a square at a time. Eq. 1 with H = W = side: gamma = rate / size^2 * side^2 / places^2."""
     x, numbers, rate = torch.rand(40, 3, side, side, dtype=torch.float64) + 1, torch.arange(40.0), 0.1
     kept = torch.ones_like(x)
@@ -50,13 +50,13 @@ def test_squares_are_dropped_where_the_numbers_say(side, size, places):
     torch.testing.assert_close(drop_block(x, numbers, rate, size), x * kept * kept.numel() / kept.sum())
 
 
-def test_the_rate_is_what_is_dropped_and_the_rest_makes_up_for_it():
+def test_the_rate_is_what_is_dropped_and_the_rest_makes_up_for_it() -> None:
     dropped = drop_block(torch.ones(500, 4, 10, 10), torch.arange(500.0), 0.1, 1)
     assert (dropped == 0).float().mean().item() == pytest.approx(0.1, abs=4 * (0.1 * 0.9 / 200_000) ** 0.5)
     assert dropped.mean().item() == pytest.approx(1.0)
 
 
-def test_hashed_numbers_of_many_salts_are_those_of_each():
+def test_hashed_numbers_of_many_salts_are_those_of_each() -> None:
     salts = torch.tensor([[0.0, 1.0], [7.0, 2.0**22]])
     torch.testing.assert_close(hashed(9, salts)[1, 0], hashed(9, torch.tensor(7.0)), rtol=0, atol=0)
     assert hashed(9, salts).flatten().unique().numel() == 36
@@ -66,7 +66,7 @@ def with_numbers(x: Tensor, numbers: list[float]) -> Tensor:
     return torch.cat([x, torch.tensor(numbers, dtype=x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])], 1)
 
 
-def test_features_are_dropped_only_where_inputs_have_numbers():
+def test_features_are_dropped_only_where_inputs_have_numbers() -> None:
     torch.manual_seed(0)
     network = build("backbone", {**SETTINGS, "drop_rate": 0.3}, input_shape=(2, 32, 32))
     plain_network = build("backbone", SETTINGS, input_shape=(2, 32, 32))
@@ -86,7 +86,7 @@ def glyphs(*overrides: str) -> Experiment:
     return Experiment.of(load_settings(plain(compose(["algo=protonet", "device=cpu", *small, *overrides]))))
 
 
-def test_training_tasks_have_numbers_and_tests_have_none():
+def test_training_tasks_have_numbers_and_tests_have_none() -> None:
     experiment, without = glyphs("backbone.drop_rate=0.1"), glyphs()
     tasks, same, pictures = (
         source.sample(3, generator_for(0)) for source in (experiment.source, experiment.source, without.source)
@@ -104,7 +104,7 @@ def test_training_tasks_have_numbers_and_tests_have_none():
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])
-def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(name):
+def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(name) -> None:
     algo, theta = algo_and_theta(name, "resnet12")
     algo.backbone.drop_rate = 0.3
     plain_tasks, draw = episodes(2), generator_for(0)
@@ -124,12 +124,12 @@ def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(na
         ([4, 4], (1, 28, 28), "backbone.filters has 2 numbers: it must have 4, one for each block"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(filters, shape, message):
+def test_what_does_not_fit_is_told_in_a_line(filters, shape, message) -> None:
     with pytest.raises(ConfigError) as error:
         build("backbone", {**SETTINGS, "filters": filters}, input_shape=shape)
     assert str(error.value).startswith(message)
 
 
-def test_a_rate_of_one_leaves_nothing():
+def test_a_rate_of_one_leaves_nothing() -> None:
     with pytest.raises(ConfigError, match=r"backbone.drop_rate is 1"):
         build("backbone", {**SETTINGS, "drop_rate": 1.0}, input_shape=(1, 16, 16))

@@ -33,7 +33,7 @@ def backbone(model: str, weights: str | None = None, shape: tuple[int, ...] = (1
 
 
 @pytest.mark.parametrize("model", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
-def test_features_are_those_of_the_network_itself(model):
+def test_features_are_those_of_the_network_itself(model) -> None:
     ours, x = backbone(model), torch.rand(6, 1, SIDE, SIDE, dtype=torch.float64)
     theirs, rgb = own(model), x.repeat(1, 3, 1, 1)
     weights = by_their_names(dict(ours.named_parameters()))
@@ -54,7 +54,7 @@ def test_features_are_those_of_the_network_itself(model):
     torch.testing.assert_close(ours(x), theirs.eval()(rgb), rtol=1e-9, atol=1e-9)
 
 
-def test_second_order_meta_gradient_equals_plain_autograd_through_the_network_itself():
+def test_second_order_meta_gradient_equals_plain_autograd_through_the_network_itself() -> None:
     """MAML with one inner step, under vmap, against a loop with torchvision's own batch norm."""
     algo, theta = algo_and_theta("maml", "torchvision", inner_steps=1, inner_lr=0.05)
     network = own("resnet18")
@@ -82,7 +82,7 @@ def test_second_order_meta_gradient_equals_plain_autograd_through_the_network_it
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
 
 
-def test_pretrained_weights_are_torchvisions_and_images_standardised_for_them(monkeypatch):
+def test_pretrained_weights_are_torchvisions_and_images_standardised_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = torchvision.models.resnet18(weights=None)
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda *_, **__: kept.state_dict())
     ours, x = backbone("resnet18", "DEFAULT"), torch.rand(4, 3, SIDE, SIDE, dtype=torch.float64)
@@ -105,15 +105,15 @@ def test_pretrained_weights_are_torchvisions_and_images_standardised_for_them(mo
         ("resnet18", None, (1,), "takes images of 1 or 3 channels [C, H, W], and this dataset has inputs [1]"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(model, weights, shape, message):
+def test_what_does_not_fit_is_told_in_a_line(model, weights, shape, message) -> None:
     with pytest.raises(ConfigError) as error:
         backbone(model, weights, shape)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_weights_that_cannot_be_fetched(monkeypatch):
-    def unreachable(*_, **__):
+def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_, **__) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)

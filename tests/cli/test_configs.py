@@ -65,7 +65,7 @@ def composed(*overrides: str) -> DictConfig:
     return compose(list(overrides))
 
 
-def test_the_whole_tree_is_walked():
+def test_the_whole_tree_is_walked() -> None:
     groups = {option.partition("=")[0] for option in OPTIONS}
     assert groups == {*GROUPS, "trainer", "eval", "experiment"}
     assert [option for option in OPTIONS if "experiment=" in option and "/" in option]
@@ -73,7 +73,7 @@ def test_the_whole_tree_is_walked():
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_a_file_composes_and_passes_the_check(place: Path, option: str):
+def test_a_file_composes_and_passes_the_check(place: Path, option: str) -> None:
     group, _, name = option.partition("=")
     config = composed(option)
     if option in PACKAGES and importlib.util.find_spec(PACKAGES[option]) is None:
@@ -86,7 +86,9 @@ def test_a_file_composes_and_passes_the_check(place: Path, option: str):
 
 
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in SAME_CODE])
-def test_a_file_takes_a_step_and_a_test(data_folder: str | None, place: Path, monkeypatch, option: str):
+def test_a_file_takes_a_step_and_a_test(
+    data_folder: str | None, place: Path, monkeypatch: pytest.MonkeyPatch, option: str
+) -> None:
     if option in PACKAGES:
         pytest.importorskip(PACKAGES[option])
     monkeypatch.setenv("WANDB_MODE", "offline")

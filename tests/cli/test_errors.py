@@ -146,7 +146,7 @@ def assert_told(answer: Outcome, message: str) -> None:
 
 
 @pytest.mark.parametrize(("asked", "message"), MISTAKES, ids=[asked for asked, _ in MISTAKES])
-def test_a_mistake_is_explained_and_leaves_nothing(metarun: Command, place: Path, asked: str, message: str):
+def test_a_mistake_is_explained_and_leaves_nothing(metarun: Command, place: Path, asked: str, message: str) -> None:
     words = [word for text in asked.split(" ") for word in (GLYPHS if text == "glyphs" else [text])]
     short = () if words[0] in COMMANDS else ("trainer.steps=1", "eval.tasks=2")  # what is let through ends soon
     answer = metarun(*short, *words)
@@ -158,7 +158,7 @@ def test_a_mistake_is_explained_and_leaves_nothing(metarun: Command, place: Path
 @pytest.mark.parametrize(
     "asked", ["--help", "--cfg job", "list", "--version", "algo=mmal", "seed=abc", "resume nowhere"]
 )
-def test_what_needs_no_torch_does_not_wait_for_it(metarun_process: Command, asked: str):
+def test_what_needs_no_torch_does_not_wait_for_it(metarun_process: Command, asked: str) -> None:
     """Importing torch takes seconds; the answer to a typing mistake should not."""
     answer = metarun_process(*asked.split(), after="print('torch' in sys.modules)")
     assert answer.out.splitlines()[-1] == "False"
@@ -185,7 +185,7 @@ def write(path: Path, text: str) -> None:
         ("algo: [\n", "mine/experiment/own.yaml, line 3: expected the node content, but found '<stream end>'"),
     ],
 )
-def test_a_mistake_in_a_file_of_the_user(metarun: Command, place: Path, text: str, message: str):
+def test_a_mistake_in_a_file_of_the_user(metarun: Command, place: Path, text: str, message: str) -> None:
     write(place / "mine/experiment/own.yaml", f"# @package _global_\n{text}")
     answer = metarun("--config-dir=mine", "experiment=own")
     assert_told(answer._replace(err=answer.err.replace(f"{place}/", "")), message)
@@ -195,7 +195,9 @@ def test_a_mistake_in_a_file_of_the_user(metarun: Command, place: Path, text: st
 # Data
 
 
-def test_omniglot_that_is_missing_and_cannot_be_downloaded(metarun: Command, place: Path, monkeypatch):
+def test_omniglot_that_is_missing_and_cannot_be_downloaded(
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(omniglot, "URL", "http://127.0.0.1:9")
     monkeypatch.setattr(download, "WAITS", (0.0, 0.0))
     answer = metarun("dataset=omniglot", f"data_dir={place}/data")
@@ -206,7 +208,7 @@ def test_omniglot_that_is_missing_and_cannot_be_downloaded(metarun: Command, pla
     assert not (place / "outputs").exists()
 
 
-def test_a_corrupt_zip_of_omniglot(metarun: Command, place: Path):
+def test_a_corrupt_zip_of_omniglot(metarun: Command, place: Path) -> None:
     for part in omniglot.PARTS:
         write(place / f"omniglot/{part}.zip", "PK\x03\x04 but no zip")
     answer = metarun("dataset=omniglot", f"data_dir={place}")
@@ -219,7 +221,7 @@ def test_a_corrupt_zip_of_omniglot(metarun: Command, place: Path):
     assert not (place / "outputs").exists()
 
 
-def test_a_cache_that_cannot_be_written(metarun: Command, place: Path, monkeypatch):
+def test_a_cache_that_cannot_be_written(metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(place / "file", "")
     monkeypatch.setenv("METARUN_CACHE", str(place / "file/cache"))
     answer = metarun(*TINY)
@@ -233,7 +235,7 @@ def test_a_cache_that_cannot_be_written(metarun: Command, place: Path, monkeypat
 # Run folders
 
 
-def test_outputs_that_cannot_be_written(metarun: Command, place: Path):
+def test_outputs_that_cannot_be_written(metarun: Command, place: Path) -> None:
     write(place / "outputs", "a file, not a folder")
     answer = metarun(*TINY)
     assert_told(answer, f"the run folder {place}/outputs/maml-glyphs-5w1s/...")
@@ -241,7 +243,7 @@ def test_outputs_that_cannot_be_written(metarun: Command, place: Path):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_outputs_without_permission(metarun: Command, place: Path):
+def test_outputs_without_permission(metarun: Command, place: Path) -> None:
     (place / "outputs").mkdir(mode=0o555)
     answer = metarun(*TINY)
     assert_told(answer, f"the run folder {place}/outputs/maml-glyphs-5w1s/...")
@@ -249,7 +251,9 @@ def test_outputs_without_permission(metarun: Command, place: Path):
 
 
 @pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_a_logger_whose_package_is_not_installed(metarun: Command, place: Path, monkeypatch, logger: str):
+def test_a_logger_whose_package_is_not_installed(
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch, logger: str
+) -> None:
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *more: find_spec(name, *more) if name != logger else None
@@ -272,7 +276,9 @@ def test_a_logger_whose_package_is_not_installed(metarun: Command, place: Path, 
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device; the same command goes on ..."),
     ],
 )
-def test_a_shortage_of_the_machine(metarun: Command, place: Path, monkeypatch, error: Exception, message: str):
+def test_a_shortage_of_the_machine(
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
+) -> None:
     def fail(*_: object, **__: object) -> None:
         raise error
 
@@ -286,7 +292,7 @@ def test_a_shortage_of_the_machine(metarun: Command, place: Path, monkeypatch, e
 # As the user meets it
 
 
-def test_a_mistake_in_a_process_of_its_own(metarun_process: Command, place: Path):
+def test_a_mistake_in_a_process_of_its_own(metarun_process: Command, place: Path) -> None:
     for asked, message in (
         ("algo=mmal", MISTAKES[0][1]),
         ("dataset=sinusoid algo=protonet", "algo=protonet cannot learn ..."),

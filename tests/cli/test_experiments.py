@@ -107,7 +107,7 @@ def named(line: str) -> set[Printed]:
     return {(float(value), float(plus_minus) if plus_minus else None) for value, plus_minus in pairs}
 
 
-def test_every_published_cell_has_an_experiment_and_no_two_share_a_folder():
+def test_every_published_cell_has_an_experiment_and_no_two_share_a_folder() -> None:
     covered = set.union(*(cells(name) for name in SHORT))
     assert printed().keys() - covered == WITHOUT.keys()
     folders = [composed(f"experiment={name}").hydra.run.dir for name in SHORT]
@@ -115,7 +115,7 @@ def test_every_published_cell_has_an_experiment_and_no_two_share_a_folder():
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_the_first_line_has_the_published_figures(name: str):
+def test_the_first_line_has_the_published_figures(name: str) -> None:
     figures = [printed()[cell] for cell in cells(name) & printed().keys()]
     if figures:
         methods = {cell[:2] for cell in cells(name)}
@@ -126,13 +126,13 @@ def test_the_first_line_has_the_published_figures(name: str):
 
 
 @pytest.mark.parametrize("name", SHORT)
-def test_a_name_says_what_is_tested(name: str):
+def test_a_name_says_what_is_tested(name: str) -> None:
     if match := re.search(r"_(\d+)w(\d+)s", name):
         assert {"ways": int(match[1]), "shots": int(match[2])}.items() <= rows(name)[0].items()
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_at_the_papers_length_nothing_else_differs(name: str):
+def test_at_the_papers_length_nothing_else_differs(name: str) -> None:
     short = name.removesuffix("_paper")
     assert short in SHORT
     before, after = (flat(values_of(one)) for one in (short, name))
@@ -142,7 +142,7 @@ def test_at_the_papers_length_nothing_else_differs(name: str):
 
 
 @pytest.mark.parametrize("name", PAPER)
-def test_at_the_papers_length_the_protocol_is_the_papers(name: str):
+def test_at_the_papers_length_the_protocol_is_the_papers(name: str) -> None:
     values = values_of(name)
     checkpoint = values["eval"]["checkpoint"]
     row = rows(name)[0] | ({"ensemble": 5} if checkpoint == "ensemble" else {})
@@ -161,7 +161,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", [name for name in SHORT if f"experiment={name}" in SAME_CODE])
-def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Path, name: str):
+def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Path, name: str) -> None:
     """Networks are small here, tasks are not: they have to fit into the splits. The others test_configs.py runs."""
     if dataset(name) in REAL and (data_folder is None or not Path(data_folder, REAL[dataset(name)]).is_dir()):
         pytest.skip(f"{dataset(name)} is real data: set METARUN_DATA to the folder that has it")

@@ -32,7 +32,7 @@ def swept(place: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("plugin", LAUNCHED)
-def test_two_jobs_through(plugin: str, place: Path):
+def test_two_jobs_through(plugin: str, place: Path) -> None:
     pytest.importorskip(plugin)
     done = swept(place, *LAUNCHED[plugin])
     assert done.returncode == 0, done.stderr
@@ -41,7 +41,7 @@ def test_two_jobs_through(plugin: str, place: Path):
 
 
 @pytest.mark.parametrize("plugin", list(LAUNCHED)[:2])
-def test_a_failure_in_another_process_is_told_here(plugin: str, place: Path):
+def test_a_failure_in_another_process_is_told_here(plugin: str, place: Path) -> None:
     pytest.importorskip(plugin)
     done = swept(place, *LAUNCHED[plugin], "optimizer.lr=1e30", "optimizer=sgd", "trainer.log_every=1")
     assert done.returncode == 1
@@ -49,7 +49,7 @@ def test_a_failure_in_another_process_is_told_here(plugin: str, place: Path):
     assert "failed: seed=1: training diverged: " in done.stderr
 
 
-def test_a_run_that_diverges_does_not_end_a_study(place: Path):
+def test_a_run_that_diverges_does_not_end_a_study(place: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
     study = LAUNCHED["hydra_plugins.hydra_optuna_sweeper"]
     done = swept(place, *study[:-1], "optimizer=sgd", "optimizer.lr=interval(1e29,1e30)", "trainer.log_every=1")

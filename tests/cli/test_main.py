@@ -42,7 +42,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 # What only prints
 
 
-def test_help_shows_choices_settings_and_commands(metarun: Command, place: Path):
+def test_help_shows_choices_settings_and_commands(metarun: Command, place: Path) -> None:
     answer = metarun("--help")
     assert answer.code == 0
     algos = sorted(file.stem for file in (CONFIGS / "algo").glob("*.yaml"))
@@ -55,11 +55,11 @@ def test_help_shows_choices_settings_and_commands(metarun: Command, place: Path)
     assert list(place.iterdir()) == []
 
 
-def test_version(metarun: Command):
+def test_version(metarun: Command) -> None:
     assert metarun("--version").out == f"metarun {__version__}\n"
 
 
-def test_list_has_a_described_line_for_every_file(metarun: Command):
+def test_list_has_a_described_line_for_every_file(metarun: Command) -> None:
     out = metarun("list").out
     for group in ("algo", "dataset", "backbone", "experiment"):
         files = sorted((CONFIGS / group).rglob("*.yaml"))
@@ -73,14 +73,14 @@ def test_list_has_a_described_line_for_every_file(metarun: Command):
             assert len(description) > 10
 
 
-def test_cfg_prints_the_composed_settings_and_runs_nothing(metarun: Command, place: Path):
+def test_cfg_prints_the_composed_settings_and_runs_nothing(metarun: Command, place: Path) -> None:
     answer = metarun("--cfg", "job", "algo=fomaml", "seed=3")
     config = OmegaConf.create(answer.out)
     assert (config.algo.first_order, config.seed, config.eval.algo) == (True, 3, {})
     assert list(place.iterdir()) == []
 
 
-def test_data(metarun: Command, place: Path):
+def test_data(metarun: Command, place: Path) -> None:
     tiny = [text for text in TINY if text.startswith("dataset.")]
     answer = metarun("data", "glyphs", *tiny)
     assert answer.code == 0
@@ -95,7 +95,7 @@ def test_data(metarun: Command, place: Path):
 # A run
 
 
-def test_a_run_leaves_what_is_promised(metarun: Command, place: Path):
+def test_a_run_leaves_what_is_promised(metarun: Command, place: Path) -> None:
     answer = metarun(*TINY)
     assert (answer.code, answer.err) == (0, "")
     (folder,) = (place / "outputs/maml-glyphs-5w1s").iterdir()
@@ -122,7 +122,7 @@ def test_a_run_leaves_what_is_promised(metarun: Command, place: Path):
     assert found["choices"]["algo"] == "maml"
 
 
-def test_other_places_for_the_same_run(metarun: Command, place: Path):
+def test_other_places_for_the_same_run(metarun: Command, place: Path) -> None:
     """Where data lies and which logger draws is no part of what a run is: its folder stays the same."""
     assert metarun(*TINY).code == 0
     answer = metarun(*TINY, f"data_dir={place}")
@@ -131,7 +131,7 @@ def test_other_places_for_the_same_run(metarun: Command, place: Path):
     assert len(list((place / "outputs").glob("*/*"))) == 1
 
 
-def test_pictures_of_ones_own_elsewhere_are_another_run(place: Path):
+def test_pictures_of_ones_own_elsewhere_are_another_run(place: Path) -> None:
     """Of a named set it does not matter where a copy is; where pictures are kept in a run never does."""
 
     def folder(*overrides: str) -> str:
@@ -143,7 +143,7 @@ def test_pictures_of_ones_own_elsewhere_are_another_run(place: Path):
     assert folder(*named) == folder("dataset=cub", "dataset.path=b", "dataset.placement=host")
 
 
-def test_the_same_command_twice(metarun: Command, train: Train):
+def test_the_same_command_twice(metarun: Command, train: Train) -> None:
     folder = train("run")
     before = contents(folder)
     answer = metarun(*TINY, "hydra.run.dir=run")
@@ -153,7 +153,7 @@ def test_the_same_command_twice(metarun: Command, train: Train):
     assert contents(folder) == before
 
 
-def test_resume_of_a_finished_run_and_of_one_that_lacks_its_test(metarun: Command, train: Train):
+def test_resume_of_a_finished_run_and_of_one_that_lacks_its_test(metarun: Command, train: Train) -> None:
     folder = train("run")
     before = contents(folder)
     answer = metarun("resume", "run")
@@ -168,7 +168,7 @@ def test_resume_of_a_finished_run_and_of_one_that_lacks_its_test(metarun: Comman
     assert contents(folder)["metrics.jsonl"] == before["metrics.jsonl"]
 
 
-def test_methods_are_tested_on_the_same_tasks(train: Train):
+def test_methods_are_tested_on_the_same_tasks(train: Train) -> None:
     hashes = {
         result(train(algo, f"algo={algo}", f"seed={seed}"))["test"]["test"]["task_hash"]
         for seed, algo in enumerate(("maml", "protonet", "anil"))
@@ -178,7 +178,7 @@ def test_methods_are_tested_on_the_same_tasks(train: Train):
     assert result(other)["test"]["test"]["task_hash"] not in hashes
 
 
-def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path):
+def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path) -> None:
     answer = metarun(*TINY, "hydra.run.dir=run", "optimizer=sgd", "optimizer.lr=1e38")
     assert answer.code == 1
     assert answer.err.startswith("metarun: training diverged: the loss is nan at step 2; ")
@@ -190,7 +190,7 @@ def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path):
 
 
 @pytest.mark.parametrize("how", ["--config-dir=mine", "hydra.searchpath=[file://mine]"])
-def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str):
+def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str) -> None:
     file = place / "mine/experiment/own.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("# @package _global_\ndefaults:\n  - override /algo: anil\nalgo:\n  inner_steps: 2\nseed: 8\n")
@@ -204,7 +204,7 @@ def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str)
 # A later test
 
 
-def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: Train):
+def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: Train) -> None:
     folder = train("run", "algo=protonet")
     answer = metarun("evaluate", "run", "ways=8", "shots=2", "tasks=12", "checkpoint=last")
     assert answer.code == 0, answer.err
@@ -215,7 +215,7 @@ def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: 
     assert "8-way 2-shot" in answer.out
 
 
-def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train):
+def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train) -> None:
     folder = train("run")
     assert metarun("evaluate", "run", "queries=9", "algo.inner_steps=3").code == 0
     (row, _) = json.loads((folder / "tests/queries=9-algo.inner_steps=3/result.json").read_text())["test"].values()
@@ -223,7 +223,9 @@ def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train)
     assert len(row["accuracy_by_step"]["mean"]) == 4
 
 
-def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them(metarun: Command, train: Train):
+def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them(
+    metarun: Command, train: Train
+) -> None:
     """A checkpoint of a method that was tested with batch statistics has none: they are collected then."""
     folder, asked = train("run"), train("asked", "eval.algo.norm=running")
     assert metarun("evaluate", "run", "algo.norm=running", "checkpoint=last").code == 0
@@ -235,7 +237,7 @@ def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them
     assert later["test"]["accuracy"] != result(folder)["test"]["test"]["accuracy"]
 
 
-def test_the_same_test_again_gives_the_same_scores(metarun: Command, train: Train):
+def test_the_same_test_again_gives_the_same_scores(metarun: Command, train: Train) -> None:
     folder = train("run")
     before = contents(folder)
     for _ in range(2):
@@ -249,7 +251,7 @@ def test_the_same_test_again_gives_the_same_scores(metarun: Command, train: Trai
     assert {name: after[name] for name in before} == before
 
 
-def test_the_whole_way_in_a_process_of_its_own(metarun_process: Command, place: Path):
+def test_the_whole_way_in_a_process_of_its_own(metarun_process: Command, place: Path) -> None:
     answer = metarun_process(*TINY, "hydra.run.dir=run")
     assert (answer.code, answer.err) == (0, "")
     assert "accuracy" in answer.out

@@ -35,7 +35,7 @@ def installed(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(target), *([before] if before else [])]))
 
 
-def test_its_method_trains_with_its_own_settings(metarun_process: Command, place: Path, installed: None):
+def test_its_method_trains_with_its_own_settings(metarun_process: Command, place: Path, installed: None) -> None:
     answer = metarun_process("algo=cosine_means", *TINY, "hydra.run.dir=run")
     assert (answer.code, answer.err) == (0, "")
     result = json.loads((place / "run/result.json").read_text(encoding="utf-8"))
@@ -43,20 +43,20 @@ def test_its_method_trains_with_its_own_settings(metarun_process: Command, place
     assert result["training"]["steps"] == 4
 
 
-def test_it_is_listed_beside_metaruns(metarun_process: Command, installed: None):
+def test_it_is_listed_beside_metaruns(metarun_process: Command, installed: None) -> None:
     lines = metarun_process("list", "algo").out.splitlines()
     names = [line.split()[0] for line in lines[1:]]
     assert names.count("cosine_means") == names.count("maml") == 1
     assert "the direction of its mean" in lines[1 + names.index("cosine_means")]
 
 
-def test_without_the_package_there_is_no_such_method(metarun: Command):
+def test_without_the_package_there_is_no_such_method(metarun: Command) -> None:
     answer = metarun("algo=cosine_means", *TINY)
     assert answer.code == 2
     assert answer.err.startswith("metarun: algo is 'cosine_means': choose from ")
 
 
-def test_of_two_files_of_one_name_metaruns_own_counts(place: Path, monkeypatch: pytest.MonkeyPatch):
+def test_of_two_files_of_one_name_metaruns_own_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = compose(["algo=maml"]).algo
     (place / "algo").mkdir()
     (place / "algo/maml.yaml").write_text("# Another\nname: maml\ninner_lr: 9\n")

@@ -19,7 +19,7 @@ from tests.conftest import Command
 TABLE = ("sinusoid", "length=smoke", "cells=maml/*,cavia/*", "trainer.steps=60", "trainer.eval_every=5")
 
 
-def test_a_table_is_the_experiments_on_a_dataset():
+def test_a_table_is_the_experiments_on_a_dataset() -> None:
     found = experiments("sinusoid", "short", [])
     assert {"maml/sinusoid", "reptile/sinusoid"} <= set(found)
     assert all(name.endswith("/sinusoid") for name in found)
@@ -34,19 +34,19 @@ def test_a_table_is_the_experiments_on_a_dataset():
         (("sinusoid", "paper", []), r"length is paper: there is no such experiment of .*reptile/sinusoid"),
     ],
 )
-def test_what_is_not_there_is_said(arguments, message):
+def test_what_is_not_there_is_said(arguments, message) -> None:
     with pytest.raises(ConfigError, match=message):
         experiments(*arguments)
 
 
-def test_a_request_is_a_length_cells_and_settings():
+def test_a_request_is_a_length_cells_and_settings() -> None:
     assert request(["length=paper", "seed=1", "cells=a/*,b/*"]) == ("paper", ["a/*", "b/*"], ["seed=1"])
     assert request([]) == ("short", [], [])
     with pytest.raises(ConfigError, match="length is 'long': choose from paper, short, smoke"):
         request(["length=long"])
 
 
-def test_the_time_is_told_of_what_is_not_done(tmp_path: Path, monkeypatch):
+def test_the_time_is_told_of_what_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "result.json").write_text("{}")
     monkeypatch.setattr(reproducing, "_seconds", lambda overrides: 150.0)
     jobs = {tmp_path: ["a=1", "c=1"], tmp_path / "b": ["a=2", "c=1"], tmp_path / "d": ["a=3", "c=1"]}
@@ -58,7 +58,7 @@ def test_the_time_is_told_of_what_is_not_done(tmp_path: Path, monkeypatch):
     ]
 
 
-def test_a_dry_run_runs_nothing(metarun: Command, place: Path):
+def test_a_dry_run_runs_nothing(metarun: Command, place: Path) -> None:
     answer = metarun("reproduce", *TABLE, "--dry-run")
     assert answer.code == 0, answer.err
     assert answer.out.startswith("experiment=cavia/sinusoid: about ")
@@ -70,7 +70,9 @@ def table(place: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if "seconds" not in key} for row in csv.DictReader(file)]
 
 
-def test_killed_twice_it_ends_with_the_same_table(metarun: Command, place: Path, monkeypatch):
+def test_killed_twice_it_ends_with_the_same_table(
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert metarun("reproduce", *TABLE).code == 0
     expected = table(place)
     assert len(expected) == 2

@@ -38,7 +38,7 @@ def outcomes(place: Path) -> dict[str, str]:
     return {folder.name[:5]: entry["outcome"] for folder, entry in Ledger(file, "").entries().items()}
 
 
-def test_a_sweep_trains_each(metarun: Command, place: Path):
+def test_a_sweep_trains_each(metarun: Command, place: Path) -> None:
     answer = metarun(*TINY, "--multirun", "seed=1,2")
     assert answer.code == 0, answer.err
     folders = sorted((place / "outputs/maml-glyphs-5w1s").iterdir())
@@ -50,8 +50,8 @@ def test_a_sweep_trains_each(metarun: Command, place: Path):
 
 @pytest.mark.parametrize("error", [Failed("it diverged\nat step 3"), RuntimeError("a fault of ours")])
 def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
-    metarun: Command, place: Path, monkeypatch, error: Exception
-):
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
     train_and_test = run._train_and_test
 
     def fails_once(experiment, *rest):
@@ -94,7 +94,7 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
-def test_a_killed_launcher_is_gone_on_with(metarun: Command, place: Path):
+def test_a_killed_launcher_is_gone_on_with(metarun: Command, place: Path) -> None:
     launcher = start(place, "trainer.steps=40")
     wait_for(lambda: "seed1" in seeds_done(place) and "started" in outcomes(place).values(), launcher)
     os.killpg(launcher.pid, signal.SIGKILL)
@@ -109,7 +109,7 @@ def test_a_killed_launcher_is_gone_on_with(metarun: Command, place: Path):
     assert seeds_done(place)["seed1"] == first
 
 
-def test_two_launchers_share_a_sweep(metarun: Command, place: Path, monkeypatch):
+def test_two_launchers_share_a_sweep(metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the first is at work on, the second leaves alone and goes on."""
     folders: list[Path] = []
     ordinary = run._train_and_test
@@ -132,7 +132,7 @@ def test_two_launchers_share_a_sweep(metarun: Command, place: Path, monkeypatch)
     assert set(seeds_done(place)) == {"seed1", "seed3"}
 
 
-def test_settings_edited_between_two_starts_are_told_and_run_anew(metarun: Command, place: Path):
+def test_settings_edited_between_two_starts_are_told_and_run_anew(metarun: Command, place: Path) -> None:
     own = place / "conf" / "experiment" / "own.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("# @package _global_\nalgo:\n  inner_steps: 2\n")
@@ -146,7 +146,9 @@ def test_settings_edited_between_two_starts_are_told_and_run_anew(metarun: Comma
     assert len(list(place.glob("outputs/*/*/result.json"))) == 4
 
 
-def test_settings_edited_while_a_sweep_runs_fail_the_rest(metarun: Command, place: Path, monkeypatch):
+def test_settings_edited_while_a_sweep_runs_fail_the_rest(
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = place / "conf" / "experiment" / "own.yaml"
     own.parent.mkdir(parents=True)
     own.write_text("# @package _global_\nalgo:\n  inner_steps: 2\n")
@@ -164,7 +166,7 @@ def test_settings_edited_while_a_sweep_runs_fail_the_rest(metarun: Command, plac
 
 
 @pytest.mark.parametrize("subdir", ["own-${seed}", "${hydra.job.num}"])
-def test_a_sweep_may_have_folders_of_the_users_own(metarun: Command, place: Path, subdir: str):
+def test_a_sweep_may_have_folders_of_the_users_own(metarun: Command, place: Path, subdir: str) -> None:
     answer = metarun(*TINY, "--multirun", "seed=1,2", "hydra.sweep.dir=there", f"hydra.sweep.subdir={subdir}")
     assert answer.code == 0, answer.err
     assert answer.out.splitlines()[-1] == "2 jobs: 2 done"
@@ -172,7 +174,7 @@ def test_a_sweep_may_have_folders_of_the_users_own(metarun: Command, place: Path
     assert len(list(place.glob("there/sweeps/*.jsonl"))) == 1
 
 
-def test_a_ledger_line_cut_short_by_a_kill_is_none(tmp_path: Path):
+def test_a_ledger_line_cut_short_by_a_kill_is_none(tmp_path: Path) -> None:
     ledger = Ledger.of(tmp_path, ["seed=1,2"])
     assert ledger == Ledger(Ledger.of(tmp_path, ["seed=1,2"]).file, ledger.sitting)
     ledger.note("done", tmp_path / "a", ["seed=1"])
@@ -187,11 +189,11 @@ def test_a_ledger_line_cut_short_by_a_kill_is_none(tmp_path: Path):
     ("value", "kind", "told"),
     [(0.9, "classification", 0.9), (math.nan, "classification", 0.0), (math.inf, "regression", 1e9)],
 )
-def test_a_sweeper_never_sees_what_is_not_finite(value, kind, told):
+def test_a_sweeper_never_sees_what_is_not_finite(value, kind, told) -> None:
     assert finite_or_worst(value, kind) == told
 
 
-def test_each_job_has_a_gpu_of_its_own(tmp_path, monkeypatch):
+def test_each_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(sweeps.tempfile, "gettempdir", lambda: str(tmp_path))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
@@ -209,7 +211,7 @@ def test_each_job_has_a_gpu_of_its_own(tmp_path, monkeypatch):
         lock.release()
 
 
-def test_one_gpu_or_none_is_left_as_it_is(monkeypatch):
+def test_one_gpu_or_none_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     claim_gpu()

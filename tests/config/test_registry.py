@@ -13,13 +13,13 @@ from metarun.config.registry import GROUPS, build, declaration, known, register
 COMPONENTS = [(group, name) for group in GROUPS for name in known(group)]
 
 
-def test_components_are_found():
+def test_components_are_found() -> None:
     assert {"maml", "anil", "protonet"} <= set(known("algo"))
     assert all(known(group) for group in GROUPS)
 
 
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
-def test_a_declaration_read_from_source_is_the_class_itself(group: str, name: str):
+def test_a_declaration_read_from_source_is_the_class_itself(group: str, name: str) -> None:
     declared = declaration(group, name)
     importlib.import_module(declared.module)
     component = registry._classes[group, name]
@@ -31,7 +31,7 @@ def test_a_declaration_read_from_source_is_the_class_itself(group: str, name: st
     assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(component)), "defaults are YAML's"
 
 
-def test_settings_are_converted_and_all_misfits_told_at_once():
+def test_settings_are_converted_and_all_misfits_told_at_once() -> None:
     adam = {"name": "adam", "lr": 1, "betas": [0, 0.9], "eps": 1e-8, "weight_decay": 0}
     assert build("optimizer", adam).lr == 1.0
     with pytest.raises(ConfigError) as error:
@@ -44,7 +44,7 @@ def test_settings_are_converted_and_all_misfits_told_at_once():
     ]
 
 
-def test_a_name_is_not_taken_twice():
+def test_a_name_is_not_taken_twice() -> None:
     with pytest.raises(ValueError, match="algo=maml is already"):
 
         @register("algo", "maml")

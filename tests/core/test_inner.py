@@ -7,7 +7,7 @@ from metarun.config.registry import build
 from metarun.core.inner import initial_theta, inner_step, last, unroll
 
 
-def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation():
+def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation() -> None:
     """L(w) = a/2 (w - c)^2. One step gives w' = w - lr a (w - c), so
     d/dw a/2 (w' - d)^2 = a (w' - d) (1 - lr a); first order drops the last factor."""
     w, a, c, d, lr = 1.5, 2.0, 0.25, -1.0, 0.1
@@ -21,7 +21,7 @@ def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation():
         assert theta["net"]["w"].grad.item() == pytest.approx(a * (stepped - d) * factor, abs=1e-12)
 
 
-def test_each_parameter_has_the_rate_of_its_full_name_and_a_tensor_decides_on_the_order():
+def test_each_parameter_has_the_rate_of_its_full_name_and_a_tensor_decides_on_the_order() -> None:
     """L = (a^2 + b^2) / 2 and then q = a + 2 b: dq/da_0 = 1 - lr_a, dq/db_0 = 2 (1 - lr_b), dq/dlr = -a_0, -2 b_0;
     the first order has 1 and 2 for the initial values, and the same for the rates."""
     for first_order, keeps in [(False, 1.0), (True, 0.0)]:
@@ -37,19 +37,19 @@ def test_each_parameter_has_the_rate_of_its_full_name_and_a_tensor_decides_on_th
         assert [g.item() for g in gradient] == pytest.approx([1 - 0.1 * keeps, 2 * (1 - 0.4 * keeps), -3.0, 2.0])
 
 
-def test_a_quadratic_contracts_by_a_known_factor_at_every_step():
+def test_a_quadratic_contracts_by_a_known_factor_at_every_step() -> None:
     """w_j - c = (1 - lr a)^j (w_0 - c)."""
     phi = {"net": {"w": torch.tensor(3.0, dtype=torch.float64)}}
     states = list(unroll(lambda phi: 2.0 * (phi["net"]["w"] - 1) ** 2, phi, lr=0.05, steps=4))
     assert [state["net"]["w"].item() for state in states] == pytest.approx([1 + 0.8**j * 2 for j in range(5)])
 
 
-def test_zero_steps_leave_the_initialisation():
+def test_zero_steps_leave_the_initialisation() -> None:
     phi = {"net": {"w": torch.tensor(3.0)}}
     assert last(unroll(lambda phi: phi["net"]["w"] ** 2, phi, lr=0.1, steps=0)) is phi
 
 
-def test_theta_holds_every_weight_once_and_norm_layers_apart():
+def test_theta_holds_every_weight_once_and_norm_layers_apart() -> None:
     backbone = build("backbone", {"name": "conv4", "filters": 3}, input_shape=(1, 16, 16))
     theta = initial_theta(backbone, backbone.head(5))
     assert set(theta) == {"backbone", "norm", "head"}

@@ -15,7 +15,7 @@ from metarun.core.types import Algorithm, Episode, Examples, Theta
 from tests.support.tiny import PAIRS, WAYS, algo_and_theta, episodes
 
 
-def test_batch_statistics_equal_pytorchs_layer():
+def test_batch_statistics_equal_pytorchs_layer() -> None:
     ours, theirs = BatchNorm(3).double(), nn.BatchNorm2d(3).double()
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     for layer in (ours, theirs):
@@ -24,7 +24,7 @@ def test_batch_statistics_equal_pytorchs_layer():
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_given_statistics_equal_pytorchs_layer_in_eval_mode():
+def test_given_statistics_equal_pytorchs_layer_in_eval_mode() -> None:
     ours, theirs = BatchNorm(3).double(), nn.BatchNorm2d(3).double().eval()
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     theirs.running_mean, theirs.running_var = torch.randn(3).double(), torch.rand(3).double() + 0.5
@@ -32,7 +32,7 @@ def test_given_statistics_equal_pytorchs_layer_in_eval_mode():
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-def test_collected_statistics_are_those_of_all_batches_together():
+def test_collected_statistics_are_those_of_all_batches_together() -> None:
     """For equal batches, mean and variance of the first layer's input are those of the concatenation."""
     network = nn.Sequential(BatchNorm(3)).double()
     batches = torch.randn(4, 6, 3, 2, 2, dtype=torch.float64) * 2 + 1
@@ -44,7 +44,7 @@ def test_collected_statistics_are_those_of_all_batches_together():
 
 
 @pytest.mark.parametrize("backbone", known("backbone"))
-def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbone):
+def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbone) -> None:
     algo, theta = algo_and_theta("protonet", backbone)
     task = unstack(episodes(1, backbone=backbone))[0]
     use_statistics(algo.backbone, collect_statistics(algo.backbone, lambda: algo.task_loss(theta, task)))
@@ -55,7 +55,7 @@ def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbon
 
 
 @pytest.mark.parametrize("name", known("algo"))
-def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_do(name):
+def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_do(name) -> None:
     task = unstack(episodes(1))[0]
     fewer = task._replace(query=type(task.query)(task.query.x[:2], task.query.y[:2]))
     backbone = next(backbone for algo, backbone in PAIRS if algo == name)
@@ -66,7 +66,7 @@ def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_
         assert torch.allclose(in_company, alone) is same
 
 
-def test_per_query_normalises_by_the_support_and_that_query():
+def test_per_query_normalises_by_the_support_and_that_query() -> None:
     algo, theta = algo_and_theta("protonet", "conv4", norm="per_query")
     task = unstack(episodes(1))[0]
     phi = algo.adapt(theta, task.support)
@@ -79,7 +79,7 @@ def test_per_query_normalises_by_the_support_and_that_query():
     assert expected.shape == (WAYS,)
 
 
-def test_per_query_never_has_more_examples_at_once_than_the_queries_are():
+def test_per_query_never_has_more_examples_at_once_than_the_queries_are() -> None:
     """7 queries, each with a support of 2: two at a time have 6 examples, three would have 9."""
     batches = []
 
@@ -96,6 +96,6 @@ def test_per_query_never_has_more_examples_at_once_than_the_queries_are():
     assert len(batches) == 4  # of 2, 2, 2 and 1 queries
 
 
-def test_norm_parameters_are_found_by_layer_and_not_by_name():
+def test_norm_parameters_are_found_by_layer_and_not_by_name() -> None:
     network = build("backbone", {"name": "conv4_strided", "filters": 3}, input_shape=(1, 8, 8))
     assert norm_names(network) == {f"norms.{i}.bias" for i in range(4)}

@@ -24,7 +24,7 @@ def logits(ranking: list[float]) -> torch.Tensor:
         ([2, 1], [0, 0], 0),  # nothing to find
     ],
 )
-def test_by_hand(ranking, y, precision):
+def test_by_hand(ranking, y, precision) -> None:
     found = delta_auprc(logits(ranking), torch.tensor(y))
     assert found.item() == pytest.approx(precision - sum(y) / len(y), abs=1e-6)
 
@@ -39,7 +39,7 @@ def slow(ranking: list[float], y: list[int]) -> float:
     return total - sum(y) / len(y)
 
 
-def test_many_tasks_at_once_equal_the_sum_over_thresholds():
+def test_many_tasks_at_once_equal_the_sum_over_thresholds() -> None:
     generator = torch.Generator().manual_seed(0)
     ranking = torch.randint(12, (20, 30), generator=generator).double()  # many ties
     y = torch.randint(2, (20, 30), generator=generator)
@@ -48,7 +48,7 @@ def test_many_tasks_at_once_equal_the_sum_over_thresholds():
     assert vmap(delta_auprc)(prediction, y).tolist() == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_dataset_says_what_its_tasks_are_judged_by():
+def test_a_dataset_says_what_its_tasks_are_judged_by() -> None:
     prediction, y = logits([2, -1, 1]), torch.tensor([1, 0, 0])
     assert headline(TaskSpec("classification", (1,), 2), prediction, y) == {"accuracy": pytest.approx(2 / 3)}
     judged = headline(TaskSpec("classification", (1,), 2, metric="delta_auprc"), prediction, y)

@@ -11,7 +11,7 @@ from metarun.core.sequences import sequence
 from tests.support.tiny import WAYS, algo_and_theta, episodes
 
 
-def test_a_step_and_its_gradient_equal_pytorchs_cell():
+def test_a_step_and_its_gradient_equal_pytorchs_cell() -> None:
     theirs = nn.LSTMCell(3, 4).double()
     ours = LSTMCell(3, 4).double()
     ours.load_state_dict(theirs.state_dict())  # the same names and shapes
@@ -24,14 +24,14 @@ def test_a_step_and_its_gradient_equal_pytorchs_cell():
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
-def test_initial_weights_are_spread_as_pytorchs():
+def test_initial_weights_are_spread_as_pytorchs() -> None:
     ours, theirs = LSTMCell(50, 64), nn.LSTMCell(50, 64)
     for name, p in ours.named_parameters():
         assert p.abs().max() <= 64**-0.5
         torch.testing.assert_close(p.std(), theirs.get_parameter(name).std(), rtol=0.15, atol=0)
 
 
-def test_a_sequence_read_from_both_ends_equals_pytorchs_bidirectional_lstm():
+def test_a_sequence_read_from_both_ends_equals_pytorchs_bidirectional_lstm() -> None:
     theirs = nn.LSTM(3, 4, bidirectional=True).double()
     weights = theirs.state_dict()
     ours = BiLSTM(3, 4).double()
@@ -42,7 +42,7 @@ def test_a_sequence_read_from_both_ends_equals_pytorchs_bidirectional_lstm():
     torch.testing.assert_close(torch.cat(ours(x), dim=-1), theirs(x)[0], rtol=1e-12, atol=1e-14)
 
 
-def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task():
+def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task() -> None:
     cell = LSTMCell(3, 4).double()
     weights = {n: torch.randn(5, *p.shape, dtype=torch.float64) for n, p in cell.named_parameters()}
     x = torch.randn(5, 6, 3, dtype=torch.float64)  # [T, steps, inputs]
@@ -63,7 +63,7 @@ def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task():
     torch.testing.assert_close(together, alone, rtol=1e-12, atol=1e-14)
 
 
-def test_the_lstm_that_reads_a_task_is_pytorchs_lstm_and_a_linear_layer():
+def test_the_lstm_that_reads_a_task_is_pytorchs_lstm_and_a_linear_layer() -> None:
     """Over the inputs with the labels before them as one-hot vectors."""
     algo, theta = algo_and_theta("lstm", "ngram")
     task = unstack(episodes(1, backbone="ngram"))[0]

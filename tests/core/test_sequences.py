@@ -45,7 +45,7 @@ def whole(tasks) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.cat(fields, 1) for fields in zip(*tasks))
 
 
-def test_mixed_tasks_hold_the_same_examples_and_any_of_them_may_come_first(sampler):
+def test_mixed_tasks_hold_the_same_examples_and_any_of_them_may_come_first(sampler) -> None:
     plain = sampler.sample(200, generator_for("order"))
     mixed = InOrder(sampler, mixed=True, strings=False).sample(200, generator_for("order"))
     assert mixed.support.y.shape == plain.support.y.shape
@@ -55,7 +55,7 @@ def test_mixed_tasks_hold_the_same_examples_and_any_of_them_may_come_first(sampl
     assert len({tuple(row) for row in whole(mixed)[1].tolist()}) > 195
 
 
-def test_put_in_order_apart_the_support_keeps_its_examples(sampler):
+def test_put_in_order_apart_the_support_keeps_its_examples(sampler) -> None:
     plain = sampler.sample(50, generator_for("order"))
     apart = InOrder(sampler, mixed=False, strings=False).sample(50, generator_for("order"))
     for ours, theirs in zip(apart, plain):
@@ -63,7 +63,7 @@ def test_put_in_order_apart_the_support_keeps_its_examples(sampler):
     assert len({tuple(row) for row in apart.support.y.tolist()}) > 40
 
 
-def test_a_task_in_another_order_counts_as_the_same_test_and_one_of_other_examples_does_not(sampler):
+def test_a_task_in_another_order_counts_as_the_same_test_and_one_of_other_examples_does_not(sampler) -> None:
     apart, mixed = (InOrder(sampler, mixed=mixed, strings=False) for mixed in (False, True))
     hashes = {}
     for name, source in {"plain": sampler, "apart": apart, "mixed": mixed}.items():
@@ -79,7 +79,7 @@ class Silent:
         return {"accuracy": torch.zeros(())}
 
 
-def test_the_order_is_the_generators(sampler):
+def test_the_order_is_the_generators(sampler) -> None:
     source = InOrder(sampler, mixed=True, strings=True)
     first, again, other = (source.sample(4, generator_for(seed, "train", 7)) for seed in (1, 1, 2))
     assert torch.equal(first.query.x, again.query.x)
@@ -87,7 +87,7 @@ def test_the_order_is_the_generators(sampler):
     assert not torch.equal(first.query.y, other.query.y)
 
 
-def test_string_labels_are_drawn_for_each_task_and_tell_its_classes_apart(sampler):
+def test_string_labels_are_drawn_for_each_task_and_tell_its_classes_apart(sampler) -> None:
     source = InOrder(sampler, mixed=True, strings=True)
     assert (source.spec.output_size, source.spec.ways) == (3125, 4)
     x, y = whole(source.sample(50, generator_for("strings")))
@@ -100,7 +100,7 @@ def test_string_labels_are_drawn_for_each_task_and_tell_its_classes_apart(sample
     assert max(seen) < STRINGS
 
 
-def test_a_published_list_and_assays_can_be_read_in_order_too(sampler):
+def test_a_published_list_and_assays_can_be_read_in_order_too(sampler) -> None:
     listed = InOrder(FixedEpisodes(sampler.sample(7, torch.Generator()), SHAPE), mixed=True, strings=False)
     assert listed.sample(50, torch.Generator()).query.y.shape == (7, 12)
     rows = torch.arange(1, 61, dtype=torch.int32).view(2, 30, 1)
@@ -111,7 +111,7 @@ def test_a_published_list_and_assays_can_be_read_in_order_too(sampler):
         InOrder(assays, mixed=True, strings=True)
 
 
-def test_a_sequence_tells_the_label_of_the_step_before_and_counts_instances():
+def test_a_sequence_tells_the_label_of_the_step_before_and_counts_instances() -> None:
     support = Examples(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1, 0, 1]))
     query = Examples(torch.tensor([[3.0], [4.0]]), torch.tensor([1, 0]))
     steps = sequence(support, query)
@@ -121,7 +121,7 @@ def test_a_sequence_tells_the_label_of_the_step_before_and_counts_instances():
     assert steps.instance.tolist() == [1, 1, 2, 3, 2]
 
 
-def test_accuracy_by_instance_by_hand():
+def test_accuracy_by_instance_by_hand() -> None:
     """Classes 0 1 1 0 0 1, answers 0 0 1 0 1 1: right at the first 1 of 2, the second 2 of 2, the third 1 of 2."""
     y, answers = torch.tensor([0, 1, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 0, 1, 1])
     steps = sequence(Examples(torch.zeros(6, 1), y))
@@ -134,7 +134,7 @@ def test_accuracy_by_instance_by_hand():
     assert judged.keys() == {"delta_auprc"}
 
 
-def test_a_strings_letters_are_its_digits_and_its_logit_the_sum_of_theirs():
+def test_a_strings_letters_are_its_digits_and_its_logit_the_sum_of_theirs() -> None:
     label = Labels(STRINGS, strings=True)
     assert letters(torch.tensor([0, 7, 3124])).tolist() == [[0, 0, 0, 0, 0], [2, 1, 0, 0, 0], [4, 4, 4, 4, 4]]
     vector = label.vectors(torch.tensor(7)).view(5, 5)
@@ -149,7 +149,7 @@ def test_a_strings_letters_are_its_digits_and_its_logit_the_sum_of_theirs():
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_label_changes_no_answer_before_it_has_been_told(name):
+def test_a_label_changes_no_answer_before_it_has_been_told(name) -> None:
     algo, theta = algo_and_theta(name, "mlp")
     task = unstack(episodes(1))[0]
     steps = sequence(*task)
@@ -163,7 +163,7 @@ def test_a_label_changes_no_answer_before_it_has_been_told(name):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_query_is_answered_as_the_next_step_after_the_support(name):
+def test_a_query_is_answered_as_the_next_step_after_the_support(name) -> None:
     """Each query as the first one after the support: what the whole sequence says at that step."""
     algo, theta = algo_and_theta(name, "ngram")  # which has no norm layers
     task = unstack(episodes(1, backbone="ngram"))[0]
@@ -174,7 +174,7 @@ def test_a_query_is_answered_as_the_next_step_after_the_support(name):
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeypatch):
+def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeypatch: pytest.MonkeyPatch) -> None:
     algo, theta = algo_and_theta(name, "ngram", labels="strings")
     algo = replace(algo, spec=TaskSpec("classification", (16,), STRINGS, "ngrams", ways=3))
     task = unstack(episodes(1, backbone="ngram"))[0]
@@ -191,7 +191,7 @@ def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeyp
 
 
 @pytest.mark.parametrize(("name", "steps"), [("lstm", 700), ("mann", 500)])
-def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps):
+def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps) -> None:
     """Inputs are points; two new ones are the classes of each task, each comes five times. Who has remembered is
     right from the second time on. Of the first times, the very first is a guess, and the other class's is known by
     exclusion: more than 3/4 would be a label told too early."""
@@ -226,7 +226,7 @@ SMALL = ("backbone=conv4_strided", *TINY, "ways=3", "queries=4", "algo.hidden=8"
 
 
 @pytest.mark.parametrize("labels", ["one_hot", "strings"])
-def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Command, place: Path, labels: str):
+def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Command, place: Path, labels: str) -> None:
     answer = metarun("algo=lstm", f"algo.labels={labels}", *SMALL)
     assert answer.code == 0, answer.err
     row = json.loads((place / "run" / "result.json").read_text())["test"]["test"]
@@ -238,7 +238,7 @@ def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Comma
     assert header == "task,accuracy," + ",".join(f"accuracy_by_instance_{i}" for i in range(5))
 
 
-def test_only_with_strings_can_there_be_other_ways_at_test(metarun: Command):
+def test_only_with_strings_can_there_be_other_ways_at_test(metarun: Command) -> None:
     refused = metarun("algo=lstm", *SMALL, "eval.ways=4")
     assert refused.code == 2
     assert "eval.ways is 4: this model has a last layer for ways=3" in refused.err

@@ -31,7 +31,7 @@ def penalised_loss(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_ridge_is_the_least_squares_solution_of_the_augmented_system(n: int, d: int):
+def test_ridge_is_the_least_squares_solution_of_the_augmented_system(n: int, d: int) -> None:
     x, z, s = problem(n, d)
     rows = torch.cat([s.sqrt() * x, PENALTY.sqrt() * torch.eye(d, dtype=x.dtype)])
     right = torch.cat([s.sqrt() * z, torch.zeros(d, 2, dtype=x.dtype)])
@@ -40,7 +40,7 @@ def test_ridge_is_the_least_squares_solution_of_the_augmented_system(n: int, d: 
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_ridge_and_its_gradient_equal_those_of_the_primal_form(n: int, d: int):
+def test_ridge_and_its_gradient_equal_those_of_the_primal_form(n: int, d: int) -> None:
     """(X^T S X + penalty I)^-1 X^T S z by ordinary autograd, whichever form ridge has taken."""
     variables = [v.requires_grad_() for v in (*problem(n, d), PENALTY.clone())]
     x, z, s, penalty = variables
@@ -53,7 +53,7 @@ def test_ridge_and_its_gradient_equal_those_of_the_primal_form(n: int, d: int):
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_each_iteration_is_a_newton_step(n: int, d: int):
+def test_each_iteration_is_a_newton_step(n: int, d: int) -> None:
     x, z, _ = problem(n, d)
     y = (z > 0).double()
     for column in range(2):
@@ -67,7 +67,7 @@ def test_each_iteration_is_a_newton_step(n: int, d: int):
 
 
 @pytest.mark.parametrize(("n", "d"), SHAPES)
-def test_many_iterations_end_where_gradient_descent_does(n: int, d: int):
+def test_many_iterations_end_where_gradient_descent_does(n: int, d: int) -> None:
     x, z, _ = problem(n, d, m=1)
     y = (z > 0).double()
     w = torch.zeros(d, dtype=x.dtype)
@@ -76,7 +76,7 @@ def test_many_iterations_end_where_gradient_descent_does(n: int, d: int):
     torch.testing.assert_close(logistic_regression(x, y, PENALTY, 12)[:, 0], w, rtol=1e-9, atol=1e-11)
 
 
-def test_one_iteration_is_ridge_regression_on_labels_of_two():
+def test_one_iteration_is_ridge_regression_on_labels_of_two() -> None:
     """At w = 0 every p is 1/2 and s 1/4: z = (y - 1/2) / (1/4) = +-2, and the penalty counts four times."""
     x, z, _ = problem(4, 9)
     y = (z > 0).double()
@@ -84,14 +84,14 @@ def test_one_iteration_is_ridge_regression_on_labels_of_two():
     torch.testing.assert_close(logistic_regression(x, y, PENALTY, 1), expected, rtol=1e-12, atol=1e-14)
 
 
-def test_gradients_of_the_iterations_agree_with_finite_differences():
+def test_gradients_of_the_iterations_agree_with_finite_differences() -> None:
     x, z, _ = problem(4, 6)
     y = (z > 0).double()
     variables = (x.requires_grad_(), PENALTY.clone().requires_grad_())
     assert torch.autograd.gradcheck(lambda x, penalty: logistic_regression(x, y, penalty, 3), variables)
 
 
-def test_a_classifier_without_doubts_stays_finite():
+def test_a_classifier_without_doubts_stays_finite() -> None:
     """In single precision a weight s becomes 0 here, after which a form that divides by it is not a number."""
     x = torch.tensor([[300.0, 1.0, 0.0], [-300.0, 1.0, 0.0]])
     y = torch.tensor([[1.0], [0.0]])
@@ -101,7 +101,7 @@ def test_a_classifier_without_doubts_stays_finite():
 
 
 @pytest.mark.parametrize("backbone", ["conv4", "r2d2"])  # more examples than features, fewer
-def test_the_penalty_of_r2d2_is_per_example(backbone: str):
+def test_the_penalty_of_r2d2_is_per_example(backbone: str) -> None:
     """Each support example given twice changes nothing, since the loss is their mean; LR-D2's is their sum."""
     (x, y), _ = episodes(1)
     once, twice = Examples(x[0], y[0]), Examples(x[0].repeat(2, 1, 1, 1), y[0].repeat(2))
@@ -112,7 +112,7 @@ def test_the_penalty_of_r2d2_is_per_example(backbone: str):
     assert same == {"r2d2": True, "lrd2": False}
 
 
-def test_the_network_has_the_papers_feature_sizes():
+def test_the_network_has_the_papers_feature_sizes() -> None:
     for filters, shape, size in [
         ([96, 192, 384, 512], (1, 28, 28), 3584),
         ([64] * 4, (1, 28, 28), 512),

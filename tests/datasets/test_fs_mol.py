@@ -45,7 +45,7 @@ def owners(split: str) -> dict[tuple[int, ...], tuple[str, bool]]:
 
 
 @pytest.mark.parametrize(("folder", "split"), [("train", "train"), ("valid", "val"), ("test", "test")])
-def test_a_task_is_one_assay_in_its_own_balance(folder, split, root):
+def test_a_task_is_one_assay_in_its_own_balance(folder, split, root) -> None:
     """Of 4 molecules an assay of 3 active ones in 12 gives 1, of 11 in 12 gives 3, for it must give both kinds."""
     owner = owners(folder)
     sampler = dataset(root, width=WIDTH).tasks(split, TaskShape(2, 4, 8))
@@ -63,7 +63,7 @@ def test_a_task_is_one_assay_in_its_own_balance(folder, split, root):
     assert drawn == {name for where, name in ASSAYS if where == folder}
 
 
-def test_every_molecule_of_a_large_assay_is_drawn_and_none_preferred(root):
+def test_every_molecule_of_a_large_assay_is_drawn_and_none_preferred(root) -> None:
     """Of 15 active and 15 inactive molecules 2 + 2 are support, 8 of the other 26 queries."""
     owner = owners("valid")
     support, query = dataset(root, width=WIDTH).tasks("val", TaskShape(2, 4, 8)).sample(6000, generator_for("fair"))
@@ -73,7 +73,7 @@ def test_every_molecule_of_a_large_assay_is_drawn_and_none_preferred(root):
         assert counts.tolist() == pytest.approx([share] * 30, abs=0.035)  # six standard deviations
 
 
-def test_every_form_holds_the_same(root, tmp_path):
+def test_every_form_holds_the_same(root, tmp_path: Path) -> None:
     zipped, archive = tmp_path / "zipped", tmp_path / "deep" / "fs-mol-lite.tar.xz"
     for name, content in files().items():
         (zipped / name).parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +99,7 @@ def test_every_form_holds_the_same(root, tmp_path):
         (TaskShape(2, 6, 7), "shots + queries is 6 + 7 = 13: the smallest assay of this split has 12 molecules"),
     ],
 )
-def test_a_shape_that_an_assay_cannot_have_is_refused(shape, told, root):
+def test_a_shape_that_an_assay_cannot_have_is_refused(shape, told, root) -> None:
     with pytest.raises(ConfigError) as error:
         dataset(root).tasks("train", shape)
     assert str(error.value) == told
@@ -117,13 +117,13 @@ def broken(**changes: Any) -> bytes:
         (broken(), r"train/CHEMBL1.jsonl in .* needs molecules of both kinds"),
     ],
 )
-def test_a_damaged_assay_is_named(content, told, root):
+def test_a_damaged_assay_is_named(content, told, root) -> None:
     (root / "train/CHEMBL1.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=told):
         dataset(root).prepare()
 
 
-def test_what_is_missing_is_told(root, tmp_path):
+def test_what_is_missing_is_told(root, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing at .*/nowhere: put the folders train, valid and test of https"):
         dataset(tmp_path / "nowhere").prepare()
     assert dataset(tmp_path / "nowhere").describe().startswith("nothing at")
@@ -132,14 +132,14 @@ def test_what_is_missing_is_told(root, tmp_path):
         dataset(root).prepare()
 
 
-def test_a_classifier_of_all_training_classes_is_refused(root, metarun: Command):
+def test_a_classifier_of_all_training_classes_is_refused(root, metarun: Command) -> None:
     asked = ("dataset=fs_mol", f"dataset.path={root}", "shots=4", "queries=4", "algo=baseline", "device=cpu")
     told = "algo=baseline learns to tell all training classes apart: the tasks of dataset=fs_mol have none in common"
     assert_told(metarun(*asked), told)
 
 
 @pytest.mark.skipif("METARUN_DATA" not in os.environ, reason="METARUN_DATA is not set")
-def test_the_test_split_of_the_real_set_is_whole():
+def test_the_test_split_of_the_real_set_is_whole() -> None:
     """Packing all of it takes half a minute: the archive's names tell."""
     data = dataset(None, data_dir=Path(os.environ["METARUN_DATA"]))
     if not data._place.exists():

@@ -19,7 +19,7 @@ ONE_SHOT = TaskShape(ways=5, shots=1, queries=4)
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path))
     return tmp_path
 
@@ -35,7 +35,7 @@ def images(split, **changed):
     return table.examples.unflatten(0, (len(table), -1))
 
 
-def test_shapes_and_types():
+def test_shapes_and_types() -> None:
     for split, classes in zip(SPLITS, (12, 6, 8)):
         assert images(split).shape == (classes, 5, 1, 28, 28)
         assert images(split).dtype == torch.uint8
@@ -44,23 +44,23 @@ def test_shapes_and_types():
     assert tasks.sample(3, torch.Generator().manual_seed(0)).query.x.shape == (3, 20, 1, 28, 28)
 
 
-def test_same_settings_same_bytes(tmp_path, monkeypatch):
+def test_same_settings_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = glyphs().identity()
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "other"))  # so it is drawn again
     assert glyphs().identity() == first
     assert glyphs(generator_seed=1).identity()["sha256"] != first["sha256"]
 
 
-def test_another_number_of_training_classes_tests_on_the_same_images():
+def test_another_number_of_training_classes_tests_on_the_same_images() -> None:
     assert torch.equal(images("test"), images("test", classes_train=20))
 
 
-def test_splits_share_no_image():
+def test_splits_share_no_image() -> None:
     drawings = torch.cat([images(split).flatten(0, 1).flatten(1) for split in SPLITS])
     assert len(drawings.unique(dim=0)) == (12 + 6 + 8) * 5  # nor do two drawings of a class coincide
 
 
-def test_every_drawing_has_ink_and_paper():
+def test_every_drawing_has_ink_and_paper() -> None:
     """At the shipped settings 3 to 26 % of the ink a full image would have; the bounds leave some room."""
     ink = images("train").float().mean((2, 3, 4)) / 255
     assert images("train").amax() == 255
@@ -68,21 +68,21 @@ def test_every_drawing_has_ink_and_paper():
     assert ink.max() < 0.4
 
 
-def test_without_jitter_and_warp_only_the_pen_differs():
+def test_without_jitter_and_warp_only_the_pen_differs() -> None:
     """So each drawing's ink, thinnest to thickest pen, contains the one before."""
     for drawings in images("train", jitter=0.0, warp=0.0).flatten(2):
         thin_to_thick = drawings[drawings.long().sum(-1).argsort()].int()
         assert (thin_to_thick.diff(dim=0) >= 0).all()
 
 
-def test_pixels_tell_something_but_not_all():
+def test_pixels_tell_something_but_not_all() -> None:
     """Nearest neighbour by pixels: chance is 20 %; generator seeds 0..3 all gave 63 to 66 % at full size."""
     tasks = glyphs(classes_test=50, drawings=10).tasks("test", ONE_SHOT)
     accuracy = nearest_by_pixels(tasks.sample(400, torch.Generator().manual_seed(0))).mean()
     assert 0.5 < accuracy < 0.8  # 5 standard deviations between seeds
 
 
-def test_drawn_once_then_read(cache, monkeypatch):
+def test_drawn_once_then_read(cache, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "drawn at first use" in glyphs().describe()
     glyphs().prepare()
     monkeypatch.setattr(Glyphs, "_draw", lambda self: pytest.fail("drawn again"))
@@ -91,6 +91,6 @@ def test_drawn_once_then_read(cache, monkeypatch):
     assert images("val").any()
 
 
-def test_a_task_larger_than_the_split_is_refused():
+def test_a_task_larger_than_the_split_is_refused() -> None:
     with pytest.raises(ConfigError, match="this split has 6 classes"):
         glyphs().tasks("val", TaskShape(ways=7, shots=1, queries=1))

@@ -4,6 +4,7 @@ import io
 import pickle
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ EXPECTED = sorted((f"{piece.split}/{piece.label}", piece.colour) for piece in pi
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_miniimagenet_holds_the_same_pictures(form, pictures):
+def test_every_form_of_miniimagenet_holds_the_same_pictures(form, pictures: Path) -> None:
     FORMS[form](pictures)
     dataset = images("miniimagenet", pictures)
     assert sorted(colours(dataset)) == EXPECTED
@@ -44,13 +45,13 @@ def test_every_form_of_miniimagenet_holds_the_same_pictures(form, pictures):
 
 
 @pytest.mark.parametrize("form", ["class folders", "zips of class folders", "tables and a folder", "tables and tars"])
-def test_a_folder_of_ones_own_comes_in_them_too(form, pictures):
+def test_a_folder_of_ones_own_comes_in_them_too(form, pictures: Path) -> None:
     FORMS[form](pictures)
     assert sorted(colours(images("folder", pictures))) == EXPECTED
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_an_archive_beside_class_folders_hides_none_of_them(split, pictures):
+def test_an_archive_beside_class_folders_hides_none_of_them(split, pictures: Path) -> None:
     write_folders(pictures, split)
     with zipfile.ZipFile(pictures / "old.zip", "w") as archive:
         archive.writestr("other/1.png", encoded((1, 2, 3)))
@@ -58,7 +59,7 @@ def test_an_archive_beside_class_folders_hides_none_of_them(split, pictures):
     assert sorted(colour for _, colour in divided) == sorted(piece.colour for piece in pieces())
 
 
-def test_classes_without_splits_are_divided_by_the_seed(pictures):
+def test_classes_without_splits_are_divided_by_the_seed(pictures: Path) -> None:
     write_folders(pictures, split=False)
     parts = {"split_fractions": [0.5, 0.2, 0.3]}
     first, again, other = (images("folder", pictures, split_seed=seed, **parts) for seed in (1, 1, 2))
@@ -69,7 +70,7 @@ def test_classes_without_splits_are_divided_by_the_seed(pictures):
     assert split != {name: other._classes(other._packed, name) for name in CLASSES}
 
 
-def test_one_table_names_the_classes(pictures):
+def test_one_table_names_the_classes(pictures: Path) -> None:
     for piece in pieces():
         write(pictures / "all" / piece.name, encoded(piece.colour))
     rows = "".join(f"{piece.name},{piece.label}\n" for piece in pieces())
@@ -78,7 +79,7 @@ def test_one_table_names_the_classes(pictures):
     assert sorted(colours(images("folder", pictures))) == expected
 
 
-def test_tieredimagenets_pickles_and_lists(pictures, monkeypatch):
+def test_tieredimagenets_pickles_and_lists(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
         collections.COLLECTIONS,
         "tieredimagenet",
@@ -96,7 +97,9 @@ def test_tieredimagenets_pickles_and_lists(pictures, monkeypatch):
 
 @pytest.mark.parametrize("unpacked", [True, False])
 @pytest.mark.parametrize(("name", "train"), [("cifar_fs", "dolphin"), ("fc100", "ray")])
-def test_cifar100_by_the_published_lists(name, train, unpacked, pictures, monkeypatch):
+def test_cifar100_by_the_published_lists(
+    name, train, unpacked, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two pictures of each of the 100 classes; whole is 600."""
     names = write_cifar(pictures, per_class=2, unpacked=unpacked)
     with pytest.raises(ConfigError, match=r"is not whole, class \w+ of train has 2 pictures, not 600"):
@@ -117,7 +120,7 @@ def test_cifar100_by_the_published_lists(name, train, unpacked, pictures, monkey
 # Pictures
 
 
-def test_a_picture_of_any_kind_becomes_a_square_of_colours():
+def test_a_picture_of_any_kind_becomes_a_square_of_colours() -> None:
     form = Form(size=2, channels=3, resize="squeeze", filter="box")
 
     def pixels(image: Image.Image, format: str = "PNG", **options: object) -> list[list[list[int]]]:
@@ -139,14 +142,16 @@ def test_a_picture_of_any_kind_becomes_a_square_of_colours():
     assert pixels(wide, exif=turned) == [[red, red], [blue, blue]]
 
 
-def test_crop_takes_the_middle_and_squeeze_the_whole():
+def test_crop_takes_the_middle_and_squeeze_the_whole() -> None:
     striped = np.repeat(np.array([10, 20, 20, 30], dtype=np.uint8), 2)[None, :, None].repeat(4, 0).repeat(3, 2)  # 4 x 8
     crop, squeeze = (brought(striped, Form(4, 1, how, "box")) for how in ("crop", "squeeze"))
     assert np.frombuffer(crop, np.uint8).reshape(4, 4).tolist() == [[20] * 4] * 4
     assert np.frombuffer(squeeze, np.uint8).reshape(4, 4).tolist() == [[10, 20, 20, 30]] * 4
 
 
-def test_broken_pictures_of_ones_own_are_left_out_and_told_of(pictures, capsys):
+def test_broken_pictures_of_ones_own_are_left_out_and_told_of(
+    pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_folders(pictures)
     first = pieces()[0]
     write(pictures / "train" / first.label / "broken.png", encoded(first.colour)[:40])
@@ -163,7 +168,7 @@ def test_broken_pictures_of_ones_own_are_left_out_and_told_of(pictures, capsys):
     assert "broken.png: " in told
 
 
-def test_a_published_set_must_be_whole(pictures, picture_cache):
+def test_a_published_set_must_be_whole(pictures: Path, picture_cache: Path) -> None:
     write_ravi(pictures)
     broken = pictures / "images" / pieces()[5].name
     broken.write_bytes(broken.read_bytes()[:40])
@@ -175,7 +180,7 @@ def test_a_published_set_must_be_whole(pictures, picture_cache):
         images("miniimagenet", pictures).prepare()
 
 
-def test_equal_pictures_are_found_within_and_across_splits(pictures):
+def test_equal_pictures_are_found_within_and_across_splits(pictures: Path) -> None:
     write_folders(pictures)
     train, val = pieces()[0], pieces()[12]
     write(pictures / "train" / train.label / "again.png", encoded(train.colour, "BMP"))
@@ -190,7 +195,7 @@ def test_equal_pictures_are_found_within_and_across_splits(pictures):
 # Tasks
 
 
-def test_small_classes_are_refused_with_the_numbers_or_left_out(pictures):
+def test_small_classes_are_refused_with_the_numbers_or_left_out(pictures: Path) -> None:
     write_folders(pictures)
     extra = pieces()[0]
     for i in range(2):
@@ -206,7 +211,7 @@ def test_small_classes_are_refused_with_the_numbers_or_left_out(pictures):
         images("folder", pictures, small_classes="skip").tasks("train", TaskShape(2, 2, 4))
 
 
-def test_only_training_changes_pictures_and_normalising_is_for_all(pictures):
+def test_only_training_changes_pictures_and_normalising_is_for_all(pictures: Path) -> None:
     write_folders(pictures)
     changes = {"flip": True, "crop": 2, "jitter": 0.5, "rotations_train": "classes"}
     dataset = images("folder", pictures, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 0.2], **changes)

@@ -22,19 +22,19 @@ from tests.support.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zip
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
-def tiny(monkeypatch):
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     for part, entry in tiny_parts().items():
         monkeypatch.setitem(PARTS, part, entry)
 
 
 @pytest.fixture
-def root(tiny, tmp_path):
+def root(tiny, tmp_path: Path):
     write_zips(tmp_path / "data")
     return tmp_path / "data"
 
@@ -48,7 +48,7 @@ def images_of(sampler: EpisodeSampler) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("rotations", "rows", "variants"), [("none", 2, 1), ("classes", 8, 1), ("episode", 8, 4)])
-def test_rotation_modes(root, rotations, rows, variants):
+def test_rotation_modes(root, rotations, rows, variants) -> None:
     data = dataset(root, rotations_train=rotations)
     sampler = data.tasks("train", TaskShape(2, 1, 1))
     assert (len(sampler.table), sampler.variants) == (rows, variants)
@@ -59,12 +59,12 @@ def test_rotation_modes(root, rotations, rows, variants):
         assert rows == 2 or torch.equal(images[row], turned)
 
 
-def test_validation_rotates_as_the_test_does(root):
+def test_validation_rotates_as_the_test_does(root) -> None:
     data = dataset(root, rotations_train="classes", rotations_test="episode")
     assert [data.tasks(split, TaskShape(2, 1, 1)).variants for split in ("train", "val", "test")] == [1, 4, 4]
 
 
-def test_an_episode_never_holds_two_rotations_of_a_character(root):
+def test_an_episode_never_holds_two_rotations_of_a_character(root) -> None:
     sampler = dataset(root, rotations_train="episode").tasks("train", TaskShape(2, 1, 2))
     support = sampler.sample(64, torch.Generator().manual_seed(0)).support.x  # [T, 2, 1, S, S]
     table = images_of(sampler).float() / 255  # [8, 20, 1, S, S]
@@ -77,7 +77,7 @@ def test_an_episode_never_holds_two_rotations_of_a_character(root):
         dataset(root, rotations_train="episode").tasks("train", TaskShape(3, 1, 1))
 
 
-def test_ink_is_one_or_zero_and_shares_the_packed_table(root, cache):
+def test_ink_is_one_or_zero_and_shares_the_packed_table(root, cache) -> None:
     shape = TaskShape(2, 1, 1)
     bright, dark = (images_of(dataset(root, ink=ink).tasks("train", shape)) for ink in (1, 0))
     assert torch.equal(bright, 255 - dark)
@@ -86,14 +86,14 @@ def test_ink_is_one_or_zero_and_shares_the_packed_table(root, cache):
     assert len(list(cache.rglob("images.npy"))) == 1
 
 
-def test_identity_is_json_and_tells_two_uses_apart(root):
+def test_identity_is_json_and_tells_two_uses_apart(root) -> None:
     one, other = dataset(root).identity(), dataset(root, filter="nearest").identity()
     assert json.loads(json.dumps(one)) == one
     assert one["characters"] == {"train": 2, "val": 2, "test": 2}
     assert one["sha256"] != other["sha256"]
 
 
-def test_the_registry_knows_which_fields_yaml_sets():
+def test_the_registry_knows_which_fields_yaml_sets() -> None:
     declared = declaration("dataset", "omniglot")
     assert set(declared.settings) == set(SETTINGS)
     assert declared.runtime == ("data_dir", "device")
@@ -103,14 +103,14 @@ def test_the_registry_knows_which_fields_yaml_sets():
 
 
 @pytest.fixture
-def one_shot(root, monkeypatch):
+def one_shot(root, monkeypatch: pytest.MonkeyPatch):
     """Two runs of the tiny copy's test alphabet, its characters in the other order."""
     monkeypatch.setattr(omniglot_runs, "RUNS", {"Kannada": (((5, 8), (3, 2)), (2, 1))})
     monkeypatch.setattr(omniglot, "RUN", TaskShape(2, 1, 1))
     return dataset(root, split="lake", test_tasks="runs", rotations_test="classes")
 
 
-def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot):
+def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot) -> None:
     tasks = one_shot.tasks("test", TaskShape(2, 1, 1)).sample(50, torch.Generator().manual_seed(7))
     images, index = one_shot._packed
     assert index["characters"][4:] == ["images_evaluation/Kannada/character01", "images_evaluation/Kannada/character02"]
@@ -120,7 +120,7 @@ def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot):
         assert torch.equal(part.x, (255 - torch.stack([torch.stack(run) for run in expected])).float() / 255)
 
 
-def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_shot, root):
+def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_shot, root) -> None:
     with pytest.raises(ConfigError, match=r"eval.ways, shots and queries are 2, 1 and 5: .* has 2, 1 and 1"):
         one_shot.tasks("test", TaskShape(2, 1, 5))
     with pytest.raises(ConfigError, match=r"dataset.split=vinyals trains on .*: use dataset.split=lake"):
@@ -136,7 +136,7 @@ CHARACTERS = [f"images_background/A{n % 30:02}/character{n // 30:02}" for n in r
 
 
 @pytest.mark.parametrize(("split", "sizes"), [("random", [1100, 100, 423]), ("lake", [864, 100, 659])])
-def test_seeded_splits_are_disjoint_and_of_their_sizes(split, sizes):
+def test_seeded_splits_are_disjoint_and_of_their_sizes(split, sizes) -> None:
     one, again, other = (divide(CHARACTERS, split, seed) for seed in (1, 1, 2))
     assert [len(rows) for rows in one.values()] == sizes
     assert sorted(row for rows in one.values() for row in rows) == list(range(1623))
@@ -144,7 +144,7 @@ def test_seeded_splits_are_disjoint_and_of_their_sizes(split, sizes):
     assert one != other
 
 
-def test_lake_tests_on_the_evaluation_alphabets():
+def test_lake_tests_on_the_evaluation_alphabets() -> None:
     assert divide(CHARACTERS, "lake", 1)["test"] == list(range(964, 1623))
 
 
@@ -154,7 +154,7 @@ real = pytest.mark.skipif("METARUN_DATA" not in os.environ, reason="METARUN_DATA
 
 
 @pytest.fixture(scope="module")
-def omniglot_data(tmp_path_factory):
+def omniglot_data(tmp_path_factory: pytest.TempPathFactory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         data = dataset(Path(os.environ["METARUN_DATA"]) / "omniglot")
@@ -163,7 +163,7 @@ def omniglot_data(tmp_path_factory):
 
 
 @real
-def test_the_whole_collection_is_packed(omniglot_data):
+def test_the_whole_collection_is_packed(omniglot_data) -> None:
     images, index = omniglot_data._packed
     assert images.shape == (1623, 20, 1, 28, 28)
     assert (index["alphabets"], index["images"]) == (50, 32460)
@@ -172,7 +172,7 @@ def test_the_whole_collection_is_packed(omniglot_data):
 
 
 @real
-def test_one_known_image_equals_an_independent_decoding(omniglot_data):
+def test_one_known_image_equals_an_independent_decoding(omniglot_data) -> None:
     images, index = omniglot_data._packed
     root, character = Path(omniglot_data.path), "images_evaluation/Tibetan/character07"
     with zipfile.ZipFile(root / "omniglot-py" / "images_evaluation.zip") as archive:
@@ -183,7 +183,7 @@ def test_one_known_image_equals_an_independent_decoding(omniglot_data):
 
 
 @real
-def test_vinyals_equals_the_published_lists(omniglot_data):
+def test_vinyals_equals_the_published_lists(omniglot_data) -> None:
     characters = omniglot_data._packed[1]["characters"]
     for split, rows in divide(characters, "vinyals", 0).items():
         lines = (Path(omniglot_data.path) / "splits" / "vinyals" / f"{split}.txt").read_text().split()
@@ -192,7 +192,7 @@ def test_vinyals_equals_the_published_lists(omniglot_data):
 
 
 @real
-def test_runs_are_those_of_the_published_archive():
+def test_runs_are_those_of_the_published_archive() -> None:
     """Every image of all_runs.zip, by its run's own list of which class each test image is of."""
     root = Path(os.environ["METARUN_DATA"]) / "omniglot"
     published = root / "one-shot-classification" / "all_runs.zip"
@@ -219,7 +219,7 @@ def test_runs_are_those_of_the_published_archive():
 
 
 @real
-def test_nearest_is_what_pillow_makes_of_the_1_bit_image(tmp_path):
+def test_nearest_is_what_pillow_makes_of_the_1_bit_image(tmp_path: Path) -> None:
     """MAML's code asks for LANCZOS on the 1-bit files; Pillow then takes the nearest pixel all the same."""
     path = Path(os.environ["METARUN_DATA"]) / "omniglot" / "omniglot-py" / "images_background.zip"
     with zipfile.ZipFile(path) as archive:

@@ -9,7 +9,7 @@ from metarun.core.types import TaskShape
 from metarun.datasets.sinusoid import Sinusoid
 
 
-def test_points_lie_on_sines_of_the_stated_amplitudes_and_phases():
+def test_points_lie_on_sines_of_the_stated_amplitudes_and_phases() -> None:
     """Two points determine A sin(x - p) = a sin x + b cos x; all others must lie on it."""
     source = Sinusoid(torch.device("cpu")).tasks("train", TaskShape(1, 10, 20))
     support, query = source.sample(500, generator_for("sine"))

@@ -30,12 +30,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # n-grams
 
 
-def test_ngrams_of_words_and_characters_by_hand():
+def test_ngrams_of_words_and_characters_by_hand() -> None:
     assert ngrams("So, so?", [3], words=True) == ["so|", "so|so", " so", "so ", "o s"]
     assert ngrams("CC=C", [2, 3], words=False) == [" C", "CC", "C=", "=C", "C ", " CC", "CC=", "C=C", "=C "]
 
 
-def test_rows_are_distinct_hashes_up_to_the_width():
+def test_rows_are_distinct_hashes_up_to_the_width() -> None:
     long, empty = Bag([2], False, 4).rows(["abcdefgh", "?"], "letters").tolist()
     assert long == [hashed(ngram) for ngram in (" a", "ab", "bc", "cd")]
     assert empty == [hashed(" ?"), hashed("? "), 0, 0]
@@ -55,7 +55,7 @@ def slow_counts(sentence: str, buckets: int) -> torch.Tensor:
     return torch.tensor([float(counts[bucket]) for bucket in range(buckets)], dtype=torch.float64)
 
 
-def test_features_are_the_counted_ngrams_vectors():
+def test_features_are_the_counted_ngrams_vectors() -> None:
     sentences = ["wake me at six", "wake me at six or at seven", "no"]
     network = build("backbone", {"name": "ngram", "buckets": 50, "features": 6, "length": 3.0}, input_shape=(80,))
     z = network.double()(torch.from_numpy(Bag([3, 4], True, 80).rows(sentences, "sentences")))
@@ -64,7 +64,7 @@ def test_features_are_the_counted_ngrams_vectors():
         torch.testing.assert_close(found, 3 * total / total.norm())
 
 
-def test_a_row_without_ngrams_is_zero_and_has_a_gradient():
+def test_a_row_without_ngrams_is_zero_and_has_a_gradient() -> None:
     network = build("backbone", {"name": "ngram", "buckets": 5, "features": 3, "length": 2.0}, input_shape=(4,))
     z = network(torch.zeros(1, 4, dtype=torch.int32))
     (gradient,) = torch.autograd.grad(z.sum(), network.parameters())
@@ -76,7 +76,7 @@ def test_a_row_without_ngrams_is_zero_and_has_a_gradient():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_text_is_drawn_under_its_class_and_split(name, tmp_path, monkeypatch):
+def test_every_text_is_drawn_under_its_class_and_split(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset(name, write_texts(tmp_path / "data", name, 3, monkeypatch))
     bag = Bag([3, 4], True, data.width)
     for split, labels in lists(name).items():
@@ -93,13 +93,15 @@ def test_every_text_is_drawn_under_its_class_and_split(name, tmp_path, monkeypat
             assert len({tuple(row) for row in torch.cat([s, q]).tolist()}) == len(owner)
 
 
-def test_what_is_out_of_scope_belongs_to_no_class(tmp_path, monkeypatch):
+def test_what_is_out_of_scope_belongs_to_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset("clinc150", write_texts(tmp_path / "data", "clinc150", 2, monkeypatch))
     unwanted = torch.from_numpy(Bag([3, 4], True, data.width).rows([OUT_OF_SCOPE], "nothing"))
     assert not (data._packed.rows == unwanted).all(1).any()
 
 
-def test_identity_is_json_and_tells_other_texts_and_ngrams_apart(tmp_path, monkeypatch):
+def test_identity_is_json_and_tells_other_texts_and_ngrams_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = write_texts(tmp_path / "data", "clinc150", 2, monkeypatch)
     one, narrow = dataset("clinc150", root).identity(), dataset("clinc150", root, width=20).identity()
     (root / "data_full.json").write_text((root / "data_full.json").read_text().replace("no. 1", "no. 2"))
@@ -110,7 +112,7 @@ def test_identity_is_json_and_tells_other_texts_and_ngrams_apart(tmp_path, monke
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_missing_or_damaged_is_told(name, tmp_path, monkeypatch):
+def test_what_is_missing_or_damaged_is_told(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"nothing at .*/data: put .* of https://github.com/"):
         dataset(name, tmp_path / "data").prepare()
     assert dataset(name, tmp_path / "data").describe().startswith("nothing at")
@@ -137,7 +139,9 @@ def test_what_is_missing_or_damaged_is_told(name, tmp_path, monkeypatch):
         ("dataset=clinc150 backbone=mlp", "backbone=mlp reads numbers, this dataset has ngrams: choose ngram"),
     ],
 )
-def test_a_backbone_for_other_inputs_is_refused(wanted, told, metarun: Command, tmp_path, monkeypatch):
+def test_a_backbone_for_other_inputs_is_refused(
+    wanted, told, metarun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = write_texts(tmp_path / "data", "clinc150", 6, monkeypatch)
     asked = wanted.split()
     answer = metarun(*asked, *([f"dataset.path={path}"] if "clinc150" in wanted else []), "device=cpu")
@@ -149,7 +153,7 @@ def test_a_backbone_for_other_inputs_is_refused(wanted, told, metarun: Command, 
 
 @pytest.mark.skipif("METARUN_DATA" not in os.environ, reason="METARUN_DATA is not set")
 @pytest.mark.parametrize(("name", "texts", "least"), [("clinc150", 22_500, 150), ("banking77", 13_083, 75)])
-def test_the_published_set_is_whole_and_most_texts_are_kept_entire(name, texts, least):
+def test_the_published_set_is_whole_and_most_texts_are_kept_entire(name, texts, least) -> None:
     root = Path(os.environ["METARUN_DATA"], "text-intents", name)
     if not root.is_dir():
         pytest.skip(f"{name} is not in METARUN_DATA")

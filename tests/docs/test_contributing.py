@@ -40,19 +40,19 @@ def python(checkout: Path, folder: Path, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
 
 
-def test_the_page_shows_one_module_one_yaml_and_one_module_of_tests():
+def test_the_page_shows_one_module_one_yaml_and_one_module_of_tests() -> None:
     assert list(FILES) == [f"metarun/algos/{ALGO}.py", f"configs/algo/{ALGO}.yaml", f"tests/reference/{ALGO}.py"]
     assert not any((ROOT / name).exists() for name in FILES)
 
 
-def test_its_method_trains_by_the_command(checkout: Path, place: Path):
+def test_its_method_trains_by_the_command(checkout: Path, place: Path) -> None:
     done = python(checkout, place, "-m", "metarun", f"algo={ALGO}", *TINY, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
     result = json.loads((place / "run/result.json").read_text(encoding="utf-8"))
     assert (result["config"]["algo"]["name"], result["training"]["steps"]) == (ALGO, 4)
 
 
-def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path):
+def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path) -> None:
     chosen = ["tests/algos/test_gradients.py", "tests/algos/test_learning.py", "-k", f"every_registered or {ALGO}"]
     done = python(checkout, checkout, "-m", "pytest", "-n0", "-v", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -60,7 +60,7 @@ def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path)
         assert re.search(rf"{test}\[{ALGO}.* PASSED", done.stdout), done.stdout
 
 
-def test_readmes_table_gets_its_line(checkout: Path):
+def test_readmes_table_gets_its_line(checkout: Path) -> None:
     done = python(checkout, checkout, "scripts/methods.py")
     assert done.returncode == 0, done.stderr
     assert f"| `{ALGO}` | metric |" in (checkout / "README.md").read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ import math
 import mmap
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import benchmark
@@ -29,7 +30,7 @@ SMALL = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queri
 
 
 @pytest.mark.parametrize("item", ["W1q1", "W2so", "W2fo", "W3omni", "W4"])
-def test_every_implementation_has_the_plain_loops_meta_gradient(item):
+def test_every_implementation_has_the_plain_loops_meta_gradient(item) -> None:
     small = {"backbone": {**WORK[item].backbone, "filters": 4}, "image": (1, 28, 28), "ways": 5, "tasks": 2}
     work = replace(WORK[item], **small)
     for name in implementations(work, "cpu"):
@@ -42,13 +43,13 @@ def test_every_implementation_has_the_plain_loops_meta_gradient(item):
     ("item", "loop", "other"),
     [("W1q1", "plain_maml", maml(0.3, 1)), ("W4", "plain_reptile", {**WORK["W4"].algo, "inner_lr": 1.01e-3})],
 )
-def test_a_wrong_meta_gradient_is_noticed(monkeypatch, item, loop, other):
+def test_a_wrong_meta_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch, item, loop, other) -> None:
     plain = getattr(peers, loop)
     monkeypatch.setattr(peers, loop, lambda net, work: plain(net, replace(work, algo=other)))
     assert disagreement("metarun", replace(WORK[item], **SMALL), "cpu") > 1e-3
 
 
-def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch):
+def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch: pytest.MonkeyPatch) -> None:
     starts = []
     monkeypatch.setattr(contenders, "algo_of", lambda *how: starts.append(workload.algo_of(*how)) or starts[-1])
     with contenders.Metarun().ready(replace(WORK["W4"], **SMALL), torch.float64, "cpu") as (step, _):
@@ -59,7 +60,7 @@ def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch):
     assert all(moment.any() for moment in theta["moments"].values())
 
 
-def test_processes_take_turns_and_workers_share():
+def test_processes_take_turns_and_workers_share() -> None:
     args = argparse.Namespace(device="cpu", threads=2, allocator="shipped", rounds=2)
     names = [benchmark.PLAIN, "metarun, 2 workers"]
     times, memory, remarks = benchmark.measure("W4", names, args, SMALL)
@@ -71,7 +72,7 @@ def test_processes_take_turns_and_workers_share():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells")
-def test_peak_memory_is_what_a_step_adds():
+def test_peak_memory_is_what_a_step_adds() -> None:
     timed.forget_peak("cpu")
     before = timed.peak_mib("cpu")
     with mmap.mmap(-1, 64 * 2**20) as memory:
@@ -81,7 +82,7 @@ def test_peak_memory_is_what_a_step_adds():
     assert timed.peak_mib("cpu") - before == pytest.approx(0, abs=4)
 
 
-def test_those_that_disagree_are_left_out(monkeypatch):
+def test_those_that_disagree_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"metarun": 1e-3, "metarun, loop": math.nan}
     monkeypatch.setattr(benchmark, "disagreement", lambda name, work, device: found[name])
     times, _, remarks = benchmark.measure("W4", list(found), argparse.Namespace(device="cpu", rounds=1))
@@ -89,7 +90,7 @@ def test_those_that_disagree_are_left_out(monkeypatch):
     assert [remark.split(": left out")[0] for remark in remarks[1:]] == list(found)
 
 
-def test_ratios_pair_the_rounds():
+def test_ratios_pair_the_rounds() -> None:
     """Per round the ratios are 2, 4 and 2; the ratio of the medians would be 3. 1 GFLOP in 10 ms is half of 200."""
     times = {"metarun": [10.0, 10.0, 20.0], "plain loop": [20.0, 40.0, 40.0]}
     lines = benchmark.table(times, {"metarun": 5.0, "plain loop": 6.0}, tasks=32, gflop=1.0, peak=200.0)
@@ -97,7 +98,9 @@ def test_ratios_pair_the_rounds():
     assert lines[3] == "| plain loop | 40.0 | 1.00 | 800 | 6 | 12 % |"
 
 
-def test_growth_times_every_size_and_leaves_out_who_cannot(monkeypatch, tmp_path, capsys):
+def test_growth_times_every_size_and_leaves_out_who_cannot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def measured(item: str, names: list[str], args: argparse.Namespace, changes: dict[str, Any]) -> Any:
         return {name: [1.0, changes["tasks"], 1000.0] for name in names}, {}, []
 
@@ -109,7 +112,7 @@ def test_growth_times_every_size_and_leaves_out_who_cannot(monkeypatch, tmp_path
     assert (tmp_path / "growth.png").stat().st_size > 0
 
 
-def test_samplers_draw_the_same_kind_of_tasks():
+def test_samplers_draw_the_same_kind_of_tasks() -> None:
     """The image of example e of class c is c at every pixel but the first, which is e."""
     images = torch.arange(200, dtype=torch.uint8).view(-1, 1, 1, 1, 1).repeat(1, 20, 1, 2, 2)
     images[..., 0, 0] = torch.arange(20)[:, None]
@@ -124,13 +127,13 @@ def test_samplers_draw_the_same_kind_of_tasks():
             assert all(len(row.unique()) == len(row) for row in rows), name
 
 
-def test_readmes_table_of_methods_is_what_the_script_writes():
+def test_readmes_table_of_methods_is_what_the_script_writes() -> None:
     readme = methods.README.read_text(encoding="utf-8")
     assert readme == methods.rewritten(readme, list(cells(found([methods.RESULTS])))), "run: python scripts/methods.py"
     assert {name for name in known("algo") if f"\n| `{name}` | " not in readme} == set()
 
 
-def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path):
+def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path) -> None:
     run, another_seed, anils = omniglot_result(), omniglot_result(), omniglot_result()
     another_seed["config"]["seed"] = 2
     anils["choices"]["algo"], anils["config"]["algo"] = "anil", {"name": "anil"}
@@ -145,7 +148,7 @@ def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path):
     assert methods.row("maml", comment, [])[-1] == "glyphs only"
 
 
-def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml():
+def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml() -> None:
     cells = methods.row("fomaml", "FOMAML: MAML, but quick (Finn et al. 2017, section 5.2)", [])
     assert cells[:3] == ("`fomaml`", "gradient", "MAML, but quick")
     assert cells[5].startswith("[Finn et al. 2017, section 5.2](https")

@@ -64,7 +64,7 @@ class Tape(TorchDispatchMode):
 
 
 @pytest.fixture
-def on_tape(monkeypatch):
+def on_tape(monkeypatch: pytest.MonkeyPatch):
     """CUDA graphs by tape: what is recorded has no effect until it is replayed."""
 
     def with_effects_on(changed: Callable[[], list[torch.Tensor]]) -> None:
@@ -129,7 +129,7 @@ def seeded(number: int, device: str = "cpu") -> torch.Generator:
 
 
 def captured(state: State, step, device: str = "cpu") -> CapturedStep:
-    def never(number: int):
+    def never(number: int) -> None:
         raise AssertionError("the step was not recorded")
 
     return CapturedStep(step, lambda number: 100 + number, state, torch.device(device), never)
@@ -137,7 +137,7 @@ def captured(state: State, step, device: str = "cpu") -> CapturedStep:
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_recorded_step_replays_as_the_steps_that_python_would_take(name, backbone, execution, on_tape):
+def test_a_recorded_step_replays_as_the_steps_that_python_would_take(name, backbone, execution, on_tape) -> None:
     """Other tasks, another rate and another step of Adam each time: nothing of them is frozen in the recording."""
     state, step = stepper(name, backbone, execution)
     expected = trained(state, lambda number: step(seeded(number)))
@@ -151,7 +151,7 @@ def test_a_recorded_step_replays_as_the_steps_that_python_would_take(name, backb
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_step_as_a_cuda_graph_is_the_step(name, backbone, execution):
+def test_a_step_as_a_cuda_graph_is_the_step(name, backbone, execution) -> None:
     state, step = stepper(name, backbone, execution, "cuda")
     expected = trained(state, lambda number: step(seeded(number, "cuda")))
     again, step = stepper(name, backbone, execution, "cuda")
@@ -163,7 +163,7 @@ def test_a_step_as_a_cuda_graph_is_the_step(name, backbone, execution):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_gradient_as_a_cuda_graph_is_the_gradient(name, backbone, execution):
+def test_a_gradient_as_a_cuda_graph_is_the_gradient(name, backbone, execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
     algo.backbone.cuda()
     theta = {c: {n: p.detach().cuda().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
@@ -176,7 +176,7 @@ def test_a_gradient_as_a_cuda_graph_is_the_gradient(name, backbone, execution):
     assert part.part not in part.programs.values()
 
 
-def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(on_tape):
+def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(on_tape) -> None:
     on_tape(list)
     algo, theta = algo_and_theta("maml", "mlp")
     part = CapturedPart(sums(algo, "vmap"))
@@ -188,7 +188,9 @@ def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(on_tape)
     assert len(part.programs) == 1
 
 
-def test_a_step_that_waits_for_the_device_goes_on_without_and_says_why(on_tape, caplog, monkeypatch):
+def test_a_step_that_waits_for_the_device_goes_on_without_and_says_why(
+    on_tape, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(say, "propagate", True)
     caplog.set_level("INFO", say.name)
     state, step = stepper("maml", "mlp", "vmap")
@@ -209,7 +211,7 @@ def test_a_step_that_waits_for_the_device_goes_on_without_and_says_why(on_tape, 
     assert "step not recorded as a CUDA graph: operation not permitted" in caplog.text
 
 
-def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch):
+def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a graph would that drew the tasks of one step for ever."""
     state, step = stepper("maml", "mlp", "vmap")
     on_tape(lambda: tree_leaves((state.theta, dict(state.optimizer.state))))
@@ -239,7 +241,7 @@ def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch):
     ],
     ids=["sinusoid", "numbered pictures", "changed pictures of uneven classes", "minibatches"],
 )
-def test_sampling_can_be_recorded(source, on_tape):
+def test_sampling_can_be_recorded(source, on_tape) -> None:
     """Nothing is read from the device, nothing sent to it, and each replay draws what its seed says."""
     on_tape(list)
     generator = seeded(0)
@@ -249,7 +251,7 @@ def test_sampling_can_be_recorded(source, on_tape):
         torch.testing.assert_close(launch(), source.sample(4, seeded(number)), rtol=0, atol=0)
 
 
-def test_dropping_features_can_be_recorded(on_tape):
+def test_dropping_features_can_be_recorded(on_tape) -> None:
     on_tape(list)
     x, numbers = torch.rand(5, 4, 6, 6), torch.arange(5.0)
     launch = graphs.recorded(lambda: drop_block(x, numbers, 0.3, 2))

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from metarun.config.errors import ConfigError
 from metarun.engine.distributed import ALONE, Ranks, joined, worker_count
 from metarun.engine.gradient import meta_gradient
-from tests.conftest import TINY
+from tests.conftest import TINY, Command
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 CASES = [(name, backbone, execution) for name, backbone in ONE_BACKBONE for execution in ("vmap", "loop")]
@@ -41,7 +41,7 @@ def second(port: int) -> None:
         ranks.any(True)
 
 
-def test_two_ranks_have_the_meta_gradient_of_one():
+def test_two_ranks_have_the_meta_gradient_of_one() -> None:
     store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
     process = multiprocessing.get_context("spawn").Process(target=second, args=(store.port,), daemon=True)
     process.start()
@@ -55,14 +55,14 @@ def test_two_ranks_have_the_meta_gradient_of_one():
         torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13, msg=lambda text, case=case: f"{case}: {text}")
 
 
-def test_shares_cover_everything_once():
+def test_shares_cover_everything_once() -> None:
     for total in range(9):
         for count in range(1, 5):
             shares = [range(*Ranks(rank, count).share(total)) for rank in range(count)]
             assert [i for share in shares for i in share] == list(range(total))
 
 
-def test_auto_gives_each_worker_two_tasks_and_a_thread(monkeypatch):
+def test_auto_gives_each_worker_two_tasks_and_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     cpu = torch.device("cpu")
     assert [worker_count("auto", tasks, cpu) for tasks in (1, 2, 3, 4, 8, 64)] == [1, 1, 1, 2, 4, 4]
@@ -87,7 +87,7 @@ def assert_alike(one: Path, other: Path) -> None:
     assert our_result["test"]["test"]["task_hash"] == their_result["test"]["test"]["task_hash"]
 
 
-def test_workers_and_torchrun_train_as_one_process_does(metarun_process, place):
+def test_workers_and_torchrun_train_as_one_process_does(metarun_process: Command, place: Path) -> None:
     tiny = [*TINY, "trainer.tasks_per_step=4", "eval.tasks=120", "algo=protonet"]
     for workers in (1, 2):
         done = metarun_process(*tiny, f"trainer.workers={workers}", f"hydra.run.dir=workers{workers}")
@@ -107,7 +107,7 @@ def metarun_lines(output: str) -> int:
     return len(set(re.findall(r"^(?:step \d+: val|test\w*) .*accuracy", output, flags=re.MULTILINE)))
 
 
-def test_a_lost_worker_ends_the_run_with_one_line_and_the_run_goes_on_later(place):
+def test_a_lost_worker_ends_the_run_with_one_line_and_the_run_goes_on_later(place: Path) -> None:
     arguments = [*TINY, "trainer.steps=100000", "trainer.tasks_per_step=4", "trainer.workers=2", "hydra.run.dir=run"]
     code = "from metarun.cli.main import main; main()"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}

@@ -37,7 +37,7 @@ class Certain:
         return theta.expand(len(x), -1)
 
 
-def test_probabilities_are_averaged_and_not_logits():
+def test_probabilities_are_averaged_and_not_logits() -> None:
     """Softmax gives (1/4, 3/4), (1/4, 3/4) and (99/100, 1/100): the mean is (149/300, 151/300), class 1. The mean
     logit of class 0 over class 1 is (2 ln 1/3 + ln 99) / 3 > 0, class 0."""
     logits = [torch.tensor([math.log(p), math.log(1 - p)], dtype=torch.float64) for p in (0.25, 0.25, 0.99)]
@@ -50,7 +50,7 @@ def test_probabilities_are_averaged_and_not_logits():
     assert torch.stack(logits).mean(0).argmax() == 0
 
 
-def test_of_equal_scores_the_earlier_stays_also_after_a_restart():
+def test_of_equal_scores_the_earlier_stays_also_after_a_restart() -> None:
     progress, kept = Progress(), []
     for step, score in enumerate([0.5, 0.7, 0.6, 0.6, 0.8, 0.1]):
         progress = Progress(**json.loads(json.dumps(asdict(progress))))  # as a checkpoint holds it
@@ -68,7 +68,7 @@ def result(metarun: Command, place: Path) -> dict[str, Any]:
     return json.loads((place / "run/result.json").read_text())
 
 
-def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any], metarun: Command, place: Path):
+def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any], metarun: Command, place: Path) -> None:
     rows = [json.loads(line) for line in (place / "run/metrics.jsonl").read_text().splitlines()]
     found = [(row["accuracy"], row["step"]) for row in rows if row["split"] == "val"]
     best = sorted(step for _, step in sorted(found, key=lambda entry: -entry[0])[:3])
@@ -105,14 +105,14 @@ def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any],
         (["dataset=sinusoid"], "it averages class probabilities, and this is regression"),
     ],
 )
-def test_where_there_can_be_none(metarun: Command, place: Path, changes: list[str], message: str):
+def test_where_there_can_be_none(metarun: Command, place: Path, changes: list[str], message: str) -> None:
     own = [text for text in KEPT if not text.startswith(("dataset", "backbone"))]
     answer = metarun(*own, *changes)
     assert (answer.code, answer.err) == (2, f"metarun: eval.checkpoint is ensemble: {message}\n")
     assert list(place.iterdir()) == []
 
 
-def test_several_processes_test_it_together(metarun_process: Command, place: Path):
+def test_several_processes_test_it_together(metarun_process: Command, place: Path) -> None:
     done = metarun_process(*KEPT, "trainer.tasks_per_step=4", "trainer.workers=2")
     assert done.code == 0, done.err
     found = json.loads((place / "run/result.json").read_text())

@@ -33,7 +33,7 @@ def scores(source: EpisodeSampler, tasks: int = 70, chunk: int = 10, execution: 
     )
 
 
-def test_scores_depend_on_neither_chunk_size_nor_execution(source):
+def test_scores_depend_on_neither_chunk_size_nor_execution(source) -> None:
     whole = scores(source, chunk=100)
     for other in (scores(source, chunk=1), scores(source, chunk=7), scores(source, execution="loop")):
         assert other.task_hash == whole.task_hash
@@ -41,23 +41,23 @@ def test_scores_depend_on_neither_chunk_size_nor_execution(source):
         torch.testing.assert_close(other.per_task["accuracy_by_step"], whole.per_task["accuracy_by_step"])
 
 
-def test_more_tasks_are_the_same_tasks_and_then_some(source):
+def test_more_tasks_are_the_same_tasks_and_then_some(source) -> None:
     few, many = scores(source, tasks=30), scores(source, tasks=70)
     assert torch.equal(few.per_task["accuracy"], many.per_task["accuracy"][:30])
     assert few.task_hash != many.task_hash
 
 
-def test_another_seed_gives_other_tasks(source):
+def test_another_seed_gives_other_tasks(source) -> None:
     assert scores(source, seed=1).task_hash != scores(source).task_hash
 
 
-def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(source):
+def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(source) -> None:
     found = scores(source)
     assert found.per_task["accuracy_by_step"].shape == (70, 3)
     assert torch.equal(found.per_task["accuracy_by_step"][:, -1], found.per_task["accuracy"])
 
 
-def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source):
+def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source) -> None:
     few = FixedEpisodes(source.sample(7, torch.Generator()), source.shape)
     assert few.spec == source.spec
     found = scores(few, tasks=2000)
@@ -68,7 +68,7 @@ def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source):
     assert [len(block.query.y) for block in blocks] == [7]
 
 
-def test_interval_by_hand():
+def test_interval_by_hand() -> None:
     """Scores 0, 1, 1, 0: mean 1/2, standard deviation 1/sqrt(3), interval 1.96 / sqrt(3) / 2."""
     summary = Scores({"accuracy": torch.tensor([0.0, 1.0, 1.0, 0.0])}, "").summary()
     assert summary["accuracy"] == {"mean": 0.5, "ci95": pytest.approx(1.96 / 3**0.5 / 2)}

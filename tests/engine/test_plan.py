@@ -42,7 +42,9 @@ def settings(**changes) -> TrainerSettings:
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_the_traced_graph_has_the_same_meta_gradient(name, backbone, execution, monkeypatch):
+def test_the_traced_graph_has_the_same_meta_gradient(
+    name, backbone, execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Traced whole, double backward included; inductor's own work is tested below, for it takes a minute."""
     monkeypatch.setattr(executor.torch, "compile", lambda graph, **_: graph)
     algo, theta = algo_and_theta(name, backbone, **SHORT.get(name, {}))
@@ -53,7 +55,7 @@ def test_the_traced_graph_has_the_same_meta_gradient(name, backbone, execution, 
     torch.testing.assert_close(leaves(traced[2]), leaves(gradient), rtol=1e-10, atol=1e-13)
 
 
-def test_inductors_meta_gradient_is_eagers():
+def test_inductors_meta_gradient_is_eagers() -> None:
     algo, theta = algo_and_theta("maml", "mlp")
     tasks = episodes(2)
     compiled = Executor(algo, settings(compile=True, execution="loop"))(theta, tasks)
@@ -61,7 +63,7 @@ def test_inductors_meta_gradient_is_eagers():
     torch.testing.assert_close(leaves(compiled[2]), leaves(eager[2]), rtol=1e-10, atol=1e-13)
 
 
-def test_a_wrong_compiled_gradient_is_refused(monkeypatch):
+def test_a_wrong_compiled_gradient_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(executor.torch, "compile", lambda graph, **_: lambda *x: [1.001 * value for value in graph(*x)])
     algo, theta = algo_and_theta("maml", "mlp")
     with pytest.raises(Failed, match=r"compiled meta-gradient differs from the eager one by 1\.0e-03"):
@@ -69,7 +71,7 @@ def test_a_wrong_compiled_gradient_is_refused(monkeypatch):
 
 
 @pytest.mark.parametrize("fastest", ["vmap", "vmap of 2", "loop"])
-def test_auto_takes_the_fastest_and_says_what_it_measured(fastest, monkeypatch):
+def test_auto_takes_the_fastest_and_says_what_it_measured(fastest, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = {"vmap": ("vmap", None), "vmap of 2": ("vmap", 2), "loop": ("loop", None)}
     plan = seconds[fastest]
 
@@ -86,7 +88,7 @@ def test_auto_takes_the_fastest_and_says_what_it_measured(fastest, monkeypatch):
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_ranks_with_unequal_shares_settle_on_the_same_plan(rank, monkeypatch):
+def test_ranks_with_unequal_shares_settle_on_the_same_plan(rank, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Executor, "_timed", lambda *_: 1.0)
     monkeypatch.setattr(Ranks, "agreed", lambda self, value: "vmap of 2")
     algo, theta = algo_and_theta("maml", "mlp")
@@ -95,7 +97,7 @@ def test_ranks_with_unequal_shares_settle_on_the_same_plan(rank, monkeypatch):
     assert run.plan["tasks_per_chunk"] == 2
 
 
-def test_auto_really_times_and_leaves_the_weights_alone():
+def test_auto_really_times_and_leaves_the_weights_alone() -> None:
     algo, theta = algo_and_theta("maml", "mlp")
     before = [p.detach().clone() for p in leaves(theta)]
     run = Executor(algo, settings(execution="auto"))
@@ -104,7 +106,7 @@ def test_auto_really_times_and_leaves_the_weights_alone():
     torch.testing.assert_close([p.detach() for p in leaves(theta)], before, rtol=0, atol=0)
 
 
-def limited(monkeypatch, tasks: int) -> None:
+def limited(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
     """As if memory were enough for so many tasks at once."""
     whole = executor.sums
 
@@ -121,7 +123,7 @@ def limited(monkeypatch, tasks: int) -> None:
     monkeypatch.setattr(executor, "sums", sums_within)
 
 
-def test_the_chunk_is_halved_until_it_fits_and_the_gradient_stays(monkeypatch):
+def test_the_chunk_is_halved_until_it_fits_and_the_gradient_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     algo, theta = algo_and_theta("maml", "mlp")
     tasks = episodes(TASKS)
     expected = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -132,7 +134,7 @@ def test_the_chunk_is_halved_until_it_fits_and_the_gradient_stays(monkeypatch):
     torch.testing.assert_close(leaves(found[2]), leaves(expected[2]), rtol=1e-10, atol=1e-13)
 
 
-def test_auto_passes_over_what_does_not_fit(monkeypatch):
+def test_auto_passes_over_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, tasks=2)
     algo, theta = algo_and_theta("maml", "mlp")
     run = Executor(algo, settings(execution="auto"))
@@ -140,7 +142,7 @@ def test_auto_passes_over_what_does_not_fit(monkeypatch):
     assert "vmap" not in run.plan["seconds"]
 
 
-def test_memory_that_is_too_small_for_one_task_is_an_error(monkeypatch):
+def test_memory_that_is_too_small_for_one_task_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     limited(monkeypatch, tasks=0)
     algo, theta = algo_and_theta("maml", "mlp")
     with pytest.raises(RuntimeError, match="allocate memory"):
@@ -159,7 +161,7 @@ class Readings(TorchDispatchMode):
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_step_reads_nothing_back_from_the_device(name, backbone, execution):
+def test_a_step_reads_nothing_back_from_the_device(name, backbone, execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
     optimizer = torch.optim.SGD([p for c, params in theta.items() if c not in algo.carried for p in params.values()])
     run, window = Executor(algo, settings(execution=execution, clip_norm=1.0)), Window()

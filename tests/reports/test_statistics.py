@@ -9,7 +9,7 @@ from scipy import stats
 from metarun.reports.statistics import FEW, compared, holm, ranks, summary
 
 
-def test_the_two_spreads_are_kept_apart_by_hand():
+def test_the_two_spreads_are_kept_apart_by_hand() -> None:
     """Two seeds on three tasks. Seed means 2 and 4: mean 3, standard deviation sqrt 2, over seeds 12.706 sqrt(2) /
     sqrt(2). Task means 1.5, 3, 4.5: standard deviation 1.5, over tasks 1.96 * 1.5 / sqrt(3)."""
     found = summary([np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])])
@@ -19,7 +19,7 @@ def test_the_two_spreads_are_kept_apart_by_hand():
     assert summary([np.array([1.0, 2.0])]).over_seeds is None
 
 
-def test_the_interval_over_seeds_is_scipys():
+def test_the_interval_over_seeds_is_scipys() -> None:
     scores = np.random.default_rng(3).normal(0.9, 0.1, size=(4, 50))
     found = summary(list(scores))
     low, high = stats.t.interval(0.95, 3, loc=scores.mean(), scale=stats.sem(scores.mean(1)))
@@ -35,7 +35,7 @@ def test_the_interval_over_seeds_is_scipys():
         (lambda rng: rng.lognormal(-2.0, 1.0, size=600), math.exp(-1.5)),  # squared errors, some of them large
     ],
 )
-def test_the_interval_over_tasks_covers_the_mean_95_times_in_100(draw, mean):
+def test_the_interval_over_tasks_covers_the_mean_95_times_in_100(draw, mean) -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
@@ -44,7 +44,7 @@ def test_the_interval_over_tasks_covers_the_mean_95_times_in_100(draw, mean):
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_the_interval_over_seeds_covers_it_too():
+def test_the_interval_over_seeds_covers_it_too() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
@@ -53,7 +53,7 @@ def test_the_interval_over_seeds_covers_it_too():
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
 
-def test_methods_are_compared_task_by_task():
+def test_methods_are_compared_task_by_task() -> None:
     rng = np.random.default_rng(1)
     hard = rng.normal(size=300)
     scores = {"a": hard + 0.1 + 0.1 * rng.normal(size=300), "b": hard, "c": hard.copy()}
@@ -68,7 +68,7 @@ def test_methods_are_compared_task_by_task():
     assert found["a", "b"].corrected == pytest.approx(3 * entry.p)
 
 
-def test_wilcoxons_p_by_hand():
+def test_wilcoxons_p_by_hand() -> None:
     """Of 2^5 ways to sign five ranks two are as far out as five gains. With ties, Pratt's normal approximation: of the
     ranks of all |differences| those of zeros are dropped, the variance is sum(rank^2) / 4 of the others."""
     (entry,) = compared({"a": np.array([0.1, 0.2, 0.3, 0.4, 0.5]), "b": np.zeros(5)})
@@ -81,7 +81,7 @@ def test_wilcoxons_p_by_hand():
     assert entry.p == pytest.approx(2 * stats.norm.sf(z))
 
 
-def test_comparisons_of_equal_methods_err_as_often_as_they_say():
+def test_comparisons_of_equal_methods_err_as_often_as_they_say() -> None:
     """Three methods, alike, on tasks of which most end in ties: the paired interval misses 0 five times in 100, p is
     below 0.05 as often (not less: it would see too little), and corrected below it, for any pair, no more often."""
     rng, tables = np.random.default_rng(0), 500
@@ -98,33 +98,33 @@ def test_comparisons_of_equal_methods_err_as_often_as_they_say():
     assert any_rejected / tables < 0.05 + 0.02
 
 
-def test_what_is_equal_but_for_rounding_is_a_tie():
+def test_what_is_equal_but_for_rounding_is_a_tie() -> None:
     one, other = (0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)
     assert one != other
     (entry,) = compared({"a": np.array([one, 0.5]), "b": np.array([other, 0.5])})
     assert (entry.difference, entry.p) == (0.0, 1.0)
 
 
-def test_of_many_methods_the_first_is_compared_with_each():
+def test_of_many_methods_the_first_is_compared_with_each() -> None:
     scores = {str(number): np.arange(20.0) * number for number in range(FEW + 1)}
     assert [(entry.first, entry.second) for entry in compared(scores)] == [("0", str(n)) for n in range(1, FEW + 1)]
     del scores["0"]
     assert len(compared(scores)) == FEW * (FEW - 1) / 2
 
 
-def test_holm_by_hand():
+def test_holm_by_hand() -> None:
     """0.01 * 4, 0.02 * 3, 0.03 * 2 is raised to 0.06, 0.6 * 1; and never more than 1."""
     assert holm([0.02, 0.6, 0.01, 0.03]) == pytest.approx([0.06, 0.6, 0.04, 0.06])
     assert holm([0.7, 0.8]) == [1.0, 1.0]
     assert holm([]) == []
 
 
-def test_mean_ranks_share_ties():
+def test_mean_ranks_share_ties() -> None:
     scores = {"a": np.array([0.9, 0.5, 0.7]), "b": np.array([0.8, 0.5, 0.9]), "c": np.array([0.1, 0.5, 0.8])}
     assert ranks(scores) == pytest.approx({"a": (1 + 2 + 3) / 3, "b": (2 + 2 + 1) / 3, "c": (3 + 2 + 2) / 3})
 
 
-def test_mean_ranks_are_those_of_friedmans_test():
+def test_mean_ranks_are_those_of_friedmans_test() -> None:
     """Without ties: chi^2 = 12 n / (k (k + 1)) * sum over methods of (mean rank - (k + 1) / 2)^2."""
     table = np.random.default_rng(2).normal(size=(4, 30))
     found = ranks(dict(zip("abcd", table)))

@@ -30,7 +30,7 @@ def page(*folders: Path) -> str:
     return pages.markdown(Report(found(folders)))
 
 
-def test_the_page_has_a_line_for_every_row_of_every_setting(outputs):
+def test_the_page_has_a_line_for_every_row_of_every_setting(outputs) -> None:
     lines = page(outputs).splitlines()
     run = "| 2000 | 7500 of 8000 | 1 h 21 min | 53 | 1900 MiB | x86_64, 2 threads | 1 | 0123456-dirty |"
     task = "| omniglot (random) | 5-way 1-shot, 1 query per class |"
@@ -43,7 +43,7 @@ def test_the_page_has_a_line_for_every_row_of_every_setting(outputs):
     ]
 
 
-def test_the_page_shows_sources_inner_steps_deviations_and_commands(outputs):
+def test_the_page_shows_sources_inner_steps_deviations_and_commands(outputs) -> None:
     found = page(outputs)
     assert "\n[^maml]: Finn, Abbeel, Levine" in found
     assert "[^closerlook]" not in found
@@ -56,7 +56,7 @@ def test_the_page_shows_sources_inner_steps_deviations_and_commands(outputs):
     assert "/somewhere" not in found
 
 
-def test_accuracy_by_instance_stands_beside_the_papers(tmp_path):
+def test_accuracy_by_instance_stands_beside_the_papers(tmp_path: Path) -> None:
     """Of a table by instance, the headline of 1-shot tasks is the second entry."""
     result = omniglot_result()
     result["choices"] = {"experiment": "mann/omniglot_5w", "algo": "mann"}
@@ -75,13 +75,13 @@ def test_accuracy_by_instance_stands_beside_the_papers(tmp_path):
     ]
 
 
-def test_the_page_does_not_depend_on_folders(outputs):
+def test_the_page_does_not_depend_on_folders(outputs) -> None:
     before = page(outputs)
     (outputs / "a").rename(outputs / "c")
     assert page(outputs / "c", outputs / "b", outputs) == before
 
 
-def test_only_an_experiments_own_test_stands_beside_a_published_figure(tmp_path):
+def test_only_an_experiments_own_test_stands_beside_a_published_figure(tmp_path: Path) -> None:
     result = omniglot_result()
     result["choices"]["experiment"] = None
     write_run(tmp_path, result, "[]")
@@ -92,7 +92,7 @@ def test_only_an_experiments_own_test_stands_beside_a_published_figure(tmp_path)
     ("accuracy", "steps", "verdict"),
     [(0.9812, 8000, "reproduced"), (0.9803, 8000, "below"), (0.9937, 60000, "above"), (0.9932, 60000, "reproduced")],
 )
-def test_the_verdict_is_by_the_intervals_together(tmp_path, accuracy, steps, verdict):
+def test_the_verdict_is_by_the_intervals_together(tmp_path: Path, accuracy, steps, verdict) -> None:
     """98.7 +- 0.4 in the paper and +- 0.25 here: reproduced from 98.05 to 99.35."""
     result = omniglot_result()
     result["test"]["test"]["accuracy"]["mean"], result["training"]["steps"] = accuracy, steps
@@ -100,7 +100,7 @@ def test_the_verdict_is_by_the_intervals_together(tmp_path, accuracy, steps, ver
     assert next(cells(found([tmp_path]))).verdict == verdict
 
 
-def test_seeds_become_one_line_and_methods_are_compared(tmp_path):
+def test_seeds_become_one_line_and_methods_are_compared(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     hard = rng.normal(0.9, 0.02, size=50)
     write_seeds(tmp_path, np.stack([hard, hard + 0.01, hard + 0.02]))
@@ -117,7 +117,7 @@ def test_seeds_become_one_line_and_methods_are_compared(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_a_score_that_is_not_finite_does_not_spoil_the_ranks_of_others(tmp_path):
+def test_a_score_that_is_not_finite_does_not_spoil_the_ranks_of_others(tmp_path: Path) -> None:
     for algo, score in (("maml", 0.7), ("anil", 0.6), ("boil", float("nan"))):
         write_seeds(tmp_path, np.array([[0.4, 0.5, score]]), algo)
     text = "\n".join(file.read_text() for file in written([tmp_path], tmp_path))
@@ -126,7 +126,7 @@ def test_a_score_that_is_not_finite_does_not_spoil_the_ranks_of_others(tmp_path)
     assert "boil/omniglot_5w1s test | " not in text
 
 
-def test_papers_cells_without_a_run_are_blank_and_say_so(outputs):
+def test_papers_cells_without_a_run_are_blank_and_say_so(outputs) -> None:
     text = page(outputs)
     row = "no run (99.9 ± 0.1) | no run (95.8 ± 0.3) | no run (98.9 ± 0.2) |"
     assert f"| maml[^maml] | transductive | 98.12 ± 0.25 % † (98.7 ± 0.4) | {row}" in text
@@ -135,7 +135,7 @@ def test_papers_cells_without_a_run_are_blank_and_say_so(outputs):
     assert "The papers' figures on miniimagenet" not in text
 
 
-def test_settings_that_share_a_name_are_told_apart(tmp_path):
+def test_settings_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
     """By what differs, where that is little; which of them did best at the test is not chosen."""
     for lr in (0.1, 0.2):
         result = omniglot_result()
@@ -154,13 +154,13 @@ def test_settings_that_share_a_name_are_told_apart(tmp_path):
     assert list(dict.fromkeys(names)) == ["maml/omniglot_5w1s #1", "maml/omniglot_5w1s #2"]
 
 
-def test_a_run_that_was_repeated_is_no_second_seed(tmp_path):
+def test_a_run_that_was_repeated_is_no_second_seed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", omniglot_result(), "[]")
     write_run(tmp_path / "b", omniglot_result() | {"commit": "f" * 40}, "[]")
     assert [(cell.summary.seeds, cell.summary.over_seeds) for cell in cells(found([tmp_path]))] == [(1, None)] * 2
 
 
-def test_files_of_the_command(metarun: Command, place: Path, outputs):
+def test_files_of_the_command(metarun: Command, place: Path, outputs) -> None:
     answer = metarun("report", str(outputs), "--to", "report")
     assert answer.code == 0, answer.err
     assert answer.out.split() == [f"report/report.{kind}" for kind in ("md", "html", "csv", "tex")]
@@ -174,7 +174,7 @@ def test_files_of_the_command(metarun: Command, place: Path, outputs):
     assert (answer.code, answer.err) == (2, "metarun: no finished run in empty: there is no result.json\n")
 
 
-def test_every_published_figure_has_a_source_and_a_known_method():
+def test_every_published_figure_has_a_source_and_a_known_method() -> None:
     from metarun.cli.compose import described_options
 
     known = described_options("algo").keys()
@@ -185,7 +185,7 @@ def test_every_published_figure_has_a_source_and_a_known_method():
     assert len(figures()) > 80
 
 
-def test_of_several_tables_the_one_of_the_same_mode_and_data_counts():
+def test_of_several_tables_the_one_of_the_same_mode_and_data_counts() -> None:
     result = omniglot_result()
     row = result["test"]["test"] | {"ways": 20}
     reptile = [figure("reptile", row | {"transductive": mode}, "omniglot", result) for mode in (True, False)]
@@ -203,7 +203,7 @@ def test_of_several_tables_the_one_of_the_same_mode_and_data_counts():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("settings", "seeds"), [(20, 5), (100, 1)])
-def test_two_thousand_runs_take_less_than_ten_seconds(tmp_path, settings, seeds):
+def test_two_thousand_runs_take_less_than_ten_seconds(tmp_path: Path, settings, seeds) -> None:
     """Of processor time: of 400 settings with five seeds, and of a sweep of 2,000, each with 4,000 tasks' scores."""
     write_sweep(tmp_path / "runs", algos=20, settings=settings, seeds=seeds, tasks=2000)
     before = time.process_time()

@@ -67,7 +67,7 @@ def text(runs: Path) -> str:
     return web.page(Report(found([runs])))
 
 
-def test_the_page_says_all_that_the_other_forms_do(runs, text):
+def test_the_page_says_all_that_the_other_forms_do(runs, text) -> None:
     report, seen = Report(found([runs])), Seen(text)
     told = re.sub(r"\s+", " ", seen.text)
     tables = [report.overview, *(table for part in report.papers + report.comparisons for table in part.tables)]
@@ -82,21 +82,21 @@ def test_the_page_says_all_that_the_other_forms_do(runs, text):
     assert f"Without scores: {LONG} test, {LONG} test_inductive." in told
 
 
-def test_settings_that_differ_are_shown_with_their_values(text):
+def test_settings_that_differ_are_shown_with_their_values(text) -> None:
     table = text[text.index('id="settings-that-differ"') : text.index('id="where-runs-are-not')]
     assert "algo.<wbr>name" in table or "algo.name" in table
     assert "<td>anil</td>" in table
     assert "shots" not in table  # the same in all
 
 
-def test_names_are_inert(text):
+def test_names_are_inert(text) -> None:
     seen = Seen(text)
     assert not {"script", "img", "iframe", "object", "link"} & set(seen.tags)
     assert not [name for name, _ in seen.attributes if name.startswith("on")]
     assert seen.text.count(HOSTILE) > 3
 
 
-def test_nothing_is_fetched(text):
+def test_nothing_is_fetched(text) -> None:
     """Links lead to papers and to places in the page, and the page forbids the browser all else."""
     seen = Seen(text)
     assert not seen.all("src")
@@ -107,13 +107,13 @@ def test_nothing_is_fetched(text):
     assert "default-src 'none'" in seen.all("content")[1]
 
 
-def test_each_seed_has_its_curves(text):
+def test_each_seed_has_its_curves(text) -> None:
     """Two seeds of MAML, one of ANIL and of the regression; the two others have none."""
     assert text.count("<figure>") == 3
     assert (text.count('class="train" d="M'), text.count('class="val" d="M')) == (5, 5)  # and the key
 
 
-def test_a_curve_is_drawn_to_scale():
+def test_a_curve_is_drawn_to_scale() -> None:
     """Steps 0 to 20 over 288 units, values 0 to 1 over 174; what is not finite is left out."""
     course = {"train": [(0.0, 0.0), (10.0, float("nan")), (20.0, 1.0)], "val": [(10.0, 0.5)]}
     chart = charts.curves([course], log=False)
@@ -125,7 +125,7 @@ def test_a_curve_is_drawn_to_scale():
     assert 'd="M46.0 184.0L190.0 97.0L334.0 10.0"' in logarithmic
 
 
-def test_long_curves_are_thinned_but_keep_their_ends():
+def test_long_curves_are_thinned_but_keep_their_ends() -> None:
     points = [(float(step), 0.0) for step in range(1001)]
     kept = charts.thinned(points)
     assert len(kept) <= charts.MOST + 1
@@ -144,11 +144,11 @@ def test_long_curves_are_thinned_but_keep_their_ends():
         (0.5, 0.5, False, []),
     ],
 )
-def test_ticks_are_round_and_few(low, high, log, ticks):
+def test_ticks_are_round_and_few(low, high, log, ticks) -> None:
     assert charts.Scale(low, high, 0, 1, log).ticks(5) == pytest.approx(ticks)
 
 
-def test_bars_count_tasks():
+def test_bars_count_tasks() -> None:
     """Of four tasks three score 1: the bar there is three times as high, 32 units; the mean is at 3/4 of the range."""
     scores = np.array([0.5, 1.0, 1.0, 1.0])
     chart = charts.distribution(scores, charts.span([scores], log=False))
@@ -159,7 +159,7 @@ def test_bars_count_tasks():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_scores_that_are_not_finite_are_left_out_of_the_picture(bad):
+def test_scores_that_are_not_finite_are_left_out_of_the_picture(bad) -> None:
     scores = np.array([0.5, 1.0, bad])
     chart = charts.distribution(scores, charts.span([scores], log=True))
     assert re.findall(r"v-([\d.]+)h", chart) == ["32.0", "32.0"]
@@ -208,7 +208,7 @@ def page(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @in_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1366, 390])
-def test_the_page_is_readable(tab, page, width, scheme, tmp_path):
+def test_the_page_is_readable(tab, page, width, scheme, tmp_path: Path) -> None:
     """No sideways scrolling but within tables, everything legible (WCAG 2.2 AA), nothing asked for, nothing run."""
     tab.asked.clear()
     tab.open(page, width, scheme)
@@ -229,7 +229,7 @@ def test_the_page_is_readable(tab, page, width, scheme, tmp_path):
 
 
 @in_a_browser
-def test_the_browser_itself_would_refuse_what_got_in(tab, text, tmp_path):
+def test_the_browser_itself_would_refuse_what_got_in(tab, text, tmp_path: Path) -> None:
     """Were a name not escaped: no script is run, no picture fetched."""
     file = tmp_path / "report.html"
     attack = '<script>document.title = "hit"</script><img src="https://example.invalid/picture.png">'

@@ -12,7 +12,7 @@ from tests.conftest import TINY, Command
 
 
 @pytest.mark.parametrize("command", ["resume", "evaluate"])
-def test_a_folder_that_is_no_run(metarun: Command, place: Path, command: str):
+def test_a_folder_that_is_no_run(metarun: Command, place: Path, command: str) -> None:
     assert_told(metarun(command, "nowhere"), f"{place}/nowhere is not a run folder: it has no config.yaml")
     write(place / "half/config.yaml", "a: [")
     assert_told(metarun(command, "half"), f"{place}/half/config.yaml is damaged: ...")
@@ -27,7 +27,7 @@ def trained(metarun: Command, place: Path) -> Path:
     return place / "run"
 
 
-def test_a_damaged_checkpoint(metarun: Command, trained: Path):
+def test_a_damaged_checkpoint(metarun: Command, trained: Path) -> None:
     last = trained / "checkpoints/last.pt"
     whole = last.read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"something else"):
@@ -40,7 +40,7 @@ def test_a_damaged_checkpoint(metarun: Command, trained: Path):
     assert metarun("resume", "run").code == 0
 
 
-def test_a_checkpoint_that_is_missing_or_of_another_model(metarun: Command, trained: Path, place: Path):
+def test_a_checkpoint_that_is_missing_or_of_another_model(metarun: Command, trained: Path, place: Path) -> None:
     best = trained / "checkpoints/best.pt"
     tensors, facts = checkpoint.load(best)
     before = sorted(place.rglob("*"))
@@ -66,25 +66,25 @@ def test_a_checkpoint_that_is_missing_or_of_another_model(metarun: Command, trai
         ("device=gpu", "device is 'gpu': choose from auto, ..."),
     ],
 )
-def test_a_mistake_in_what_differs_at_a_later_test(metarun: Command, trained: Path, asked: str, message: str):
+def test_a_mistake_in_what_differs_at_a_later_test(metarun: Command, trained: Path, asked: str, message: str) -> None:
     assert_told(metarun("evaluate", "run", asked), message)
     assert not (trained / "tests").exists()
 
 
-def test_a_folder_that_holds_another_run(metarun: Command, trained: Path):
+def test_a_folder_that_holds_another_run(metarun: Command, trained: Path) -> None:
     before = (trained / "config.yaml").read_bytes()
     answer = metarun(*TINY, "hydra.run.dir=run", "seed=1")
     assert_told(answer, f"{trained} holds a run with other settings: choose another folder")
     assert (trained / "config.yaml").read_bytes() == before
 
 
-def test_a_folder_where_another_process_is_at_work(metarun: Command, trained: Path):
+def test_a_folder_where_another_process_is_at_work(metarun: Command, trained: Path) -> None:
     with FileLock(trained / ".lock"):
         answer = metarun("resume", "run")
     assert_told(answer, f"another process is at work in {trained}: wait for it, or change a setting")
 
 
-def test_files_of_a_run_that_are_damaged(metarun: Command, trained: Path):
+def test_files_of_a_run_that_are_damaged(metarun: Command, trained: Path) -> None:
     write(trained / "result.json", "{")
     assert_told(metarun("resume", "run"), f"{trained}/result.json is damaged: ...")
     (trained / "result.json").unlink()

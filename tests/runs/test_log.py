@@ -12,7 +12,7 @@ from metarun.runs.log import RunLog
 from metarun.runs.loggers import NoLogger
 
 
-def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path: Path):
+def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
     log = RunLog(tmp_path, NoLogger())
     for step in (10, 20, 30):
         log.metrics(step, "train", {"loss": 1 / step})
@@ -23,7 +23,7 @@ def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path
     assert [(row["step"], row["split"]) for row in rows] == [(10, "train"), (20, "train"), (30, "val")]
 
 
-def test_the_table_has_a_column_for_every_metric(tmp_path: Path):
+def test_the_table_has_a_column_for_every_metric(tmp_path: Path) -> None:
     log = RunLog(tmp_path, NoLogger())
     log.metrics(1, "train", {"loss": 0.5, "lr": 0.1})
     log.metrics(2, "val", {"accuracy": 0.25})
@@ -37,7 +37,7 @@ def test_the_table_has_a_column_for_every_metric(tmp_path: Path):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: Path):
+def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: Path) -> None:
     scores = Scores({"mse": torch.tensor([0.5, 2.0]), "by_step": torch.tensor([[1.0, 0.5], [3.0, 2.0]])}, "")
     write_scores(tmp_path / "scores" / "test.csv", scores)
     assert (tmp_path / "scores" / "test.csv").read_text().split() == [
@@ -47,7 +47,7 @@ def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: 
     ]
 
 
-def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_are(tmp_path: Path):
+def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_are(tmp_path: Path) -> None:
     vector = {"mean": [0.25, 0.75], "ci95": [0.01, 0.02]}
     about = {"ways": 5, "shots": 1, "queries": 1, "tasks": 9, "transductive": False}
     rows = {

@@ -111,7 +111,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     "method",
     [pytest.param(name, marks=[pytest.mark.slow] if "compiled" in name else []) for name in METHODS],  # takes minutes
 )
-def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path):
+def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path: Path) -> None:
     expected, folder = undisturbed(method), tmp_path / "killed"
     process = start(folder, *METHODS[method])
     wait_for_step(folder, random.Random().choice([14, 28, 42, 63, 84, 98]), process)
@@ -124,7 +124,7 @@ def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path
 
 
 @pytest.mark.parametrize("method", ["maml", "maml, two workers"])
-def test_sigterm_saves_between_checkpoints_and_resume_continues(method, undisturbed, tmp_path):
+def test_sigterm_saves_between_checkpoints_and_resume_continues(method, undisturbed, tmp_path: Path) -> None:
     expected, folder = undisturbed(method), tmp_path / "stopped"
     process = start(folder, *METHODS[method])
     wait_for_step(folder, 49, process)
@@ -140,7 +140,7 @@ def test_sigterm_saves_between_checkpoints_and_resume_continues(method, undistur
     assert_same_run(folder, expected)
 
 
-def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(tmp_path):
+def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "diverging"
     code, output = finish(
         start(folder, "optimizer=sgd", "optimizer.momentum=0", "optimizer.lr=1e30", "algo.inner_lr=1e30")
@@ -151,7 +151,7 @@ def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(tmp_path):
     assert not (folder / "result.json").exists()
 
 
-def test_checkpoints_hold_nothing_but_tensors_and_json(undisturbed):
+def test_checkpoints_hold_nothing_but_tensors_and_json(undisturbed) -> None:
     content = torch.load(undisturbed("maml") / "checkpoints" / "best.pt", weights_only=True)
     assert set(content) == {"tensors", "facts"}
     facts = checkpoint.load(undisturbed("maml") / "checkpoints" / "best.pt")[1]
@@ -159,7 +159,7 @@ def test_checkpoints_hold_nothing_but_tensors_and_json(undisturbed):
     assert Progress(**facts["progress"]).best_step == facts["step"]
 
 
-def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"w": torch.ones(3)}, {"step": 1})
 

@@ -12,14 +12,14 @@ def pictures(n: int = 5, channels: int = 3) -> torch.Tensor:
     return torch.randint(0, 256, (n, channels, 6, 8), dtype=torch.uint8, generator=generator_for("pictures"))
 
 
-def test_by_default_a_picture_is_what_was_stored():
+def test_by_default_a_picture_is_what_was_stored() -> None:
     generator = generator_for("view")
     before = generator.get_state()
     assert torch.equal(AS_IS(pictures(), generator), pictures().float() / 255)
     assert torch.equal(generator.get_state(), before)  # no draw: episodes are what they were without views
 
 
-def test_a_crop_is_a_window_of_the_padded_picture():
+def test_a_crop_is_a_window_of_the_padded_picture() -> None:
     x = pictures().float()
     generator = generator_for("crop")
     down, right = torch.randint(5, (2, 5, 1), generator=generator_for("crop")).flatten(1)
@@ -29,7 +29,7 @@ def test_a_crop_is_a_window_of_the_padded_picture():
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_jitter_is_torchvisions(channels):
+def test_jitter_is_torchvisions(channels) -> None:
     x = pictures(channels=channels).float() / 255
     drawn = generator_for("j")
     factors = [1 + 0.4 * (2 * torch.rand(5, 1, 1, 1, generator=drawn) - 1).flatten() for _ in range(3)]
@@ -41,7 +41,7 @@ def test_jitter_is_torchvisions(channels):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
-def test_flips_and_normalisation_of_a_whole_batch_of_tasks():
+def test_flips_and_normalisation_of_a_whole_batch_of_tasks() -> None:
     x = pictures(200).view(2, 4, 25, 3, 6, 8)
     found = View(flip=True, mean=(0.1, 0.2, 0.3), std=(1, 2, 4))(x, generator_for("flip"))
     assert found.shape == x.shape

@@ -23,7 +23,7 @@ def shown(x: torch.Tensor) -> torch.Tensor:
     return (x * 255).round().long().flatten(-3)
 
 
-def test_episodes_hold_what_their_shape_says():
+def test_episodes_hold_what_their_shape_says() -> None:
     sampler = EpisodeSampler(Table.even(numbered(10, 8)), TaskShape(ways=4, shots=2, queries=3))
     support, query = sampler.sample(6, generator_for("test"))
     assert support.x.shape == (6, 8, 1, 1, 2)
@@ -33,7 +33,7 @@ def test_episodes_hold_what_their_shape_says():
     assert sampler.spec.output_size == 4
 
 
-def test_support_and_query_are_disjoint_and_of_the_same_classes():
+def test_support_and_query_are_disjoint_and_of_the_same_classes() -> None:
     sampler = EpisodeSampler(Table.even(numbered(10, 5)), TaskShape(ways=4, shots=2, queries=3))
     for support, query in [sampler.sample(50, generator_for("disjoint"))]:
         for s, q, sy, qy in zip(shown(support.x), shown(query.x), support.y, query.y):
@@ -44,7 +44,7 @@ def test_support_and_query_are_disjoint_and_of_the_same_classes():
             assert len({c for _, c in labels}) == 4
 
 
-def test_every_class_and_image_is_drawn_equally_often():
+def test_every_class_and_image_is_drawn_equally_often() -> None:
     sampler = EpisodeSampler(Table.even(numbered(6, 5)), TaskShape(ways=3, shots=1, queries=1))
     drawn = shown(sampler.sample(4000, generator_for("fair")).support.x).flatten(0, 1)
     for column, options in ((0, 6), (1, 5)):
@@ -52,7 +52,7 @@ def test_every_class_and_image_is_drawn_equally_often():
         assert (share - 1 / options).abs().max() < 0.01  # six standard deviations
 
 
-def test_of_several_variants_of_a_class_a_task_holds_one():
+def test_of_several_variants_of_a_class_a_task_holds_one() -> None:
     """Rows 4c..4c+3 belong to class c: with variants=4 no task may meet two of them."""
     sampler = EpisodeSampler(Table.even(numbered(12, 4)), TaskShape(ways=3, shots=1, queries=2), variants=4)
     rows = shown(sampler.sample(300, generator_for("variants")).support.x)[..., 0]
@@ -60,7 +60,7 @@ def test_of_several_variants_of_a_class_a_task_holds_one():
     assert set((rows % 4).flatten().tolist()) == {0, 1, 2, 3}
 
 
-def test_the_same_generator_gives_the_same_tasks_and_another_gives_others():
+def test_the_same_generator_gives_the_same_tasks_and_another_gives_others() -> None:
     sampler = EpisodeSampler(Table.even(numbered(30, 9)), TaskShape(ways=5, shots=1, queries=2))
     first, again, other = (sampler.sample(4, generator_for(seed, "train", 7)) for seed in (1, 1, 2))
     assert torch.equal(first.query.x, again.query.x)
@@ -74,19 +74,19 @@ def test_the_same_generator_gives_the_same_tasks_and_another_gives_others():
         (TaskShape(5, 3, 6), "shots + queries is 3 + 6 = 9: each class has 8 examples"),
     ],
 )
-def test_a_request_that_the_data_cannot_satisfy_is_refused_with_the_numbers(shape, message):
+def test_a_request_that_the_data_cannot_satisfy_is_refused_with_the_numbers(shape, message) -> None:
     with pytest.raises(ConfigError) as error:
         EpisodeSampler(Table.even(numbered(10, 8)), shape)
     assert message in str(error.value)
 
 
-def test_distinct_indices_do_not_repeat():
+def test_distinct_indices_do_not_repeat() -> None:
     rows = distinct(7, 4, (3, 100), generator_for("distinct"))
     assert rows.shape == (3, 100, 4)
     assert all(len(set(row)) == 4 for row in rows.flatten(0, 1).tolist())
 
 
-def test_minibatches_hold_every_class_with_a_label_that_stays():
+def test_minibatches_hold_every_class_with_a_label_that_stays() -> None:
     """Each image is filled with its row: the label must be the row, or the row's class where rows are rotations."""
     rows = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1, 1).expand(8, 3, 1, 2, 2)
     for variants in (1, 4):

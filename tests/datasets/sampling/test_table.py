@@ -26,7 +26,7 @@ def ragged() -> Table:
     return Table.of(values.to(torch.uint8).view(-1, 1, 1, 1), values // 10, torch.arange(10), CPU)
 
 
-def test_every_picture_of_a_ragged_class_is_drawn_and_none_twice():
+def test_every_picture_of_a_ragged_class_is_drawn_and_none_twice() -> None:
     sampler = EpisodeSampler(ragged(), TaskShape(3, 1, 1))
     support, query = sampler.sample(500, generator_for("ragged"))
     values = torch.stack([support.x, query.x]).mul(255).round().long().flatten(2)  # [2, T, 3]
@@ -39,14 +39,14 @@ def test_every_picture_of_a_ragged_class_is_drawn_and_none_twice():
         EpisodeSampler(ragged(), TaskShape(3, 2, 1))
 
 
-def test_minibatches_of_ragged_classes_are_even_over_pictures():
+def test_minibatches_of_ragged_classes_are_even_over_pictures() -> None:
     _, query = EpisodeSampler(ragged(), TaskShape(3, 1, 1)).minibatches(5000).sample(1, generator_for("batch"))
     values = query.x.mul(255).round().long().flatten()
     assert torch.equal(values // 10, query.y.flatten())
     assert torch.bincount(values)[[0, 1, *range(10, 15), 20, 21, 22]] / 5000 == pytest.approx([0.1] * 10, abs=0.02)
 
 
-def test_turned_classes_are_the_four_rotations():
+def test_turned_classes_are_the_four_rotations() -> None:
     pictures = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8, generator=generator_for("turned"))
     upright = Table.even(pictures)
     table = replace(upright, turned=True)
@@ -61,7 +61,7 @@ def test_turned_classes_are_the_four_rotations():
     assert torch.equal(turned(pictures[0], torch.zeros(3, dtype=torch.long)), pictures[0])
 
 
-def test_placements_give_the_same_episodes(tmp_path, monkeypatch):
+def test_placements_give_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     write_folders(tmp_path / "pictures")
     shape = TaskShape(2, 1, 2)
@@ -77,7 +77,7 @@ def test_placements_give_the_same_episodes(tmp_path, monkeypatch):
             assert torch.equal(part.y, expected.y)
 
 
-def test_pictures_that_do_not_fit_are_refused_and_auto_finds_room(monkeypatch):
+def test_pictures_that_do_not_fit_are_refused_and_auto_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, rows = torch.zeros(100, 1, 10, 10, dtype=torch.uint8), torch.arange(50)  # 5,000 bytes of 10,000
     cuda, asked = torch.device("cuda"), []
     free: dict[str, int] = {}
@@ -119,7 +119,7 @@ print(int(x[0, 0, 0, 0, 0].mul(255).round()))
 """
 
 
-def test_ten_times_more_pictures_than_memory(tmp_path):
+def test_ten_times_more_pictures_than_memory(tmp_path: Path) -> None:
     """A file of 640 MiB, empty but for the first byte of each picture; the process may have 64 MiB more than it has."""
     file = tmp_path / "pictures.u8"
     with file.open("wb") as out:
@@ -136,7 +136,7 @@ def test_ten_times_more_pictures_than_memory(tmp_path):
     assert int(last) in [row % 251 for row in range(40 * drawn, 40 * drawn + 40)]
 
 
-def test_tasks_drawn_ahead_are_the_same_and_in_time():
+def test_tasks_drawn_ahead_are_the_same_and_in_time() -> None:
     asked: list[int] = []
     sampler = EpisodeSampler(ragged(), TaskShape(3, 1, 1))
 

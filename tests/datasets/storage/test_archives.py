@@ -94,7 +94,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("spoil", WRONG)
-def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(spoil, pictures, picture_cache):
+def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(spoil, pictures: Path, picture_cache: Path) -> None:
     spoil(pictures)
     with pytest.raises(ConfigError, match=WRONG[spoil]) as error:
         images("miniimagenet", pictures).prepare()
@@ -103,7 +103,7 @@ def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(spoil, pictures, p
     assert not (pictures / "harmed").exists()
 
 
-def test_nothing_there_says_where_to_get_it(tmp_path):
+def test_nothing_there_says_where_to_get_it(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing at .*mini-imagenet: its pictures are ImageNet's: .* dataset.path"):
         images("miniimagenet", None, data_dir=tmp_path).prepare()
     (tmp_path / "empty").mkdir()
@@ -114,7 +114,7 @@ def test_nothing_there_says_where_to_get_it(tmp_path):
 # Packing
 
 
-def test_a_killed_packing_is_gone_on_with(pictures, picture_cache, monkeypatch):
+def test_a_killed_packing_is_gone_on_with(pictures: Path, picture_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folders(pictures)
     images("folder", pictures).prepare()
     whole = packings(picture_cache)[0]
@@ -145,7 +145,7 @@ def test_a_killed_packing_is_gone_on_with(pictures, picture_cache, monkeypatch):
     assert index == json.loads((packed / "index.json").read_text())
 
 
-def test_a_damaged_packing_is_noticed(pictures, picture_cache):
+def test_a_damaged_packing_is_noticed(pictures: Path, picture_cache: Path) -> None:
     write_folders(pictures)
     images("folder", pictures).prepare()
     with (packings(picture_cache)[0] / "pictures.u8").open("r+b") as file:
@@ -156,7 +156,7 @@ def test_a_damaged_packing_is_noticed(pictures, picture_cache):
         images("folder", pictures).prepare()
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(pictures, picture_cache):
+def test_a_full_disk_is_one_line_and_leaves_nothing(pictures: Path, picture_cache: Path) -> None:
     """A limit on the size of files stands in for it."""
     for i in range(40):
         write(pictures / "a" / f"{i}.png", encoded((i, i, i)))
