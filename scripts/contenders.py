@@ -12,6 +12,7 @@ from peers import ADAPTS_NORMS, PLAIN, peers_for, trained_by
 from torch import Tensor
 from workload import Gradient, Step, Work, algo_of, outer, tasks_of
 
+from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.core.types import Episode, Theta
 from metarun.engine.distributed import ALONE, Ranks, joined
@@ -81,7 +82,7 @@ class Metarun:
     def ready(self, work: Work, dtype: torch.dtype, device: str) -> Iterator[tuple[Step, Gradient]]:
         with self._ranks(work, dtype) as ranks:
             executor, theta, tasks = self._executor(work, dtype, device, ranks)
-            carried, window = executor.algo.carried, Window()
+            carried, window = traits_of(executor.algo).carried, Window()
             learned = [list(theta[component].values()) for component in theta if component not in carried]
             optimizer = outer(work, [{"params": params} for params in learned if params])
 

@@ -38,17 +38,20 @@ def methods(tested: list[Cell]) -> str:
 
 def row(algo: str, comment: str, tested: list[Cell]) -> tuple[str, ...]:
     """What a method declares; of one that is another's class with other settings, what the YAML's comment says."""
-    described = re.fullmatch(r".+?: (?P<what>.+) \((?P<citation>.+)\)", comment)
+    described = re.fullmatch(r".+?: .+ \((?P<citation>.+)\)", comment)
+    text = (CONFIGS / "algo" / f"{algo}.yaml").read_text(encoding="utf-8")
+    facts = re.search(
+        r"^# family: (?P<family>.+?); learns: (?P<learns>.+?); adapts: (?P<adapts>.+)$", text, re.MULTILINE
+    )
     values = plain(compose([f"algo={algo}"]))["algo"]
     declared = declaration("algo", values["name"])
-    facts = declared.constants
-    if described is None or not facts.keys() >= {"family", "learns", "adapts"}:
-        where = f"{declared.module} must declare family, learns and adapts, and configs/algo/{algo}.yaml"
-        raise SystemExit(f"{where} begin with the comment '# Name: what it is (Authors year)'")
+    if described is None or facts is None:
+        header = "'# Name: what it is (Authors year)' and '# family: ...; learns: ...; adapts: ...'"
+        raise SystemExit(f"configs/algo/{algo}.yaml must begin with the comments {header}")
     return (
         f"`{algo}`",
         facts["family"],
-        facts["learns"] if algo == values["name"] else described["what"],
+        facts["learns"],
         facts["adapts"],
         NORM[values["norm"]],
         linked(described["citation"], declared.module),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from workload import Gradient, Step, Work, algo_of, outer, tasks_of
 
+from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.core.types import Episode
 
@@ -53,7 +54,7 @@ def network(work: Work, dtype: torch.dtype, device: str) -> Network:
     """With metarun's starting weights."""
     net = Network(work).to(device, dtype)
     algo, theta = algo_of(work, dtype, device)
-    for component in theta.keys() - set(algo.carried):
+    for component in theta.keys() - set(traits_of(algo).carried):
         for name, value in theta[component].items():
             net.get_parameter(f"head.{name}" if component == "head" else name).data.copy_(value)
     return net

@@ -11,7 +11,6 @@ bias, and norm layers' parameters are meta-learned but not adapted. Outer loss i
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +18,16 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select, stacked
 from metarun.core.learned import Chart, by_step
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.perceptron import initial_perceptron, perceptron
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
-@register("algo", "alfa")
+@register("algo", "alfa", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class ALFA:
     """MAML with a rate and a decay for each layer, generated at each step from the task (Baik et al. 2020)."""
@@ -39,12 +39,6 @@ class ALFA:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation and what generates rates and decays"
-    adapts: ClassVar[str] = "all layers, by gradient steps of its own rates"
 
     def init(self) -> Theta:
         """MAML's components; "lr" and "decay": [J] for each layer, by full name; "generator": from 2L numbers to 2L."""

@@ -8,20 +8,20 @@ Losses are means over examples; see maml.py on what that means for alpha.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import initial_theta, last, select, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "anil")
+@register("algo", "anil", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class ANIL:
     """MAML whose inner loop changes the last layer only (Raghu et al. 2020)."""
@@ -33,12 +33,6 @@ class ANIL:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation"
-    adapts: ClassVar[str] = "the last layer, by gradient steps"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

@@ -11,7 +11,6 @@ cosine layer; the paper has none.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,12 +18,13 @@ from torch.func import functional_call, grad
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta
 from metarun.core.objectives import episode_metrics, judged
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
-@register("algo", "baseline")
+@register("algo", "baseline", Traits(kinds=("classification",), supervised=True, ragged=True))
 @dataclass(frozen=True)
 class Baseline:
     """Train a classifier, freeze its features, fit a new last layer to the support (Chen et al. 2019)."""
@@ -39,13 +39,6 @@ class Baseline:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec  # in training of all classes, at meta-test of a task
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    supervised: ClassVar[bool] = True  # trained on minibatches of `batch_size` labelled images, not on tasks
-    family: ClassVar[str] = "transfer"
-    learns: ClassVar[str] = "a classifier of all training classes"
-    adapts: ClassVar[str] = "a new last layer"
 
     def init(self) -> Theta:
         """The "classifier" is a last layer for all training classes, of which cosines need no bias."""

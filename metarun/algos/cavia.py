@@ -15,7 +15,6 @@ The code clips the meta-gradient element-wise to [-10, 10]; see trainer.clip_val
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +23,14 @@ from torch.func import functional_call
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import initial_theta, last, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "cavia")
+@register("algo", "cavia", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class CAVIA:
     """Adapt a context vector that modulates a network shared by all tasks (Zintgraf et al. 2019)."""
@@ -43,12 +43,6 @@ class CAVIA:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "a network and where a context enters it"
-    adapts: ClassVar[str] = "the context, by gradient steps"
 
     def __post_init__(self) -> None:
         if not self.backbone.modulated:

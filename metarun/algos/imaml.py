@@ -28,7 +28,6 @@ the query gradient itself adds this gradient as it is.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,13 +36,14 @@ from torch.func import functional_call, grad, vjp
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import initial_theta, last, slope, unroll
 from metarun.core.objectives import judged, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "imaml")
+@register("algo", "imaml", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class IMAML:
     """Learn the centre that a task's weights are kept near to (Rajeswaran et al. 2019)."""
@@ -58,12 +58,6 @@ class IMAML:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation, by the implicit gradient"
-    adapts: ClassVar[str] = "all layers, kept near to it"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

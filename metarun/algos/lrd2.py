@@ -10,7 +10,6 @@ here their two scores are opposite, which doubles that classifier's logit. lambd
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +17,14 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.solvers import logistic_regression, with_ones
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "lrd2")
+@register("algo", "lrd2", Traits(kinds=("classification",)))
 @dataclass(frozen=True)
 class LRD2:
     """Learn features that a few Newton steps of logistic regression separate best (Bertinetto et al. 2019)."""
@@ -34,11 +34,6 @@ class LRD2:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "solver"
-    learns: ClassVar[str] = "an embedding"
-    adapts: ClassVar[str] = "logistic regression, by Newton's method"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone) | {"logistic": {"log_penalty": torch.tensor(math.log(self.penalty))}}

@@ -10,7 +10,7 @@ task. The printed LSTM (62.5 % at the tenth instance) is weak: a re-implementati
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,14 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, weights_of
 from metarun.core.recurrent import LSTMCell, State
 from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "lstm")
+@register("algo", "lstm", Traits(kinds=("classification",), order="mixed", string_labels=True, sized=True))
 @dataclass(frozen=True)
 class LSTM:
     """Learn a network that remembers in its hidden state which inputs had which label (Santoro et al. 2016)."""
@@ -34,13 +35,6 @@ class LSTM:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    order: ClassVar[str] = "mixed"
-    sized: ClassVar[bool] = True
-    family: ClassVar[str] = "memory"
-    learns: ClassVar[str] = "a recurrent network"
-    adapts: ClassVar[str] = "its hidden state, label by label"
 
     def __post_init__(self) -> None:
         _ = self.networks  # initial weights are drawn now, while the run's seed holds

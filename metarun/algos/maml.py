@@ -10,20 +10,20 @@ As in their code the norm layers' parameters are meta-learned but not adapted.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import initial_theta, last, select, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "maml")
+@register("algo", "maml", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class MAML:
     """Learn an initialisation from which a few gradient steps solve a new task (Finn et al. 2017)."""
@@ -35,12 +35,6 @@ class MAML:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation"
-    adapts: ClassVar[str] = "all layers, by gradient steps"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone, self.head)

@@ -14,7 +14,6 @@ step is one pure function throughout training.
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +21,15 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import at_step, initial_theta, inner_step, last, named, outer_step, select, tick
 from metarun.core.learned import Chart, by_step
 from metarun.core.objectives import judged, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
-@register("algo", "mamlpp")
+@register("algo", "mamlpp", Traits(kinds=("classification", "regression"), carried=("clock",), ragged=True))
 @dataclass(frozen=True)
 class MAMLPlusPlus:
     """MAML with a loss after every inner step, learned rates and norm parameters per step (Antoniou et al. 2019)."""
@@ -42,12 +42,6 @@ class MAMLPlusPlus:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ("clock",)
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation, rates and norm layers per step"
-    adapts: ClassVar[str] = "all layers, by gradient steps"
 
     def init(self) -> Theta:
         """MAML's components with "norm" per step, [J, C] each; "lr": [J] for each layer, by full name; and "clock"."""

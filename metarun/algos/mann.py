@@ -12,7 +12,7 @@ read, no row was used, and all of the memory is 1e-6. Cosines have a 1e-12 besid
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,12 @@ from torch.func import functional_call
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, Norm
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, weights_of
 from metarun.core.objectives import one_hot
 from metarun.core.recurrent import LSTMCell
 from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 EMPTY, TINY = 1e-6, 1e-12
 
@@ -57,7 +58,7 @@ def address(memory: Tensor, keys: Tensor) -> Tensor:
     return (keys @ memory.transpose(-2, -1)).softmax(-1)
 
 
-@register("algo", "mann")
+@register("algo", "mann", Traits(kinds=("classification",), order="mixed", string_labels=True, sized=True))
 @dataclass(frozen=True)
 class MANN:
     """Learn to write to a memory, over what was used least, and to read by content (Santoro et al. 2016)."""
@@ -71,13 +72,6 @@ class MANN:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    order: ClassVar[str] = "mixed"
-    sized: ClassVar[bool] = True
-    family: ClassVar[str] = "memory"
-    learns: ClassVar[str] = "a controller of a memory"
-    adapts: ClassVar[str] = "the memory, label by label"
 
     def __post_init__(self) -> None:
         if self.heads > self.rows:

@@ -9,7 +9,7 @@ nearly flat and learns slowly: re-implementations multiply it (`scale`), or take
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,10 +18,11 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, weights_of
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.recurrent import BiLSTM, LSTMCell
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Support(NamedTuple):
@@ -31,7 +32,7 @@ class Support(NamedTuple):
     y: Tensor
 
 
-@register("algo", "matchingnet")
+@register("algo", "matchingnet", Traits(kinds=("classification",)))
 @dataclass(frozen=True)
 class MatchingNet:
     """Learn an embedding in which labels are read off the support by attention (Vinyals et al. 2016)."""
@@ -43,11 +44,6 @@ class MatchingNet:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "metric"
-    learns: ClassVar[str] = "an embedding"
-    adapts: ClassVar[str] = "attention over the support"
 
     def __post_init__(self) -> None:
         if self.fce:

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,15 +22,16 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import at_step, initial_theta, inner_step, last, layer_means, named, select, stacked
 from metarun.core.learned import Chart, of_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.core.perceptron import initial_perceptron, perceptron
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "metal")
+@register("algo", "metal", Traits(kinds=("classification",), sees_queries=True))
 @dataclass(frozen=True)
 class MeTAL:
     """MAML with learned losses of support and queries in its inner loop, adapted to the task (Baik et al. 2021)."""
@@ -43,11 +43,6 @@ class MeTAL:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "learned loss"
-    learns: ClassVar[str] = "an initialisation and losses that adapt to the task"
-    adapts: ClassVar[str] = "all layers, by gradient steps on a loss that sees the queries"
 
     def init(self) -> Theta:
         """MAML's components and, for support and queries, a loss and what adapts it: J networks each, stacked."""

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,17 +23,18 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import gradient_of, initial_theta, last, log_and_sign, named, select, stacked, weights_of
 from metarun.core.learned import Chart, by_step
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.recurrent import LSTMCell
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 P = 10.0  # of the preprocessing of gradient and loss
 
 
-@register("algo", "metalstm")
+@register("algo", "metalstm", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class MetaLSTM:
     """Learn an initialisation and an LSTM that updates each weight by its gradient (Ravi & Larochelle 2017)."""
@@ -46,12 +46,6 @@ class MetaLSTM:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "learned optimiser"
-    learns: ClassVar[str] = "an initialisation and an optimiser"
-    adapts: ClassVar[str] = "all layers, by the learned optimiser"
 
     def init(self) -> Theta:
         """MAML's components, of which c_0 is made; "reader": the LSTM; and "forget" and "enter": the gates f and i."""

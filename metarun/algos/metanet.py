@@ -16,7 +16,7 @@ b and u start from the same backbone, biases have fast values too, and a test is
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,11 +25,12 @@ from torch.func import functional_call, grad, vmap
 
 from metarun.config.registry import register
 from metarun.config.schema import Count
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, log_and_sign, weights_of
 from metarun.core.objectives import episode_loss, episode_metrics
 from metarun.core.perceptron import initial_perceptron, perceptron
 from metarun.core.recurrent import LSTMCell, read
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 P, CHUNKS, WIDTH = 7.0, 5, 20  # of the preprocessing; of the support; of what makes fast weights
 
@@ -54,7 +55,7 @@ class TaskGenerator(nn.Module):
         return said[..., 0]
 
 
-@register("algo", "metanet")
+@register("algo", "metanet", Traits(kinds=("classification",)))
 @dataclass(frozen=True)
 class MetaNet:
     """Learn what makes fast weights out of gradients, and look them up by attention (Munkhdalai & Yu 2017)."""
@@ -64,11 +65,6 @@ class MetaNet:
     backbone: Backbone
     head: nn.Linear  # of which only the number of outputs counts
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "fast weights"
-    learns: ClassVar[str] = "two networks and what makes their fast weights"
-    adapts: ClassVar[str] = "fast weights of the task, and of each example, mixed by attention"
 
     @cached_property
     def task_generator(self) -> TaskGenerator:

@@ -10,7 +10,6 @@ As in MAML the norm layers' parameters are meta-learned but not adapted, so they
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +18,15 @@ from torch.func import functional_call
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import NonNegative, Norm, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import initial_theta, last, named, select, unroll
 from metarun.core.learned import Chart, by_rank
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
-@register("algo", "metasgd")
+@register("algo", "metasgd", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class MetaSGD:
     """Learn an initialisation and a rate for each weight, which may turn negative (Li et al. 2017)."""
@@ -37,12 +37,6 @@ class MetaSGD:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation and a rate per weight"
-    adapts: ClassVar[str] = "all layers, by gradient steps"
 
     def __post_init__(self) -> None:
         if len(self.lr_range) != 2 or self.lr_range[0] > self.lr_range[1]:

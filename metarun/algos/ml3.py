@@ -21,7 +21,7 @@ Unlike the authors' code, whose outer loss is that of the support, the loss is l
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,19 +30,20 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import initial_theta, last, named, outer_step, select, slope, tick, unroll
 from metarun.core.learned import Chart, of_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.core.perceptron import initial_perceptron, perceptron
 from metarun.core.seeding import hashed
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 AS_MSE = {"p": 0.0, "p2": 1.0, "py": -2.0, "p3": 0.0, "p2y": 0.0, "py2": 0.0}
 AS_CROSS_ENTROPY = {"p": 0.0, "p2": 0.0, "py": -4.0, "p3": 0.0, "p2y": 2.0, "py2": 0.0}
 
 
-@register("algo", "ml3")
+@register("algo", "ml3", Traits(kinds=("classification", "regression"), carried=("backbone", "norm", "head", "clock")))
 @dataclass(frozen=True)
 class ML3:
     """Learn the loss by which a new network is trained on the support (Bechtle et al. 2021)."""
@@ -55,11 +56,6 @@ class ML3:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ("backbone", "norm", "head", "clock")
-    family: ClassVar[str] = "learned loss"
-    learns: ClassVar[str] = "a loss"
-    adapts: ClassVar[str] = "all layers of a new network, by gradient steps on that loss"
 
     def init(self) -> Theta:
         """With the learner at hand. The clock starts anywhere, so that two seeds have other learners."""

@@ -8,7 +8,6 @@ a temperature.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,12 +15,13 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "nil")
+@register("algo", "nil", Traits(kinds=("classification",), ragged=True))
 @dataclass(frozen=True)
 class NIL:
     """Label a query by its cosine similarity to the features of the support (Raghu et al. 2020)."""
@@ -29,12 +29,6 @@ class NIL:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "metric"
-    learns: ClassVar[str] = "nothing: a test of another method's network"
-    adapts: ClassVar[str] = "cosine to the support"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone)

@@ -5,7 +5,6 @@ https://arxiv.org/abs/1703.05175.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -13,12 +12,13 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta
 from metarun.core.objectives import episode_metrics, judged, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "protonet")
+@register("algo", "protonet", Traits(kinds=("classification",), ragged=True))
 @dataclass(frozen=True)
 class ProtoNet:
     """Learn an embedding in which each class is a cloud around its mean (Snell et al. 2017)."""
@@ -26,12 +26,6 @@ class ProtoNet:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    ragged: ClassVar[bool] = True
-    family: ClassVar[str] = "metric"
-    learns: ClassVar[str] = "an embedding"
-    adapts: ClassVar[str] = "class means"
 
     def init(self) -> Theta:
         return initial_theta(self.backbone)

@@ -10,7 +10,6 @@ of shots anew for each episode. With more than one class the bias moves all logi
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -18,13 +17,14 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.solvers import ridge, with_ones
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "r2d2")
+@register("algo", "r2d2", Traits(kinds=("classification", "regression")))
 @dataclass(frozen=True)
 class R2D2:
     """Learn features that a ridge regression on the support separates best (Bertinetto et al. 2019)."""
@@ -34,11 +34,6 @@ class R2D2:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "solver"
-    learns: ClassVar[str] = "an embedding"
-    adapts: ClassVar[str] = "ridge regression, in closed form"
 
     def init(self) -> Theta:
         learner = {"log_penalty": math.log(self.penalty), "scale": self.scale, "bias": 0.0}

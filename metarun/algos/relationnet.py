@@ -11,7 +11,7 @@ the embedding's norm layers as a component of their own.
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +21,11 @@ from torch.func import functional_call
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, weights_of
 from metarun.core.norm import BatchNorm
 from metarun.core.objectives import episode_metrics, headline, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Relation(nn.Module):
@@ -62,7 +63,7 @@ class Relation(nn.Module):
         return torch.sigmoid(self.layers[1](x))[:, 0]
 
 
-@register("algo", "relationnet")
+@register("algo", "relationnet", Traits(kinds=("classification",)))
 @dataclass(frozen=True)
 class RelationNet:
     """Learn an embedding and how to compare in it: a network scores class and query (Sung et al. 2018)."""
@@ -71,11 +72,6 @@ class RelationNet:
     norm: Literal["batch", "per_query"]
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "metric"
-    learns: ClassVar[str] = "an embedding and a comparison"
-    adapts: ClassVar[str] = "class maps"
 
     def __post_init__(self) -> None:
         shape = self.backbone.feature_shape

@@ -17,21 +17,21 @@ Adam but for eps. No graph is built: memory does not grow with the number of inn
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.config.registry import register
+from metarun.config.registry import register, traits_of
 from metarun.config.schema import Count, Fraction, Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import gradient_of, initial_theta, last, named, select, slope
 from metarun.core.objectives import judged, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "reptile")
+@register("algo", "reptile", Traits(kinds=("classification", "regression"), carried=("moments", "clock")))
 @dataclass(frozen=True)
 class Reptile:
     """Learn an initialisation near to every task's trained weights (Nichol et al. 2018)."""
@@ -45,11 +45,6 @@ class Reptile:
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification", "regression")
-    carried: ClassVar[tuple[str, ...]] = ("moments", "clock")
-    family: ClassVar[str] = "gradient"
-    learns: ClassVar[str] = "an initialisation near to all tasks' weights"
-    adapts: ClassVar[str] = "all layers, by Adam"
 
     def init(self) -> Theta:
         """The weights, a second moment for each of them (named "component.name"), and the count of Adam's steps."""
@@ -59,7 +54,7 @@ class Reptile:
 
     def learned(self, theta: Theta) -> Theta:
         """All of theta but what is carried: every weight, those of norm layers too."""
-        return select(theta, *(component for component in theta if component not in self.carried))
+        return select(theta, *(component for component in theta if component not in traits_of(self).carried))
 
     def minibatches(self, support: Examples) -> Iterator[Examples]:
         """One for each inner step: round and round the support, an example of each class after the other."""
@@ -114,7 +109,7 @@ class Reptile:
         phi = self.adapt(theta, episode.support)
         change = {c: {name: p - phi[c][name] for name, p in params.items()} for c, params in theta.items()}
         pull = torch.stack([d.square().sum() for d in named(self.learned(change)).values()]).sum() / 2
-        handed_on = slope(select(theta, *self.carried), change)
+        handed_on = slope(select(theta, *traits_of(self).carried), change)
         prediction = self.predict(theta, phi, episode.query.x)
         return pull + handed_on, judged(self.spec, prediction, episode.query.y)[1]
 

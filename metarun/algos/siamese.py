@@ -9,7 +9,7 @@ every query with every support image, and the two kinds weigh the same: the expe
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ from torch.func import functional_call
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Norm
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, weights_of
 from metarun.core.objectives import episode_metrics, headline, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Support(NamedTuple):
@@ -31,7 +32,7 @@ class Support(NamedTuple):
     y: Tensor
 
 
-@register("algo", "siamese")
+@register("algo", "siamese", Traits(kinds=("classification",)))
 @dataclass(frozen=True)
 class Siamese:
     """Learn whether two images are of one class; a query is of the class it is most like (Koch et al. 2015)."""
@@ -39,11 +40,6 @@ class Siamese:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    family: ClassVar[str] = "metric"
-    learns: ClassVar[str] = "an embedding and a metric"
-    adapts: ClassVar[str] = "the support itself"
 
     def __post_init__(self) -> None:
         if self.spec.output_size < 2:

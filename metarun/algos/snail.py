@@ -11,7 +11,6 @@ steps back; as printed they begin with 2, which leaves out every other step.
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -21,9 +20,10 @@ from torch.func import functional_call
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta, weights_of
 from metarun.core.objectives import episode_metrics, judged, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class DenseBlock(nn.Module):
@@ -77,7 +77,7 @@ class Network(nn.Module):
         return self.last(self.blocks(x))
 
 
-@register("algo", "snail")
+@register("algo", "snail", Traits(kinds=("classification",), order="support first", sized=True))
 @dataclass(frozen=True)
 class SNAIL:
     """Learn to look back over a sequence, by convolutions in time and attention (Mishra et al. 2018)."""
@@ -88,13 +88,6 @@ class SNAIL:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
-    order: ClassVar[str] = "support first"
-    sized: ClassVar[bool] = True
-    family: ClassVar[str] = "memory"
-    learns: ClassVar[str] = "an embedding and a network over sequences"
-    adapts: ClassVar[str] = "the support itself, read as a sequence"
 
     def __post_init__(self) -> None:
         for sizes in self.attention:

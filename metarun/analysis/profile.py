@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.config.registry import traits_of
 from metarun.config.schema import Settings
 from metarun.core.batch import over_tasks
 from metarun.core.machine import device_name, find_device
@@ -61,7 +62,7 @@ def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = Non
         tester.scores(theta, statistics, val_tasks, executor.execution, ALONE)
 
     def descend_once() -> None:
-        descend(theta, gradient, optimizer, trainer, algo.carried)
+        descend(theta, gradient, optimizer, trainer, traits_of(algo).carried)
 
     statistics = collect()
     each = _milliseconds(validate, device, 1) / val_tasks

@@ -1,7 +1,6 @@
 """A network for rows of n-grams, as the text datasets have them."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,12 +8,13 @@ from torch import Tensor, nn
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Positive
-from metarun.core.types import Backbone, Inputs
+from metarun.config.traits import BackboneTraits
+from metarun.core.types import Backbone
 
 TINY = 1e-12  # keeps the length of an empty row's sum differentiable
 
 
-@register("backbone", "ngram")
+@register("backbone", "ngram", BackboneTraits(inputs="ngrams"))
 @dataclass(eq=False)
 class NGram(Backbone):
     """The sum of a vector per n-gram, brought to one length (hashed as in Joulin et al. 2017, which takes the mean).
@@ -27,7 +27,6 @@ class NGram(Backbone):
     features: Count
     length: Positive
     input_shape: tuple[int, ...]
-    inputs: ClassVar[Inputs] = "ngrams"
 
     def __post_init__(self) -> None:
         super().__init__()

@@ -24,10 +24,8 @@ from metarun.cli.grammar import jobs as typed_jobs
 from metarun.cli.hydra_app import _run, _through_hydra
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, reported
 from metarun.config.load import load_settings, plain
-from metarun.config.registry import declaration
+from metarun.config.registry import declaration, metric
 from metarun.runs.folder import RunFolder
-
-WORST = {"classification": 0.0, "regression": 1e9}  # what a sweeper is told of a run without a finite score
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,6 @@ class Ledger:
         return sum(e["outcome"] == "failed" and e["sitting"] == self.sitting for e in self.entries().values())
 
 
-def finite_or_worst(value: float, kind: str) -> float:
-    return value if math.isfinite(value) else WORST[kind]
-
-
 _slots: list[FileLock] = []  # of this process, kept as long as it lives: a GPU cannot be changed once it is in use
 
 
@@ -131,7 +125,7 @@ def sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
         context = HydraConfig.get()
         folder = Path(context.runtime.output_dir).absolute()
         typed = jobs.get(folder, list(context.overrides.task))
-        kind = str(declaration("dataset", config.dataset.name).constants["kind"])
+        worst = metric(declaration("dataset", config.dataset.name).traits.headline).worst
         try:
             if jobs and folder not in jobs:
                 raise ConfigError("its settings were edited while the sweep ran: start the sweep again")
@@ -145,9 +139,9 @@ def sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
             reported(error)
             first = str(error).partition("\n")[0] or type(error).__name__
             ledger.note("elsewhere" if isinstance(error, Busy) else "failed", folder, typed, error=first)
-            return WORST[kind]
+            return worst
         ledger.note("done", folder, typed, score=score)
-        return finite_or_worst(score, kind)
+        return score if math.isfinite(score) else worst
 
     _through_hydra(job)
     told = "\n".join([f"sweep {ledger.file}", *ledger.told(jobs)])

@@ -37,8 +37,8 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
 
 
 def _check_logger(name: str, problems: list[str]) -> None:
-    package = declaration("logger", name).constants.get("needs")
-    if package and importlib.util.find_spec(package) is None:
+    traits = declaration("logger", name).traits
+    if traits and importlib.util.find_spec(traits.needs) is None:
         problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
 
 

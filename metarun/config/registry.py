@@ -1,15 +1,14 @@
-"""Components by name: `@register("algo", "maml")` makes a class reachable as `algo=maml`.
+"""Components by name: `@register("algo", "maml", Traits(...))` makes a class reachable as `algo=maml`.
 
-A component is a dataclass. Its fields with a type from the settings vocabulary are what YAML may set; its
-other fields (a network, a device) are given by the wiring. Declarations are read from source, so that
-listing components and checking a configuration never import torch.
+A component is a dataclass; a metric is a function. A field whose type is in the settings vocabulary is a setting of
+the YAML; a field of a wiring type (a network, a device) is given by the wiring; any other type is an error.
+Declarations are read from source, so that listing components and checking a configuration never import torch.
 
-Other packages add components through an entry point in the group `metarun`, whose value is a package
-(or module) to look for `@register` in. YAML files in the folder `configs` of that package are found too.
+Other packages add components through an entry point in the group `metarun`, whose value is a package or module with
+`@register`ed components. YAML files in the folder `configs` of that package are found too.
 """
 
 import ast
-import contextlib
 import functools
 import importlib
 import importlib.util
@@ -17,17 +16,24 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, Union
 
-from metarun.config import schema as settings
+from metarun.config import schema
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.schema import Range
+from metarun.config.traits import DECLARABLE, DatasetTraits, Metric, Traits
 from metarun.config.validate import convert_fields
 
-GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")
+GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")  # those that a configuration chooses from
+SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
+RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Norm")
+VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
+WIRING = ("Backbone", "TaskSpec", "Path", "nn.Linear", "torch.device", "tuple[int, ...]")  # what the wiring gives
+REQUIRED = {"algo": Traits, "dataset": DatasetTraits, "metric": Metric}  # the traits that a group cannot do without
 T = TypeVar("T")
 
-_classes: dict[tuple[str, str], type] = {}
+_components: dict[tuple[str, str], Any] = {}
+_traits: dict[Any, Any] = {}
 
 
 @dataclass(frozen=True)
@@ -38,16 +44,18 @@ class Declaration:
     doc: str
     settings: dict[str, Any]  # field name -> type, for what YAML may set
     runtime: tuple[str, ...]  # fields that the wiring gives
-    constants: dict[str, Any]  # class variables with literal values
+    traits: Any  # one of metarun.config.traits; None where the component declares none
 
 
-def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
-    """Make a dataclass the component `name` of `group`. Raises ValueError where the name is taken."""
+def register(group: str, name: str, traits: Any = None) -> Callable[[T], T]:
+    """Make a class or function the component `name` of `group`. Raises ValueError if the name is taken."""
 
-    def add(component: type[T]) -> type[T]:
-        taken = _classes.setdefault((group, name), component)
-        if (taken.__module__, taken.__qualname__) != (component.__module__, component.__qualname__):
+    def add(component: T) -> T:
+        taken: Any = _components.setdefault((group, name), component)
+        new: Any = component
+        if (taken.__module__, taken.__qualname__) != (new.__module__, new.__qualname__):
             raise ValueError(f"{group}={name} is already {taken.__module__}.{taken.__qualname__}")
+        _traits[component] = traits
         return component
 
     return add
@@ -55,20 +63,31 @@ def register(group: str, name: str) -> Callable[[type[T]], type[T]]:
 
 def known(group: str) -> list[str]:
     """The names in a group, sorted."""
-    return sorted(_declarations()[group])
+    return sorted(_declarations().get(group, {}))
 
 
 def declaration(group: str, name: Any) -> Declaration:
-    """Raises ConfigError, with the nearest known name, where there is none."""
-    found = _declarations()[group].get(name)
+    """The declaration of a component. Raises ConfigError, with the nearest known name, if there is none."""
+    found = _declarations().get(group, {}).get(name) if isinstance(name, str) else None
     if found is None:
         options = ", ".join(known(group))
         raise ConfigError(f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}")
     return found
 
 
+def metric(name: str) -> Metric:
+    """How a metric is read and shown. Raises ConfigError."""
+    found: Metric = declaration("metric", name).traits
+    return found
+
+
+def traits_of(component: object) -> Any:
+    """The traits that a component's class was registered with."""
+    return _traits[type(component)]
+
+
 def check(group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None) -> dict[str, Any]:
-    """The component's settings with their declared types; every misfit is added to `problems`."""
+    """Convert a component's settings to their declared types; add every misfit to `problems`."""
     options = dict(values)
     try:
         declared = declaration(group, options.pop("name", None))
@@ -78,34 +97,40 @@ def check(group: str, values: Mapping[str, Any], problems: list[str], key: str |
     return convert_fields(options, declared.settings, key or group, problems)
 
 
+def lookup(group: str, name: str) -> Any:
+    """Import and return a registered class or function. Raises ConfigError."""
+    importlib.import_module(declaration(group, name).module)
+    return _components[group, name]
+
+
 def build(group: str, values: Mapping[str, Any], key: str | None = None, **runtime: Any) -> Any:
-    """Construct the component that `values["name"]` names, giving it the `runtime` fields it declares."""
+    """Construct the component that `values["name"]` names with the `runtime` fields it declares. Raises ConfigError."""
     problems: list[str] = []
     options = check(group, values, problems, key)
     if problems:
         raise ConfigError("\n".join(problems))
     declared = declaration(group, values["name"])
-    importlib.import_module(declared.module)
-    return _classes[group, values["name"]](**options, **{name: runtime[name] for name in declared.runtime})
+    component = lookup(group, values["name"])
+    return component(**options, **{name: runtime[name] for name in declared.runtime})
+
+
+def config_folders() -> list[Path]:
+    """The folders of YAML files in other packages."""
+    roots = [_root(point.value) for point in entry_points(group="metarun")]
+    folders = [root.parent / "configs" for root in roots if root.name == "__init__.py"]
+    return [folder for folder in folders if folder.is_dir()]
 
 
 @functools.cache
 def _declarations() -> dict[str, dict[str, Declaration]]:
-    table: dict[str, dict[str, Declaration]] = {group: {} for group in GROUPS}
+    table: dict[str, dict[str, Declaration]] = {}
     for package in ["metarun", *(point.value for point in entry_points(group="metarun"))]:
         for module, path in _sources(package):
             for group, name, found in _declared_in(module, path):
-                if name in table[group]:
+                if name in table.setdefault(group, {}):
                     raise ConfigError(f"{group}={name} is declared twice: in {table[group][name].module} and {module}")
                 table[group][name] = found
     return table
-
-
-def config_folders() -> list[Path]:
-    """Where other packages have their YAML files."""
-    roots = [_root(point.value) for point in entry_points(group="metarun")]
-    folders = [root.parent / "configs" for root in roots if root.name == "__init__.py"]
-    return [folder for folder in folders if folder.is_dir()]
 
 
 def _root(package: str) -> Path:
@@ -130,50 +155,65 @@ def _declared_in(module: str, path: Path) -> Iterator[tuple[str, str, Declaratio
     source = path.read_text(encoding="utf-8")
     if "@register(" not in source:
         return
-    for node in (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)):
-        for decorator in node.decorator_list:
-            if isinstance(decorator, ast.Call) and getattr(decorator.func, "id", "") == "register":
-                group, name = (ast.literal_eval(argument) for argument in decorator.args)
-                yield group, name, _declaration(module, node)
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+            continue
+        for call in node.decorator_list:
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "register":
+                place = f"{module}.{node.name}"
+                group, name, *rest = call.args
+                settings, runtime = _fields(node, place) if isinstance(node, ast.ClassDef) else ({}, ())
+                traits = _read_traits(rest[0], place) if rest else None
+                kind = REQUIRED.get(ast.literal_eval(group))
+                if kind is not None and not isinstance(traits, kind):
+                    raise ConfigError(f"{place}: register needs {kind.__name__}(...) as its third argument")
+                found = Declaration(module, ast.get_docstring(node) or "", settings, runtime, traits)
+                yield ast.literal_eval(group), ast.literal_eval(name), found
 
 
-def _declaration(module: str, node: ast.ClassDef) -> Declaration:
-    types: dict[str, Any] = {}
-    constants: dict[str, Any] = {}
+def _read_traits(node: ast.expr, place: str) -> Any:
+    """The record that a decorator's third argument writes out. Raises ConfigError."""
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in DECLARABLE and not node.args:
+        values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
+        return DECLARABLE[node.func.id](**values)
+    raise ConfigError(f"{place}: register takes one of {', '.join(DECLARABLE)}, written out with literal values")
+
+
+def _fields(node: ast.ClassDef, place: str) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """A dataclass's settings, with their types, and the fields that the wiring gives. Raises ConfigError."""
+    settings: dict[str, Any] = {}
     runtime = []
     for field in node.body:
-        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name):
+        if not isinstance(field, ast.AnnAssign) or not isinstance(field.target, ast.Name) or field.value is not None:
             continue
-        name = field.target.id
-        if field.value is not None:
-            with contextlib.suppress(ValueError):  # not a literal
-                constants[name] = ast.literal_eval(field.value)
-        elif (kind := _setting_type(field.annotation)) is not None:
-            types[name] = kind
+        if ast.unparse(field.annotation) in WIRING:
+            runtime.append(field.target.id)
         else:
-            runtime.append(name)
-    return Declaration(module, ast.get_docstring(node) or "", types, tuple(runtime), constants)
+            settings[field.target.id] = _type(field.annotation, f"{place}.{field.target.id}")
+    return settings, tuple(runtime)
 
 
-_VOCABULARY = {kind.__name__: kind for kind in (int, float, bool, str, list, dict, Range)} | {
-    name: getattr(settings, name)
-    for name in (
-        "Count",
-        "Whole",
-        "Positive",
-        "NonNegative",
-        "Fraction",
-        "Norm",
-        "Annotated",
-        "Any",
-        "Literal",
+def _type(node: ast.expr, place: str) -> Any:
+    """The type that an annotation of the settings vocabulary names. Raises ConfigError."""
+    match node:
+        case ast.Name(id=name) if name in VOCABULARY:
+            return VOCABULARY[name]
+        case ast.Constant(value=None):
+            return type(None)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return Union[_type(left, place), _type(right, place)]  # noqa: UP007
+        case ast.Subscript(value=ast.Name(id="list"), slice=item):
+            return list[_type(item, place)]  # type: ignore[misc]
+        case ast.Subscript(value=ast.Name(id="dict"), slice=ast.Tuple(elts=[_, item])):
+            return dict[str, _type(item, place)]  # type: ignore[misc]
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=options):
+            values = ast.literal_eval(options)
+            return Literal[values if isinstance(values, tuple) else (values,)]
+        case ast.Subscript(value=ast.Name(id="Annotated"), slice=ast.Tuple(elts=[base, ast.Call() as bound])):
+            arguments = [ast.literal_eval(argument) for argument in bound.args]
+            limits = {keyword.arg: ast.literal_eval(keyword.value) for keyword in bound.keywords if keyword.arg}
+            return Annotated[_type(base, place), Range(*arguments, **limits)]
+    found, kinds = ast.unparse(node), [*VOCABULARY, *WIRING]
+    raise ConfigError(
+        f"{place}: {found} is neither a type of setting nor given by the wiring{did_you_mean(found, kinds)}"
     )
-}
-
-
-def _setting_type(annotation: ast.expr) -> Any:
-    """The annotation's type if it is in the settings vocabulary, else None."""
-    try:
-        return eval(ast.unparse(annotation), {"__builtins__": {}}, _VOCABULARY)
-    except (NameError, AttributeError):
-        return None

@@ -1,21 +1,16 @@
 """What a task's predictions are judged by, for every kind of task."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.core.types import PADDING, Algorithm, Episode, Kind, Metrics, TaskSpec, Theta
-
-
-class Metric(NamedTuple):
-    """A figure of one task, from its predictions and y."""
-
-    of: Callable[[Tensor, Tensor], Tensor]
-    higher_is_better: bool
+from metarun.config.registry import lookup, register, traits_of
+from metarun.config.traits import HEADLINES, Kind, Metric
+from metarun.core.types import PADDING, Algorithm, Episode, Metrics, TaskSpec, Theta
 
 
 def present(y: Tensor) -> Tensor:
@@ -23,17 +18,22 @@ def present(y: Tensor) -> Tensor:
     return ~y.isnan() if y.is_floating_point() else y != PADDING
 
 
+@register(
+    "metric", "accuracy", Metric(higher_is_better=True, worst=0.0, tolerance=1.0, unit="%", scale=100.0, decimals=2)
+)
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     """Fraction of right classes, of logits [n, N]."""
     return (prediction.argmax(-1) == y).to(prediction.dtype).sum() / present(y).sum()
 
 
+@register("metric", "mse", Metric(higher_is_better=False, worst=1e9, tolerance=0.1, relative=True, axis="log"))
 def mse(prediction: Tensor, y: Tensor) -> Tensor:
     """Mean squared error of values [n, *output]."""
     there = present(y)
     return torch.where(there, prediction - y, 0.0).square().sum() / there.sum()
 
 
+@register("metric", "delta_auprc", Metric(higher_is_better=True, worst=-1.0, tolerance=0.01))
 def delta_auprc(prediction: Tensor, y: Tensor) -> Tensor:
     """How far the ranking of logits [n, 2] by class 1 is above chance: average precision minus the share of class 1.
 
@@ -47,16 +47,9 @@ def delta_auprc(prediction: Tensor, y: Tensor) -> Tensor:
     return ((precision * positive).sum() / count.clamp(min=1) - count / there.sum()).to(prediction.dtype)
 
 
-METRICS = {
-    "accuracy": Metric(accuracy, True),
-    "mse": Metric(mse, False),
-    "delta_auprc": Metric(delta_auprc, True),
-}
-
-
 def metric_of(spec: TaskSpec) -> str:
     """The name of the headline figure."""
-    return spec.metric or {"classification": "accuracy", "regression": "mse"}[spec.kind]
+    return spec.metric or HEADLINES[spec.kind]
 
 
 def loss(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
@@ -66,7 +59,8 @@ def loss(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
 
 def score(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Tensor:
     """The headline figure of a task."""
-    return METRICS[metric_of(spec)].of(prediction, y)
+    figure: Tensor = lookup("metric", metric_of(spec))(prediction, y)
+    return figure
 
 
 def headline(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
@@ -84,10 +78,16 @@ def judged(spec: TaskSpec, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metri
     return loss(spec.kind, prediction, y), headline(spec, prediction, y)
 
 
+class Transductive(Protocol):
+    """An algorithm that sees queries, and can be told not to."""
+
+    transductive: bool
+
+
 def adapted(algo: Algorithm, theta: Theta, episode: Episode) -> Any:
-    """phi, from the support; where the method's setting `transductive` says so, from the queries' inputs as well."""
+    """phi, from the support; of a method that sees queries and is told to, from their inputs as well."""
     adapt: Callable[..., Any] = algo.adapt
-    if getattr(algo, "transductive", False):
+    if traits_of(algo).sees_queries and cast(Transductive, algo).transductive:
         return adapt(theta, episode.support, episode.query.x)
     return adapt(theta, episode.support)
 

@@ -4,18 +4,17 @@ Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queri
 `n` examples, `D` features.
 """
 
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
+
+from metarun.config.traits import Inputs, Kind
 
 Params = dict[str, Tensor]  # parameter name -> tensor
 Theta = dict[str, Params]  # component ("backbone", "norm", "head", ...) -> Params
 Metrics = dict[str, Tensor]  # name -> tensor of any shape, for one task
 Split = Literal["train", "val", "test"]
-Kind = Literal["classification", "regression"]
-Inputs = Literal["numbers", "ngrams"]  # of which a network reads one
-
 
 PADDING = -100  # the label of what is no example; PyTorch's cross-entropy passes it over
 
@@ -50,7 +49,7 @@ class TaskSpec(NamedTuple):
     """What a task asks for: `output_size` is the number of classes, or of regressed values.
 
     `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
-    its predictions are judged by, one of `metarun.objectives.METRICS`; None: accuracy, or mean squared error. `ways`
+    its predictions are judged by, a registered one; None: accuracy, or mean squared error. `ways`
     is the number of classes in a task where there are more labels than that; None: `output_size`. `ragged` tasks have
     padding among their examples.
     """
@@ -81,8 +80,6 @@ class TaskSource(Protocol):
 class Dataset(Protocol):
     """A named collection that tasks are drawn from."""
 
-    kind: ClassVar[Kind]
-
     def prepare(self) -> None:
         """Fetch, verify and pack what is missing; cheap when everything is there."""
         ...
@@ -103,19 +100,11 @@ class Algorithm(Protocol):
 
     `norm` says what norm layers normalise by at meta-test: the statistics of the "batch" at hand, with all
     queries in it, which is transductive; "per_query", of the support and one query at a time (Nichol et al. 2018,
-    section 6.1); or "running" averages over training tasks. A method whose `adapt` takes the queries' inputs beside
-    the support has a setting `transductive`, by which that is done or not (`metarun.core.objectives.adapted`).
-    `kinds` are the kinds of task it can learn.
-    `carried` names the components of theta that tasks hand on to each other (counters, an optimiser's moments): no
-    optimiser and no clipping touches them, a step subtracts the whole mean gradient. So the pull
-    1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`. A class that reads examples one after
-    another says in which `order` they are drawn, "mixed" or "support first" (`metarun.datasets.sampling.order`); one
-    without a head whose weights still depend on the number of labels, that it is `sized`; one that passes over padding,
-    because examples count by their loss or class alone, that it takes `ragged` tasks.
+    section 6.1); or "running" averages over training tasks. What else the wiring needs to know stands beside the
+    class's name, in its `metarun.config.traits.Traits`. No optimiser and no clipping touches the components of theta
+    that are `carried` there: a step subtracts the whole mean gradient, so the pull 1/2 |c - stop(new)|^2 in the scalar
+    replaces c by the tasks' mean of `new`.
     """
-
-    kinds: ClassVar[tuple[Kind, ...]]
-    carried: ClassVar[tuple[str, ...]]
 
     @property
     def norm(self) -> str: ...
@@ -147,7 +136,6 @@ class Backbone(nn.Module):
     is random in training is `numbered`: a number comes with each input there (`metarun.datasets.sampling.numbered`).
     """
 
-    inputs: ClassVar[Inputs] = "numbers"
     feature_size: int
     feature_shape: tuple[int, ...]
     modulated: tuple[str, ...] = ()

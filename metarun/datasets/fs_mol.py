@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,8 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
-from metarun.core.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
 from metarun.datasets.sampling.episodes import distinct
 from metarun.datasets.sampling.table import Table, span
 from metarun.datasets.storage.archives import contents, fingerprint, names
@@ -47,7 +48,7 @@ class Packed(NamedTuple):
     sha256: str
 
 
-@register("dataset", "fs_mol")
+@register("dataset", "fs_mol", DatasetTraits(kind="classification", metric="delta_auprc"))
 @dataclass(frozen=True)
 class FSMol:
     """Assays as tasks, `shots` and `queries` being molecules of both kinds; see configs/dataset/fs_mol.yaml."""
@@ -57,8 +58,6 @@ class FSMol:
     width: Count
     data_dir: Path
     device: torch.device
-
-    kind: ClassVar[Kind] = "classification"
 
     def prepare(self) -> None:
         """Raises ConfigError where there is nothing, or it is damaged."""

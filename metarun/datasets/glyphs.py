@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Whole
-from metarun.core.types import Kind, Split, TaskShape
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Split, TaskShape
 from metarun.datasets.sampling.episodes import EpisodeSampler, distinct
 from metarun.datasets.sampling.table import Table
 from metarun.datasets.storage.cache import cache_dir, prepared
@@ -46,12 +47,10 @@ def single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@register("dataset", "glyphs")
+@register("dataset", "glyphs", DatasetTraits(kind="classification"))
 @dataclass(frozen=True)
 class Glyphs:
     """Characters drawn by the program; splits never share a class."""
-
-    kind: ClassVar[Kind] = "classification"
 
     classes_train: Count
     classes_val: Count

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -16,7 +16,8 @@ import torch
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Positive, Whole
-from metarun.core.types import Kind, Split, TaskShape
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Split, TaskShape
 from metarun.datasets.sampling.augment import View
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table, placed, span
@@ -31,7 +32,7 @@ from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
 PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
 
 
-@register("dataset", "images")
+@register("dataset", "images", DatasetTraits(kind="classification"))
 @dataclass(frozen=True)
 class Images:
     """Classes of pictures; see configs/dataset/folder.yaml."""
@@ -54,8 +55,6 @@ class Images:
     std: list[Positive] | None
     data_dir: Path
     device: torch.device
-
-    kind: ClassVar[Kind] = "classification"
 
     def __post_init__(self) -> None:
         if len(self.split_fractions) != 3 or abs(sum(self.split_fractions) - 1) > 1e-6:

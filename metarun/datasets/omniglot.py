@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Whole
-from metarun.core.types import Episode, Examples, Kind, Split, TaskShape
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Episode, Examples, Split, TaskShape
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.omniglot_runs import RUN, where
 from metarun.datasets.sampling.table import Table
@@ -43,7 +44,7 @@ VINYALS_TEST_TOO = {f"Gurmukhi/character{number}" for number in (42, 43, 44, 45)
 # fmt: on
 
 
-@register("dataset", "omniglot")
+@register("dataset", "omniglot", DatasetTraits(kind="classification"))
 @dataclass(frozen=True)
 class Omniglot:
     """Handwritten characters as classes of 20 grey images; see configs/dataset/omniglot.yaml."""
@@ -59,8 +60,6 @@ class Omniglot:
     ink: Literal[0, 1]
     data_dir: Path
     device: torch.device
-
-    kind: ClassVar[Kind] = "classification"
 
     def prepare(self) -> None:
         """Download what is missing, verify and pack it.

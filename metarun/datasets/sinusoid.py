@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from metarun.config.registry import register
-from metarun.core.types import Episode, Examples, Kind, Split, TaskShape, TaskSpec
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
 
 
-@register("dataset", "sinusoid")
+@register("dataset", "sinusoid", DatasetTraits(kind="regression"))
 @dataclass(frozen=True)
 class Sinusoid:
     """y = A sin(x - p): amplitude, phase and inputs are drawn anew for every task (Finn et al. 2017, section 5.1).
@@ -21,7 +22,6 @@ class Sinusoid:
     """
 
     device: torch.device
-    kind: ClassVar[Kind] = "regression"
 
     def prepare(self) -> None:
         """Nothing to prepare."""

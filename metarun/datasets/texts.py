@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
-from metarun.core.types import Kind, Split, TaskShape
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Split, TaskShape
 from metarun.datasets.sampling.augment import Stored
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table, span
@@ -65,7 +66,7 @@ class Packed(NamedTuple):
     sha256: str
 
 
-@register("dataset", "texts")
+@register("dataset", "texts", DatasetTraits(kind="classification"))
 @dataclass(frozen=True)
 class Texts:
     """Classes of short texts, as bags of hashed n-grams; see configs/dataset/clinc150.yaml."""
@@ -77,8 +78,6 @@ class Texts:
     width: Count
     data_dir: Path
     device: torch.device
-
-    kind: ClassVar[Kind] = "classification"
 
     def prepare(self) -> None:
         """Raises ConfigError where there is nothing, or it is not whole."""

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from metarun.config.errors import ConfigError, did_you_mean
-from metarun.config.registry import build, declaration, known
+from metarun.config.registry import build, declaration, known, traits_of
 from metarun.config.schema import EvalSettings, Settings, at_meta_test
+from metarun.config.traits import BackboneTraits, Inputs
 from metarun.core.batch import Execution, unstack
 from metarun.core.machine import find_device
 from metarun.core.norm import collect_statistics, norm_names
@@ -46,8 +47,7 @@ class Experiment:
         exact = settings.trainer.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
         source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
-        supervised = declaration("algo", settings.algo["name"]).constants.get("supervised", False)
-        if supervised and source.spec.kind == "classification":
+        if declaration("algo", settings.algo["name"]).traits.supervised and source.spec.kind == "classification":
             if not isinstance(source, EpisodeSampler):
                 raise ConfigError(
                     f"algo={settings.algo['name']} learns to tell all training classes apart: "
@@ -58,7 +58,7 @@ class Experiment:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
-            check_inputs(settings.backbone["name"], backbone, source.spec)
+            check_inputs(settings.backbone["name"], source.spec)
             algo = algorithm(settings.algo, backbone, source.spec)
         source = Numbered(source) if backbone.numbered else source
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
@@ -67,7 +67,7 @@ class Experiment:
 
     def check_components(self) -> None:
         """Raises ConfigError where a setting names a component that theta does not have."""
-        components = self.algo.init().keys() - set(self.algo.carried)
+        components = self.algo.init().keys() - set(traits_of(self.algo).carried)
         for key in ("clip_norm", "clip_value"):
             limits = getattr(self.settings.trainer, key)
             for name in limits if isinstance(limits, dict) else {}:
@@ -95,7 +95,7 @@ class Experiment:
         groups = [
             {"params": list(params.values()), "name": component}
             for component, params in theta.items()
-            if params and component not in self.algo.carried
+            if params and component not in traits_of(self.algo).carried
         ]
         try:
             optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
@@ -157,7 +157,8 @@ class Experiment:
     def transductive(self, how: EvalSettings) -> bool:
         """Whether the prediction for one query depends on the others."""
         by_batch = how.algo["norm"] == "batch" and bool(norm_names(self.backbone))
-        return by_batch or how.algo.get("transductive", False)
+        sees_queries = declaration("algo", how.algo["name"]).traits.sees_queries
+        return by_batch or (sees_queries and how.algo["transductive"])
 
 
 def algorithm(
@@ -166,17 +167,17 @@ def algorithm(
     """The algorithm for tasks of this spec, `trained` on tasks of that one. Raises ConfigError for a misfit."""
     name = values["name"]
     declared = declaration("algo", name)
-    others = ((other, declaration("algo", other).constants) for other in known("algo"))  # read where there is a misfit
-    if spec.kind not in declared.constants["kinds"]:
-        fitting = [other for other, constants in others if spec.kind in constants["kinds"]]
+    others = ((other, declaration("algo", other).traits) for other in known("algo"))  # read where there is a misfit
+    if spec.kind not in declared.traits.kinds:
+        fitting = [other for other, traits in others if spec.kind in traits.kinds]
         raise ConfigError(f"algo={name} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
-    if spec.ragged and not declared.constants.get("ragged", False):
-        fitting = [other for other, constants in others if constants.get("ragged", False)]
+    if spec.ragged and not declared.traits.ragged:
+        fitting = [other for other, traits in others if traits.ragged]
         raise ConfigError(
             f"algo={name} takes tasks of one size, and this dataset's differ: choose from {', '.join(fitting)}"
         )
     has_head = "head" in declared.runtime
-    sized = has_head or declared.constants.get("sized", False)
+    sized = has_head or declared.traits.sized
     if sized and trained is not None and trained.output_size != spec.output_size:
         raise ConfigError(
             f"eval.ways is {spec.output_size}: this model has a last layer for ways={trained.output_size}; only "
@@ -189,18 +190,22 @@ def algorithm(
 
 def in_order(source: TaskSource, algo: Mapping[str, Any]) -> TaskSource:
     """The tasks as the algorithm reads them: where its class names an `order`, in one. Raises ConfigError."""
-    order = declaration("algo", algo["name"]).constants.get("order")
-    return InOrder(source, order == "mixed", algo.get("labels") == "strings") if order else source
+    traits = declaration("algo", algo["name"]).traits
+    strings = traits.string_labels and algo["labels"] == "strings"
+    return InOrder(source, traits.order == "mixed", strings) if traits.order else source
 
 
-def check_inputs(name: str, backbone: Backbone, spec: TaskSpec) -> None:
+def check_inputs(name: str, spec: TaskSpec) -> None:
     """Raises ConfigError where the dataset has inputs of another sort than the backbone reads."""
-    if backbone.inputs != spec.inputs:
-        sorts = {
-            other: declaration("backbone", other).constants.get("inputs", "numbers") for other in known("backbone")
-        }
-        fitting = ", ".join(other for other, sort in sorts.items() if sort == spec.inputs)
-        raise ConfigError(f"backbone={name} reads {backbone.inputs}, this dataset has {spec.inputs}: choose {fitting}")
+    if inputs_of(name) != spec.inputs:
+        fitting = ", ".join(other for other in known("backbone") if inputs_of(other) == spec.inputs)
+        raise ConfigError(f"backbone={name} reads {inputs_of(name)}, this dataset has {spec.inputs}: choose {fitting}")
+
+
+def inputs_of(backbone: str) -> Inputs:
+    """What the backbone of this name reads."""
+    traits: BackboneTraits = declaration("backbone", backbone).traits or BackboneTraits()
+    return traits.inputs
 
 
 def dataset_of(settings: Settings) -> Dataset:

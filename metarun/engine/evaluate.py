@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from metarun.config.registry import declaration
 from metarun.config.schema import EvalSettings
 from metarun.core.batch import Execution, chunks, over_tasks
 from metarun.core.norm import use_statistics
@@ -143,4 +144,5 @@ class Tester:
 
 def inductive(algo: Mapping[str, Any]) -> dict[str, Any]:
     """The settings by which queries know nothing of each other."""
-    return {"norm": "per_query"} | ({"transductive": False} if "transductive" in algo else {})
+    sees_queries = declaration("algo", algo["name"]).traits.sees_queries
+    return {"norm": "per_query"} | ({"transductive": False} if sees_queries else {})

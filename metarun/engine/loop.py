@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
+from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
 from metarun.engine.distributed import ALONE, Ranks
@@ -91,7 +92,7 @@ def descended(
     `gradient_of` gives both and the gradient.
     """
     loss, metrics, gradient = gradient_of(state.theta, tasks)
-    descend(state.theta, gradient, state.optimizer, settings, algo.carried)
+    descend(state.theta, gradient, state.optimizer, settings, traits_of(algo).carried)
     return {"loss": loss, **metrics}
 
 

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metarun.core.objectives import METRICS
+from metarun.config.registry import known
 from metarun.engine.evaluate import Scores
 
 
@@ -13,7 +13,7 @@ def result_lines(result: dict[str, Any]) -> list[str]:
     """One line for each row of the test: mean, 95 % interval and what the figure means."""
     lines = []
     for name, row in result["test"].items():
-        metric = next(metric for metric in METRICS if metric in row)
+        metric = next(metric for metric in known("metric") if metric in row)
         mean, ci95 = row[metric]["mean"], row[metric]["ci95"]
         if metric == "accuracy":
             figure = f"accuracy {100 * mean:.2f} +- {100 * ci95:.2f} %"
@@ -72,7 +72,7 @@ def draw_curves(folder: Path) -> None:
     from matplotlib.figure import Figure
 
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    headline = next(metric for metric in METRICS if any(metric in row for row in rows))
+    headline = next(metric for metric in known("metric") if any(metric in row for row in rows))
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, metric in zip(axes, ("loss", headline)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from metarun.core.objectives import METRICS
+from metarun.config.registry import known
 from metarun.runs.loggers import Logger
 
 say = logging.getLogger("metarun")
@@ -50,7 +50,7 @@ class RunLog:
         self._show(step, split, scalars)
 
     def _show(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        names = [name for name in ("loss", *METRICS) if name in scalars]
+        names = [name for name in ("loss", *known("metric")) if name in scalars]
         prefix = "" if split == "train" else f"{split} "
         self._shown |= {prefix + name: f"{scalars[name]:.4f}" for name in names}
         if self._bar is not None:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 from metarun.config.registry import register
+from metarun.config.traits import LoggerTraits
 
 
 class Logger(Protocol):
@@ -27,12 +28,10 @@ class NoLogger:
     def close(self) -> None: ...
 
 
-@register("logger", "tensorboard")
+@register("logger", "tensorboard", LoggerTraits(needs="tensorboard"))
 @dataclass
 class TensorBoard:
     """Event files under the run folder, for `tensorboard --logdir outputs`."""
-
-    needs: ClassVar[str] = "tensorboard"
 
     def open(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -47,14 +46,13 @@ class TensorBoard:
         self._writer.close()
 
 
-@register("logger", "wandb")
+@register("logger", "wandb", LoggerTraits(needs="wandb"))
 @dataclass
 class WandB:
     """Weights & Biases; a resumed run continues the same curve."""
 
     project: str
     mode: str
-    needs: ClassVar[str] = "wandb"
 
     def open(self, folder: Path, config: dict[str, Any]) -> None:
         import wandb

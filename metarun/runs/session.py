@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.config.errors import ConfigError, Failed, Stopped
-from metarun.config.registry import build
+from metarun.config.registry import build, metric
 from metarun.config.schema import Settings
-from metarun.core.objectives import METRICS, metric_of
+from metarun.core.objectives import metric_of
 from metarun.core.seeding import seed_for
 from metarun.core.types import Episode, Metrics, Theta
 from metarun.engine import checkpoint
@@ -36,7 +36,7 @@ def trained(experiment: Experiment, folder: RunFolder | None, about: dict[str, A
     state = _restored(experiment, folder, ranks)
     progress = state.progress
     headline = metric_of(experiment.source.spec)
-    sign = 1 if METRICS[headline].higher_is_better else -1
+    sign = 1 if metric(headline).higher_is_better else -1
     tester = experiment.tester(experiment.eval_rows()["test"], "val")
     statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
     executor = Executor(experiment.algo, trainer, ranks)

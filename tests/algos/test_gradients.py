@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from metarun.config.registry import known
+from metarun.config.registry import known, traits_of
 from metarun.core.batch import over_tasks
 from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import (
@@ -60,7 +60,9 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
     generator = torch.Generator().manual_seed(2)
     direction = {
         component: {
-            key: 0 * p if component in algo.carried else torch.randn(p.shape, generator=generator, dtype=p.dtype)
+            key: 0 * p
+            if component in traits_of(algo).carried
+            else torch.randn(p.shape, generator=generator, dtype=p.dtype)
             for key, p in params.items()
         }
         for component, params in theta.items()

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.core.inner import outer_step
 from metarun.engine.gradient import meta_gradient
@@ -108,8 +109,10 @@ def test_the_clock_counts_outer_steps_in_single_precision(tasks) -> None:
     batch = episodes(tasks)
     batch = type(batch)(*(part._replace(x=part.x.float()) for part in batch))
     algo.backbone.float()
-    optimizer = torch.optim.SGD([p for c in theta if c not in algo.carried for p in theta[c].values()], lr=0.1)
+    optimizer = torch.optim.SGD(
+        [p for c in theta if c not in traits_of(algo).carried for p in theta[c].values()], lr=0.1
+    )
     for step in range(6):
         assert outer_step(theta).item() == step
         _, _, gradient = meta_gradient(algo, theta, batch, execution="vmap", tasks_per_chunk=2)
-        descend(theta, gradient, optimizer, SETTINGS, algo.carried)
+        descend(theta, gradient, optimizer, SETTINGS, traits_of(algo).carried)

@@ -7,6 +7,7 @@ import torch
 
 from metarun.cli.compose import compose
 from metarun.config.load import load_settings, plain
+from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.engine.build import Experiment
 from metarun.engine.gradient import meta_gradient
@@ -92,7 +93,13 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> N
     seen = []
     for _ in range(3):
         taken, loss = theta["clock"]["step"].item(), [p.clone() for p in theta["loss"].values()]
-        descend(theta, meta_gradient(algo, theta, episodes(3), execution="vmap")[2], optimizer, SETTINGS, algo.carried)
+        descend(
+            theta,
+            meta_gradient(algo, theta, episodes(3), execution="vmap")[2],
+            optimizer,
+            SETTINGS,
+            traits_of(algo).carried,
+        )
         assert theta["clock"]["step"].item() == pytest.approx(taken + 1)
         expected = algo.learner(theta["clock"]["step"].detach().round())
         for component in ("backbone", "head"):

@@ -8,15 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from metarun.config.registry import declaration, known
+from metarun.config.registry import declaration, known, lookup
 from metarun.core.batch import unstack
-from metarun.core.objectives import METRICS
 from metarun.core.types import PADDING, Episode, Examples, Kind, TaskSource, TaskSpec
 from metarun.datasets.glyphs import Glyphs
 from tests.conftest import TINY, Command
 from tests.support.tiny import BACKBONES, algo_and_theta, episodes, learns, leaves
 
-RAGGED = [name for name in known("algo") if declaration("algo", name).constants.get("ragged", False)]
+RAGGED = [name for name in known("algo") if declaration("algo", name).traits.ragged]
 CASES = [(name, kind) for name in RAGGED for kind in ("classification", "regression") if learns(name, kind)]
 EXTRA = 2
 
@@ -49,7 +48,7 @@ def test_metrics_are_of_what_is_there(metric: str) -> None:
     y = torch.tensor([0, 1, 1, 0, 1, 0] + [PADDING] * 3)
     if metric == "mse":
         y = torch.where(y == PADDING, torch.nan, y.double())[:, None].expand(-1, 2)
-    of = METRICS[metric].of
+    of = lookup("metric", metric)
     torch.testing.assert_close(of(prediction, y), of(prediction[:6], y[:6]), rtol=1e-12, atol=0)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.core.types import Examples, Theta
 from metarun.engine.gradient import meta_gradient
@@ -24,7 +25,7 @@ def fresh(name: str, backbone: str, **changes):
     """Without the noise that the generic tests put into Adam's state."""
     algo, theta = algo_and_theta(name, backbone, **changes)
     with torch.no_grad():
-        for component in algo.carried:
+        for component in traits_of(algo).carried:
             for p in theta[component].values():
                 p.zero_()
     return algo, theta
@@ -51,7 +52,7 @@ def run(algo, theta: Theta, batches, execution: str) -> None:
     for epsilon, tasks in zip(EPSILON, batches):
         optimizer.param_groups[0]["lr"] = epsilon
         _, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
-        descend(theta, gradient, optimizer, UNCLIPPED, algo.carried)
+        descend(theta, gradient, optimizer, UNCLIPPED, traits_of(algo).carried)
 
 
 def assert_same(theta: Theta, leaves: list[Tensor], moments: list[Tensor], steps: float) -> None:

@@ -18,8 +18,7 @@ from metarun.cli.compose import changed, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
-from metarun.config.registry import GROUPS
-from metarun.core.objectives import METRICS
+from metarun.config.registry import GROUPS, known
 from metarun.datasets import texts
 from metarun.datasets.storage import known_sets as collections
 from metarun.runs.folder import RunFolder
@@ -108,7 +107,7 @@ def test_a_file_takes_a_step_and_a_test(
     assert result["training"]["steps"] == 1
     assert {"test", *values["eval"]["variants"]} <= result["test"].keys()
     for row in result["test"].values():
-        figure = next(row[metric] for metric in METRICS if metric in row)
+        figure = next(row[metric] for metric in known("metric") if metric in row)
         assert row["tasks"] == 2
         assert math.isfinite(figure["mean"])
 

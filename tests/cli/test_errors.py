@@ -26,7 +26,7 @@ def files_of(group: str) -> str:
 
 ALGO_FILES, EXPERIMENTS = files_of("algo"), files_of("experiment")
 ALGOS = ", ".join(known("algo"))
-REGRESSION = ", ".join(name for name in known("algo") if "regression" in declaration("algo", name).constants["kinds"])
+REGRESSION = ", ".join(name for name in known("algo") if "regression" in declaration("algo", name).traits.kinds)
 
 # What is asked for, and all that is answered after "metarun: ". None of these needs a run to exist.
 MISTAKES: list[tuple[str, str]] = [

@@ -1,7 +1,6 @@
 """Sweeps: every job, whatever becomes of the others; a ledger that outlives its launcher; a GPU each."""
 
 import json
-import math
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ import torch
 from filelock import FileLock
 
 from metarun.cli import sweep as sweeps
-from metarun.cli.sweep import Ledger, claim_gpu, finite_or_worst
+from metarun.cli.sweep import Ledger, claim_gpu
 from metarun.config.errors import Failed
 from metarun.runs import run
 from tests.conftest import TINY, Command
@@ -183,14 +182,6 @@ def test_a_ledger_line_cut_short_by_a_kill_is_none(tmp_path: Path) -> None:
     assert list(ledger.entries()) == [tmp_path / "a"]
     ledger.note("failed", tmp_path / "b", ["seed=2"], error="no")
     assert ledger.entries()[tmp_path / "b"]["error"] == "no"
-
-
-@pytest.mark.parametrize(
-    ("value", "kind", "told"),
-    [(0.9, "classification", 0.9), (math.nan, "classification", 0.0), (math.inf, "regression", 1e9)],
-)
-def test_a_sweeper_never_sees_what_is_not_finite(value, kind, told) -> None:
-    assert finite_or_worst(value, kind) == told
 
 
 def test_each_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,13 @@
 import dataclasses
 import importlib
 import inspect
+from pathlib import Path
 
 import pytest
 
 from metarun.config import registry
 from metarun.config.errors import ConfigError
-from metarun.config.registry import GROUPS, build, declaration, known, register
+from metarun.config.registry import GROUPS, build, declaration, known, metric, register
 
 COMPONENTS = [(group, name) for group in GROUPS for name in known(group)]
 
@@ -22,12 +23,11 @@ def test_components_are_found() -> None:
 def test_a_declaration_read_from_source_is_the_class_itself(group: str, name: str) -> None:
     declared = declaration(group, name)
     importlib.import_module(declared.module)
-    component = registry._classes[group, name]
+    component = registry._components[group, name]
     assert set(declared.settings) | set(declared.runtime) == {field.name for field in dataclasses.fields(component)}
     assert declared.doc == inspect.cleandoc(component.__doc__ or "")
     assert declared.doc
-    for constant, value in declared.constants.items():
-        assert getattr(component, constant) == value
+    assert declared.traits == registry._traits[component]
     assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(component)), "defaults are YAML's"
 
 
@@ -50,3 +50,46 @@ def test_a_name_is_not_taken_twice() -> None:
         @register("algo", "maml")
         class Another:
             pass
+
+
+@pytest.mark.parametrize(
+    ("annotation", "message"),
+    [
+        (
+            "Postive",
+            "place.Net.lr: Postive is neither a type of setting nor given by the wiring (did you mean Positive?)",
+        ),
+        (
+            "list[Cuont]",
+            "place.Net.lr: Cuont is neither a type of setting nor given by the wiring (did you mean Count?)",
+        ),
+    ],
+)
+def test_a_mistyped_type_is_an_error_and_no_field_of_the_wiring(tmp_path: Path, annotation: str, message: str) -> None:
+    (tmp_path / "place.py").write_text(
+        f'@register("algo", "net", Traits(kinds=()))\nclass Net:\n    lr: {annotation}\n'
+    )
+    with pytest.raises(ConfigError) as error:
+        list(registry._declared_in("place", tmp_path / "place.py"))
+    assert str(error.value) == message
+
+
+def test_traits_are_written_out(tmp_path: Path) -> None:
+    (tmp_path / "place.py").write_text('TRAITS = 1\n@register("algo", "net", TRAITS)\nclass Net:\n    lr: int\n')
+    with pytest.raises(ConfigError, match=r"place\.Net: register takes one of Traits, "):
+        list(registry._declared_in("place", tmp_path / "place.py"))
+
+
+def test_metrics_are_shown_and_compared_by_what_they_declare() -> None:
+    accuracy, mse = metric("accuracy"), metric("mse")
+    assert accuracy.shown(0.98125, 0.0025) == "98.12 ± 0.25 %"
+    assert mse.shown(0.5, 0.04) == "0.5000 ± 0.0400"
+    assert (accuracy.better(0.9, 0.8), mse.better(0.9, 0.8)) == (True, False)
+    assert (accuracy.allowed(98.7), mse.allowed(0.35)) == (1.0, pytest.approx(0.035))
+    assert (accuracy.worst, mse.worst) == (0.0, 1e9)
+
+
+def test_an_algorithm_without_traits_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "place.py").write_text('@register("algo", "net")\nclass Net:\n    lr: int\n')
+    with pytest.raises(ConfigError, match=r"place\.Net: register needs Traits\(\.\.\.\) as its third argument"):
+        list(registry._declared_in("place", tmp_path / "place.py"))

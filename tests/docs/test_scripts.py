@@ -149,8 +149,8 @@ def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path)
 
 
 def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml() -> None:
-    cells = methods.row("fomaml", "FOMAML: MAML, but quick (Finn et al. 2017, section 5.2)", [])
-    assert cells[:3] == ("`fomaml`", "gradient", "MAML, but quick")
+    cells = methods.row("fomaml", "FOMAML: MAML without second derivatives (Finn et al. 2017, section 5.2)", [])
+    assert cells[:3] == ("`fomaml`", "gradient", "MAML without second derivatives")
     assert cells[5].startswith("[Finn et al. 2017, section 5.2](https")
-    with pytest.raises(SystemExit, match=r"configs/algo/fomaml.yaml begin with the comment"):
+    with pytest.raises(SystemExit, match=r"configs/algo/fomaml.yaml must begin with the comments"):
         methods.row("fomaml", "FOMAML, without a source", [])

@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.backbones.resnet12 import drop_block
 from metarun.config.errors import Failed
+from metarun.config.registry import traits_of
 from metarun.core.types import Episode, TaskShape
 from metarun.datasets.sampling.augment import View
 from metarun.datasets.sampling.episodes import EpisodeSampler
@@ -108,7 +109,7 @@ def stepper(name: str, backbone: str, execution: str, device: str = "cpu"):
     algo, theta = algo_and_theta(name, backbone)
     algo.backbone.to(device)
     theta = {c: {n: p.detach().to(device).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
-    learned = [p for c, params in theta.items() if c not in algo.carried for p in params.values()]
+    learned = [p for c, params in theta.items() if c not in traits_of(algo).carried for p in params.values()]
     optimizer = torch.optim.Adam(learned, lr=torch.tensor(1e-2, device=device), capturable=True)
     optimizer.param_groups[0]["initial_lr"] = 1e-2
     state, executor = State(theta, optimizer), Executor(algo, settings(execution=execution, clip_norm=0.1))

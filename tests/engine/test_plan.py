@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun.config.errors import Failed
+from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.engine import plan as executor
 from metarun.engine.compile import Compiled
@@ -163,12 +164,14 @@ class Readings(TorchDispatchMode):
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
 def test_a_step_reads_nothing_back_from_the_device(name, backbone, execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
-    optimizer = torch.optim.SGD([p for c, params in theta.items() if c not in algo.carried for p in params.values()])
+    optimizer = torch.optim.SGD(
+        [p for c, params in theta.items() if c not in traits_of(algo).carried for p in params.values()]
+    )
     run, window = Executor(algo, settings(execution=execution, clip_norm=1.0)), Window()
     with Readings() as readings:
         for _ in range(2):
             loss, metrics, gradient = run(theta, episodes(TASKS))
-            descend(theta, gradient, optimizer, run.settings, algo.carried)
+            descend(theta, gradient, optimizer, run.settings, traits_of(algo).carried)
             window.add({"loss": loss, **metrics})
         assert readings.count == 0
         loss.item()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.config.registry import build, declaration, known
+from metarun.config.registry import build, declaration, known, traits_of
 from metarun.core.batch import unstack
 from metarun.core.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
 from metarun.engine.build import algorithm
@@ -56,7 +56,7 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
 
     def perturbed(component: str, p: Tensor) -> Tensor:
         change = 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)
-        carried = component in algo.carried  # counters and moments, which are never negative
+        carried = component in traits_of(algo).carried  # counters and moments, which are never negative
         return (p.double() + (change.abs() if carried else change)).requires_grad_()
 
     theta = {c: {key: perturbed(c, p) for key, p in params.items()} for c, params in algo.init().items()}
@@ -94,7 +94,7 @@ def leaves(theta: Theta) -> list[Tensor]:
 
 def learns(name: str, kind: Kind) -> bool:
     """Whether the algorithm can learn tasks of that kind."""
-    return kind in declaration("algo", name).constants["kinds"]
+    return kind in declaration("algo", name).traits.kinds
 
 
 def has_first_order(name: str) -> bool:

@@ -1,7 +1,6 @@
 """Class means compared by cosines, times a learned scale: an example of a method in a package of its own."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +9,13 @@ from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
+from metarun.config.traits import Traits
 from metarun.core.inner import initial_theta
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Kind, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "cosine_means")
+@register("algo", "cosine_means", Traits(kinds=("classification",)))
 @dataclass(frozen=True)
 class CosineMeans:
     """Learn an embedding in which a query points the same way as its class's mean."""
@@ -24,8 +24,6 @@ class CosineMeans:
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
-    kinds: ClassVar[tuple[Kind, ...]] = ("classification",)
-    carried: ClassVar[tuple[str, ...]] = ()
 
     def init(self) -> Theta:
         return {**initial_theta(self.backbone), "metric": {"scale": torch.tensor(self.scale)}}
