@@ -1,78 +1,131 @@
-"""The test of a run: models loaded, rows tested, scores written."""
+"""The result of a run as a typed record, and its form as JSON. Never imports torch."""
 
-import time
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from metarun.config.errors import ConfigError
-from metarun.core.batch import Execution
-from metarun.engine.build import Experiment
-from metarun.engine.distributed import Ranks
-from metarun.runs.artifacts import draw_vectors, write_scores
-from metarun.runs.folder import RunFolder
-from metarun.runs.session import loaded
+from metarun.config.registry import declaration, metric
+from metarun.config.traits import Kind, Metric
+
+Number = float | list[Any]  # a list for a vector metric
 
 
-def _check_ensemble(experiment: Experiment) -> None:
-    """Raises ConfigError where one is asked for and cannot be."""
-    settings = experiment.settings
-    if settings.eval.checkpoint != "ensemble":
-        return
-    if settings.trainer.keep_best == 1:
-        raise ConfigError("eval.checkpoint is ensemble: trainer.keep_best is 1, and must be at least 2 in training")
-    if experiment.source.spec.kind != "classification":
-        raise ConfigError("eval.checkpoint is ensemble: it averages class probabilities, and this is regression")
+@dataclass(frozen=True)
+class Estimate:
+    """A metric's mean over the test tasks and the half-width of its 95 % interval, both unscaled."""
+
+    mean: Number
+    ci95: Number
 
 
-def _tested(
-    experiment: Experiment, folder: RunFolder | None, ranks: Ranks
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Tensors of the checkpoint that is to be tested, or of each of an ensemble's; facts, of all the steps.
+@dataclass(frozen=True)
+class Row:
+    """One row of the test: what was measured, on which tasks, with which settings."""
 
-    Raises ConfigError.
-    """
-    name = experiment.settings.eval.checkpoint
-    paths: list[Path] = []
-    if folder:
-        paths = folder.leaders() if name == "ensemble" else [folder.checkpoint(name)]
-    count = ranks.agreed(len(paths))
-    if count == 0:
-        raise ConfigError("eval.checkpoint is ensemble: there are no checkpoints best-STEP.pt")
-    found = [loaded(experiment, paths[i] if folder else None, ranks) for i in range(count)]
-    models, facts = [tensors for tensors, _ in found], found[-1][1]
-    return models, facts if count == 1 else {**facts, "step": [facts["step"] for _, facts in found]}
+    metrics: dict[str, Estimate]
+    ways: int
+    shots: int
+    queries: int
+    tasks: int
+    task_hash: str  # equal hashes mean the same tasks
+    algo: dict[str, Any]
+    transductive: bool  # whether the prediction for one query depends on the others
+    ensemble: int = 1  # models whose probabilities were averaged
+    seconds: float | None = None
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Row":
+        """Read a row. Raises TypeError, KeyError or ValueError for anything else."""
+        metrics = {name: Estimate(**value) for name, value in values.items() if _is_estimate(value)}
+        return cls(metrics, **{name: value for name, value in values.items() if name not in metrics})
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics beside the settings, as `result.json` has them."""
+        values = asdict(self)
+        metrics = values.pop("metrics")
+        return metrics | {name: value for name, value in values.items() if (name, value) != ("ensemble", 1)}
 
 
-def test(
-    experiment: Experiment,
-    models: list[dict[str, Any]],
-    facts: dict[str, Any],
-    folder: RunFolder | None,
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """Every row of the result: settings of the test, which tasks, mean and interval of each metric.
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tested checkpoint; an ensemble has several steps."""
 
-    Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so.
-    """
-    execution: Execution = facts["progress"]["plan"]["execution"]
-    members = [(model["theta"], model["statistics"] or experiment.statistics(model["theta"])) for model in models]
-    results = {}
-    for name, row in experiment.eval_rows().items():
-        started = time.perf_counter()
-        scores = experiment.tested(row, members, execution, ranks)
-        if folder:
-            write_scores(folder.path / "scores" / f"{name}.csv", scores)
-        results[name] = scores.summary() | {
-            "ways": row.ways,
-            "shots": row.shots,
-            "queries": row.queries,
-            "tasks": scores.tasks,
-            "task_hash": scores.task_hash,
-            "algo": row.algo,
-            "transductive": experiment.transductive(row),
-            **({"ensemble": len(members)} if len(members) > 1 else {}),
-            "seconds": round(time.perf_counter() - started, 1),
-        }
-    if folder:
-        draw_vectors(folder.path / "scores", results)
-    return results
+    name: str
+    step: int | list[int]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The best validation score, its step and the number of validation tasks."""
+
+    best: float | None
+    step: int | None
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the training took."""
+
+    steps: int
+    seconds: float
+    tasks_per_second: float
+    peak_memory_mib: float | None = None  # of the first process
+    workers: int = 1
+    plan: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """Everything that a finished run tells."""
+
+    headline: str  # the metric that its tasks are judged by
+    rows: dict[str, Row]
+    checkpoint: Checkpoint
+    validation: Validation | None
+    training: Training
+    config: dict[str, Any]
+    choices: dict[str, Any]
+    dataset: dict[str, Any]  # identity of the data
+    device: str
+    versions: dict[str, str]
+    commit: str | None
+    wall_seconds: float | None = None  # of the last sitting, with imports and data
+
+    @property
+    def metric(self) -> Metric:
+        """How the headline metric is read and shown."""
+        return metric(self.headline)
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of the tasks."""
+        kind: Kind = declaration("dataset", self.config["dataset"]["name"]).traits.kind
+        return kind
+
+    def estimate(self, row: str) -> Estimate:
+        """The headline figure of a row."""
+        return self.rows[row].metrics[self.headline]
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Result":
+        """Read a result. Raises TypeError, KeyError, AttributeError or ValueError for anything else."""
+        rest = dict(values)
+        validation = rest.pop("validation", None)
+        return cls(
+            rows={name: Row.from_json(row) for name, row in rest.pop("test").items()},
+            checkpoint=Checkpoint(**rest.pop("checkpoint")),
+            validation=Validation(**validation) if validation else None,
+            training=Training(**rest.pop("training")),
+            **rest,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        values = asdict(replace(self, rows={}))
+        del values["rows"]
+        return {"test": {name: row.to_json() for name, row in self.rows.items()}, **values}
+
+
+def _is_estimate(value: Any) -> bool:
+    return isinstance(value, dict) and value.keys() == {"mean", "ci95"}
