@@ -1,13 +1,14 @@
 """Time metarun's training steps against other libraries and a plain PyTorch loop.
 
-Every implementation has a process of its own (scripts/timed.py), set up as its users have it (metarun sets the
-allocator, its peers do not; --allocator tuned sets it for all), and all take turns, in an order that rotates: one step
-each, the others asleep. Before, its float64 meta-gradient must agree with the plain loop's. The ratio is the median
-over rounds of plain time / this time; MiB are what its own process reaches above what it held before its first step.
+Every implementation has its own process (scripts/timed.py), set up as its users have it: metarun sets the allocator,
+its peers do not, and --allocator tuned sets it for all. They take turns, one step each while the others sleep, in an
+order that rotates. Before that, each float64 meta-gradient must agree with the plain loop's. The ratio is the median
+over rounds of the plain loop's time / this time. MiB are the peak of its process above what it held before its first
+step.
 
     python scripts/benchmark.py W1q1 W4 --rounds 10
 
-scripts/sampling.py times the drawing of tasks (W5), scripts/growth.py how a step's cost grows.
+scripts/sampling.py times the drawing of tasks (W5), scripts/growth.py the growth of a step's cost.
 """
 
 import argparse
@@ -30,6 +31,7 @@ from workload import WORK, synchronize
 
 from metarun.core.machine import device_name
 
+Times = dict[str, list[float]]  # name -> milliseconds of each round
 TIMED = Path(__file__).with_name("timed.py")
 TOLERANCE = 1e-9  # of the meta-gradients' relative difference, in float64
 
@@ -41,11 +43,11 @@ def options() -> argparse.Namespace:
         "--only", default="", help="implementations whose name holds one of these words, comma-separated"
     )
     parser.add_argument("--compile", action="store_true", help="also with trainer.compile=true: minutes of compiling")
-    return parsed(parser)
+    return parse(parser)
 
 
-def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The command line, with the options of `measure` too."""
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line, with the options that `measure` needs."""
     parser.add_argument("--rounds", type=int, default=10, help="timed steps of each implementation")
     parser.add_argument("--threads", type=int, help="PyTorch's threads on the CPU, in all processes together")
     parser.add_argument("--device", default="cpu")
@@ -57,7 +59,7 @@ def parsed(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 class Server:
-    """A process that steps when it is told."""
+    """A process that takes a training step on request."""
 
     def __init__(self, name: str, item: str, args: argparse.Namespace, changes: dict[str, Any]) -> None:
         request = {
@@ -75,7 +77,7 @@ class Server:
         )
 
     def answer(self) -> dict[str, Any] | None:
-        """None where the process has failed: then `why` says the reason."""
+        """Read the next answer; None if the process has failed, for the reason that `why` returns."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("{"):
@@ -83,10 +85,12 @@ class Server:
         return None
 
     def why(self) -> str:
+        """The last line of the process's errors."""
         self.errors.seek(0)
         return (self.errors.read().strip().splitlines() or ["it ended"])[-1]
 
     def step(self) -> float:
+        """Take a step; returns milliseconds. Raises RuntimeError if the process has failed."""
         assert self.process.stdin is not None
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
@@ -96,7 +100,7 @@ class Server:
         return float(answer["ms"])
 
     def close(self) -> float:
-        """Its peak memory above set-up, in MiB."""
+        """End the process; returns its peak of memory above set-up, in MiB."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         answer = self.answer() or {}
@@ -107,14 +111,19 @@ class Server:
         return float(answer.get("mib", 0.0))
 
 
-def measure(item: str, names: list[str], args: argparse.Namespace, changes: dict[str, Any] | None = None) -> Any:
-    """Implementation -> milliseconds of each round and peak memory; and what is to be said of those left out."""
+def measure(
+    item: str, names: list[str], args: argparse.Namespace, changes: dict[str, Any] | None = None
+) -> tuple[Times, dict[str, float], list[str]]:
+    """Time the implementations on an item of work, with `changes` to it.
+
+    Returns by name the milliseconds of each round, by name the peak of memory, and remarks, also about those left out.
+    """
     servers, remarks, largest = {}, [], 0.0
     work = replace(WORK[item], **changes or {})
-    for name in names:  # one after another: they set up undisturbed
+    for name in names:  # one after another, so that they set up undisturbed
         try:
             difference = disagreement(name, replace(work, tasks=min(work.tasks, 2)), args.device)
-        except Exception as error:  # a library's own
+        except Exception as error:  # of any kind: it is another library's
             remarks.append(f"{name}: left out ({error!r})")
             continue
         if not difference <= TOLERANCE:
@@ -126,7 +135,7 @@ def measure(item: str, names: list[str], args: argparse.Namespace, changes: dict
             server.close()
         else:
             servers[name], largest = server, max(largest, difference)
-    times: dict[str, list[float]] = {name: [] for name in servers}
+    times: Times = {name: [] for name in servers}
     order = list(servers)
     for start in range(args.rounds):
         for i in range(len(order)):
@@ -136,7 +145,8 @@ def measure(item: str, names: list[str], args: argparse.Namespace, changes: dict
     return times, memory, [f"float64 meta-gradients agree with the plain loop's to {largest:.0e}", *remarks]
 
 
-def table(times: dict[str, list[float]], memory: dict[str, float], tasks: int, gflop: float | None, peak: float) -> Any:
+def table(times: Times, memory: dict[str, float], tasks: int, gflop: float | None, peak: float) -> list[str]:
+    """The lines of a Markdown table. `peak`: GFLOP/s of the best convolution."""
     lines = [
         "| implementation | ms per step | times the plain loop's speed | tasks/s | MiB per process | of peak |",
         "|---|--:|--:|--:|--:|--:|",
@@ -152,7 +162,7 @@ def table(times: dict[str, list[float]], memory: dict[str, float], tasks: int, g
 
 
 def convolution_peak(device: str) -> float:
-    """GFLOP/s of the best convolution known here: 600 images, 64 -> 64 channels, 14x14, channels last."""
+    """Measure the GFLOP/s of a convolution that runs well: 600 images, 64 -> 64 channels, 14x14, channels last."""
     x, w = torch.rand(600, 64, 14, 14, device=device), torch.rand(64, 64, 3, 3, device=device)
     x, w = x.to(memory_format=torch.channels_last), w.to(memory_format=torch.channels_last)
     best = float("inf")
@@ -166,7 +176,7 @@ def convolution_peak(device: str) -> float:
 
 
 def provenance(device: str) -> str:
-    """What belongs below a table: the hardware and the command, as Markdown."""
+    """The hardware and the command, as Markdown for below a table."""
     command = shlex.join(["python", f"scripts/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     return f"{device_name(torch.device(device))}, torch {torch.__version__}:\n\n    {command}"
 

@@ -1,4 +1,4 @@
-"""Everyone that scripts/benchmark.py can time, by name: metarun with its settings, and its peers."""
+"""The implementations that scripts/benchmark.py can time, by name: metarun with several settings, and its peers."""
 
 import contextlib
 import multiprocessing
@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from peers import ADAPTS_NORMS, PLAIN, peers_for, trained_by
+from peers import ADAPTS_NORMS, PLAIN, peers_for, train_by
 from torch import Tensor
-from workload import Gradient, Step, Work, algo_of, outer, tasks_of
+from workload import Gradient, Step, Work, make_algo, make_optimizer, make_tasks
 
 from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
@@ -21,7 +21,7 @@ from metarun.engine.plan import Executor
 from metarun.engine.process import prepare_cpu
 from metarun.engine.state import Window
 
-OWN: dict[str, dict[str, Any]] = {  # metarun's settings; with two workers where there are two cores
+OWN: dict[str, dict[str, Any]] = {  # metarun's settings
     "metarun": {},
     "metarun, loop": {"execution": "loop"},
     "metarun, channels_last": {"channels_last": True},
@@ -39,7 +39,7 @@ OWN: dict[str, dict[str, Any]] = {  # metarun's settings; with two workers where
 
 
 def implementations(work: Work, device: str) -> list[str]:
-    """Those that can do this work on this device, the plain loop first."""
+    """The names of those that can do this work on this device, the plain loop first."""
     shared = device == "cpu" and work.tasks > 1
     return [*peers_for(work), *(name for name, how in OWN.items() if shared or how.get("workers", 1) == 1)]
 
@@ -47,10 +47,10 @@ def implementations(work: Work, device: str) -> list[str]:
 def implementation(
     name: str, work: Work, dtype: torch.dtype, device: str, **changes: Any
 ) -> contextlib.AbstractContextManager[tuple[Step, Gradient]]:
-    """What gives the step and the meta-gradient of metarun, with `OWN[name]` changed, or of a peer."""
+    """A context with the step and the meta-gradient of a peer, or of metarun with `OWN[name]` and `changes`."""
     if name in OWN:
         return Metarun(**{**OWN[name], **changes}).ready(work, dtype, device)
-    return contextlib.nullcontext(trained_by(peers_for(work)[name], work, dtype, device))
+    return contextlib.nullcontext(train_by(peers_for(work)[name], work, dtype, device))
 
 
 def disagreement(name: str, work: Work, device: str) -> float:
@@ -58,19 +58,19 @@ def disagreement(name: str, work: Work, device: str) -> float:
 
     def plain(net: Any, work: Work) -> Any:
         if name in ADAPTS_NORMS:
-            net.adapted = lambda: dict(net.named_parameters())
+            net.adaptable = lambda: dict(net.named_parameters())
         return peers_for(work)[PLAIN](net, work)
 
     with implementation(name, work, torch.float64, device, workers=1) as (_, gradient):
         found = gradient()
-    _, expected = trained_by(plain, work, torch.float64, device)
+    _, expected = train_by(plain, work, torch.float64, device)
     differences = [(found[key] - g).norm() / g.norm() for key, g in expected().items() if g.norm() > 0]
     return float(torch.stack(differences).max())
 
 
 @dataclass(frozen=True)
 class Metarun:
-    """metarun with the settings of its trainer."""
+    """metarun with some of its trainer's settings."""
 
     execution: str = "vmap"
     chunk: int | None = None
@@ -84,15 +84,16 @@ class Metarun:
             executor, theta, tasks = self._executor(work, dtype, device, ranks)
             carried, window = traits_of(executor.algo).carried, Window()
             learned = [list(theta[component].values()) for component in theta if component not in carried]
-            optimizer = outer(work, [{"params": params} for params in learned if params])
+            optimizer = make_optimizer(work, [{"params": params} for params in learned if params])
 
             def gradient() -> dict[str, Tensor]:
                 ranks.agreed(True)
                 return {f"{c}.{n}": g for c, params in executor(theta, tasks)[2].items() for n, g in params.items()}
 
             def step() -> None:
-                """What the trainer does once the tasks are drawn; the peers have no metrics, and Reptile's no moments
-                that outlive a task.
+                """Do what the loop does with the tasks of a step.
+
+                The peers compute less: no metrics, and for Reptile no moments that outlive a task.
                 """
                 ranks.agreed(True)
                 loss, metrics, found = executor(theta, tasks)
@@ -103,7 +104,7 @@ class Metarun:
             ranks.agreed(False)
 
     def _executor(self, work: Work, dtype: torch.dtype, device: str, ranks: Ranks) -> tuple[Executor, Theta, Episode]:
-        algo, theta = algo_of(work, dtype, device)
+        algo, theta = make_algo(work, dtype, device)
         order = torch.channels_last if self.channels_last else torch.preserve_format
         for params in theta.values():
             for name, p in params.items():
@@ -126,14 +127,14 @@ class Metarun:
             patience=None,
             keep_best=1,
         )
-        return Executor(algo, settings, ranks), theta, tasks_of(work, dtype, device)
+        return Executor(algo, settings, ranks), theta, make_tasks(work, dtype, device)
 
     @contextlib.contextmanager
     def _ranks(self, work: Work, dtype: torch.dtype) -> Iterator[Ranks]:
         if self.workers == 1:
             yield ALONE
             return
-        store = dist.TCPStore("127.0.0.1", 0, self.workers, is_master=True, wait_for_workers=False)
+        store = dist.TCPStore("127.0.0.1", 0, self.workers, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
         threads = max(1, torch.get_num_threads() // self.workers)
         for rank in range(1, self.workers):
             arguments = (self, work, dtype, rank, store.port, threads)
@@ -144,10 +145,10 @@ class Metarun:
 
 
 def follow(metarun: Metarun, work: Work, dtype: torch.dtype, rank: int, port: int, threads: int) -> None:
-    """Another rank: computes its share as often as rank 0 does. Its weights stay, which costs the same."""
+    """Be another rank: compute its share whenever rank 0 does. Its weights do not change, which costs the same."""
     prepare_cpu()
     torch.set_num_threads(threads)
-    store = dist.TCPStore("127.0.0.1", port, metarun.workers, is_master=False)
+    store = dist.TCPStore("127.0.0.1", port, metarun.workers, is_master=False)  # type: ignore[attr-defined]
     with joined(rank, metarun.workers, store) as ranks:
         executor, theta, tasks = metarun._executor(work, dtype, "cpu", ranks)
         while ranks.agreed(None):

@@ -1,6 +1,6 @@
-"""How the cost of a training step of W1q1 grows with tasks, inner steps, ways and image side: a table and plots.
+"""Time how the cost of a training step of W1q1 grows with tasks, inner steps, ways and image side.
 
-Timed as by scripts/benchmark.py. The folder given gets the plots, growth.png.
+Times like scripts/benchmark.py, prints a table and writes the plots as growth.png into the given folder.
 
     python scripts/growth.py docs --rounds 10
 """
@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmark import measure, parsed, provenance
+from benchmark import measure, parse, provenance
 from contenders import implementations
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
@@ -33,11 +33,11 @@ GROWTH: dict[str, tuple[tuple[int, ...], Callable[[int], dict[str, Any]]]] = {
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("folder", type=Path, help="where growth.png is written")
-    return parsed(parser)
+    return parse(parser)
 
 
 def medians(changes: dict[str, Any], args: argparse.Namespace) -> list[float]:
-    """Milliseconds of a step by each of NAMES; nan for one that cannot do this work."""
+    """Median milliseconds of a step by each of NAMES; nan for one that cannot do this work."""
     able = implementations(replace(WORK["W1q1"], **changes), args.device)
     times, _, _ = measure("W1q1", [name for name in NAMES if name in able], args, changes)
     return [statistics.median(times[name]) if name in times else math.nan for name in NAMES]

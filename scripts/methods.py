@@ -1,6 +1,9 @@
-"""Write README's table of methods anew: from what each declares, its YAML, and the results under docs/results.
+"""Write the tables of methods: one line per method into docs/methods.md, one line per family into README.md.
 
-python scripts/methods.py
+The facts come from the YAML files under configs/algo, the docstrings under metarun/algos and the runs under
+docs/results.
+
+    python scripts/methods.py
 """
 
 import ast
@@ -8,6 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 from metarun.cli.compose import compose, described_options
 from metarun.cli.hydra_app import CONFIGS
@@ -18,49 +22,73 @@ from metarun.reports.tables import score, task
 from metarun.reports.text import table
 
 ROOT = Path(__file__).parents[1]
-README, RESULTS = ROOT / "README.md", ROOT / "docs" / "results"
+README, PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "results"
 START, END = "<!-- written by scripts/methods.py -->\n", "\n<!-- to here -->"
-HEADER = ("`algo=`", "family", "learns", "adapts to a task", "norm layers at meta-test", "paper", "reproduced")
 NORM = {"batch": "batch: transductive", "running": "running: inductive", "per_query": "per query: inductive"}
+FAMILIES = {  # family -> how its methods solve a new task
+    "gradient": "take a few gradient steps from learned starting weights",
+    "learned loss": "take gradient steps on a loss that was learned",
+    "learned optimiser": "let a learned network change the weights",
+    "fast weights": "compute weights for the task from gradients on its support",
+    "memory": "read the support as a sequence and remember it",
+    "metric": "compare each query with the support in a learned feature space",
+    "solver": "fit a linear layer exactly, on learned features",
+    "transfer": "train a new last layer on the features of an ordinary classifier",
+}
 
 
-def methods(tested: list[Cell]) -> str:
-    """The table: a line for each file in configs/algo, by family, year and authors."""
+class Method(NamedTuple):
+    """A line of the table, in the order of its columns."""
 
-    def order(cells: tuple[str, ...]) -> tuple[str, list[str], str]:
-        citation = cells[5].lstrip("[").partition("]")[0]
-        return cells[1], re.findall(r"\d{4}", citation), citation
+    algo: str
+    family: str
+    learns: str
+    adapts: str
+    norm: str
+    paper: str
+    reproduced: str
+
+
+HEADER = Method("`algo=`", "family", "learns", "adapts to a task", "norm layers at meta-test", "paper", "reproduced")
+
+
+def list_methods(tested: list[Cell]) -> list[Method]:
+    """Every file in configs/algo, by family, year and authors."""
+
+    def order(method: Method) -> tuple[str, list[str], str]:
+        citation = method.paper.lstrip("[").partition("]")[0]
+        return method.family, re.findall(r"\d{4}", citation), citation
 
     ours = {path.stem for path in (CONFIGS / "algo").iterdir()}
-    rows = (row(algo, line, tested) for algo, line in described_options("algo").items() if algo in ours)
-    return table(HEADER, sorted(rows, key=order))
+    options = described_options("algo").items()
+    return sorted((describe(algo, line, tested) for algo, line in options if algo in ours), key=order)
 
 
-def row(algo: str, comment: str, tested: list[Cell]) -> tuple[str, ...]:
-    """What a method declares; of one that is another's class with other settings, what the YAML's comment says."""
-    described = re.fullmatch(r".+?: .+ \((?P<citation>.+)\)", comment)
+def describe(algo: str, comment: str, tested: list[Cell]) -> Method:
+    """Collect the facts about one method. `comment` is the first line of its YAML file."""
+    header = re.fullmatch(r".+?: .+ \((?P<citation>.+)\)", comment)
     text = (CONFIGS / "algo" / f"{algo}.yaml").read_text(encoding="utf-8")
-    facts = re.search(
-        r"^# family: (?P<family>.+?); learns: (?P<learns>.+?); adapts: (?P<adapts>.+)$", text, re.MULTILINE
-    )
+    pattern = r"^# family: (?P<family>.+?); learns: (?P<learns>.+?); adapts: (?P<adapts>.+)$"
+    facts = re.search(pattern, text, re.MULTILINE)
+    if header is None or facts is None:
+        wanted = "'# Name: what it is (Authors year)' and '# family: ...; learns: ...; adapts: ...'"
+        raise SystemExit(f"configs/algo/{algo}.yaml must begin with the comments {wanted}")
+    if facts["family"] not in FAMILIES:
+        raise SystemExit(f"configs/algo/{algo}.yaml: {facts['family']} is not a family of {Path(__file__).name}")
     values = plain(compose([f"algo={algo}"]))["algo"]
-    declared = declaration("algo", values["name"])
-    if described is None or facts is None:
-        header = "'# Name: what it is (Authors year)' and '# family: ...; learns: ...; adapts: ...'"
-        raise SystemExit(f"configs/algo/{algo}.yaml must begin with the comments {header}")
-    return (
+    return Method(
         f"`{algo}`",
         facts["family"],
         facts["learns"],
         facts["adapts"],
         NORM[values["norm"]],
-        linked(described["citation"], declared.module),
-        "<br>".join(reproduced(cell for cell in tested if cell.first.algo == algo)) or "glyphs only",
+        link(header["citation"], declaration("algo", values["name"]).module),
+        "<br>".join(reproductions(cell for cell in tested if cell.first.algo == algo)) or "glyphs only",
     )
 
 
-def linked(citation: str, module: str) -> str:
-    """The citation as a link to the first address in the module's docstring; a paper may have none."""
+def link(citation: str, module: str) -> str:
+    """Link the citation to the first address in the module's docstring, if there is one."""
     spec = find_spec(module)
     assert spec is not None
     assert spec.origin is not None
@@ -69,8 +97,8 @@ def linked(citation: str, module: str) -> str:
     return f"[{citation}]({address[0]})" if address else citation
 
 
-def reproduced(tested: Iterable[Cell]) -> Iterator[str]:
-    """Every setting's own test and what else has a published figure beside it."""
+def reproductions(tested: Iterable[Cell]) -> Iterator[str]:
+    """Describe each setting's own test, and every other row that has a published figure beside it."""
     for cell in tested:
         if cell.row == "test" or cell.published:
             beside = f" (published {cell.published})" if cell.published else ""
@@ -80,11 +108,30 @@ def reproduced(tested: Iterable[Cell]) -> Iterator[str]:
             yield f"{what}: {score(cell)}{beside}"
 
 
-def rewritten(readme: str, tested: list[Cell]) -> str:
-    before, _, rest = readme.partition(START)
+def table_of_methods(methods: list[Method]) -> str:
+    return table(HEADER, methods)
+
+
+def table_of_families(methods: list[Method]) -> str:
+    names = {family: [method.algo for method in methods if method.family == family] for family in FAMILIES}
+    rows = [(family, how, " ".join(names[family])) for family, how in FAMILIES.items() if names[family]]
+    return table(("family", "to solve a new task, they", "`algo=`"), rows)
+
+
+def insert(document: str, content: str) -> str:
+    """Replace what stands between the two marks of a document."""
+    before, _, rest = document.partition(START)
     _, _, after = rest.partition(END)
-    return f"{before}{START}\n{methods(tested)}\n{END}{after}"
+    return f"{before}{START}\n{content}\n{END}{after}"
+
+
+def documents() -> dict[Path, str]:
+    """Both documents with their tables as they should be now."""
+    methods = list_methods(list(cells(found([RESULTS]))))
+    tables = {README: table_of_families(methods), PAGE: table_of_methods(methods)}
+    return {path: insert(path.read_text(encoding="utf-8"), content) for path, content in tables.items()}
 
 
 if __name__ == "__main__":
-    README.write_text(rewritten(README.read_text(encoding="utf-8"), list(cells(found([RESULTS])))), encoding="utf-8")
+    for path, text in documents().items():
+        path.write_text(text, encoding="utf-8")

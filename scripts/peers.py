@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from workload import Gradient, Step, Work, algo_of, outer, tasks_of
+from workload import Gradient, Step, Work, make_algo, make_optimizer, make_tasks
 
 from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
@@ -21,7 +21,7 @@ PLAIN = "plain loop"
 
 
 class Network(nn.Module):
-    """The same networks as one writes them for PyTorch; parameters are named as metarun's."""
+    """metarun's networks, written the usual way for PyTorch; parameters have metarun's names."""
 
     def __init__(self, work: Work) -> None:
         super().__init__()
@@ -43,24 +43,27 @@ class Network(nn.Module):
         for conv, norm in zip(self.convs, self.norms):
             x = F.relu(norm(conv(x)))
             x = x if self.strided else F.max_pool2d(x, 2)
-        return self.head(x.mean((-2, -1)) if self.strided else x.flatten(1))
+        logits: Tensor = self.head(x.mean((-2, -1)) if self.strided else x.flatten(1))
+        return logits
 
-    def adapted(self) -> dict[str, Tensor]:
+    def adaptable(self) -> dict[str, Tensor]:
         """All parameters but those of the norm layers."""
         return {name: p for name, p in self.named_parameters() if not name.startswith("norms.")}
 
 
-def network(work: Work, dtype: torch.dtype, device: str) -> Network:
-    """With metarun's starting weights."""
+def build_network(work: Work, dtype: torch.dtype, device: str) -> Network:
+    """Build the network with metarun's starting weights."""
     net = Network(work).to(device, dtype)
-    algo, theta = algo_of(work, dtype, device)
+    algo, theta = make_algo(work, dtype, device)
     for component in theta.keys() - set(traits_of(algo).carried):
         for name, value in theta[component].items():
             net.get_parameter(f"head.{name}" if component == "head" else name).data.copy_(value)
     return net
 
 
-def named(net: Network) -> dict[str, Tensor]:
+def gradients_by_name(net: Network) -> dict[str, Tensor]:
+    """The gradients of the last backward pass, under metarun's names."""
+
     def component(name: str) -> str:
         return name if name.startswith("head.") else f"{'norm' if name.startswith('norms.') else 'backbone'}.{name}"
 
@@ -71,10 +74,11 @@ Backward = Callable[[Episode], None]  # adds a task's gradient to what the netwo
 Peer = Callable[[Network, Work], Backward]
 
 
-def trained_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple[Step, Gradient]:
-    net, tasks = network(work, dtype, device), tasks_of(work, dtype, device)
+def train_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple[Step, Gradient]:
+    """The training step and the meta-gradient of a peer."""
+    net, tasks = build_network(work, dtype, device), make_tasks(work, dtype, device)
     backward = peer(net, work)
-    optimizer = outer(work, [{"params": list(net.parameters())}])
+    optimizer = make_optimizer(work, [{"params": list(net.parameters())}])
 
     def gradient() -> dict[str, Tensor]:
         optimizer.zero_grad()
@@ -82,7 +86,7 @@ def trained_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple
             backward(task)
         for p in net.parameters():
             p.grad = None if p.grad is None else p.grad / work.tasks
-        return named(net)
+        return gradients_by_name(net)
 
     def step() -> None:
         gradient()
@@ -92,11 +96,11 @@ def trained_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple
 
 
 def plain_maml(net: Network, work: Work) -> Backward:
-    """`torch.autograd.grad` for the inner steps, a backward per task."""
+    """MAML by `torch.autograd.grad` for the inner steps and one backward per task."""
 
     def backward(task: Episode) -> None:
         support, query = task
-        fast = net.adapted()
+        fast = net.adaptable()
         for _ in range(work.algo["inner_steps"]):
             loss = F.cross_entropy(functional_call(net, fast, (support.x,)), support.y)
             gradient = torch.autograd.grad(loss, list(fast.values()), create_graph=not work.algo["first_order"])
@@ -107,6 +111,8 @@ def plain_maml(net: Network, work: Work) -> Backward:
 
 
 def plain_protonet(net: Network, work: Work) -> Backward:
+    """ProtoNet with one forward pass and one backward per task."""
+
     def backward(task: Episode) -> None:
         support, query = task
         z = net(torch.cat([support.x, query.x])).view(len(support.y) + len(query.y), -1)
@@ -118,10 +124,10 @@ def plain_protonet(net: Network, work: Work) -> Backward:
 
 
 def plain_reptile(net: Network, work: Work, fused: bool | None = None) -> Backward:
-    """A copy of the network learns each task with an Adam of its own, from one pass over balanced minibatches.
+    """Reptile: a copy of the network learns each task with its own Adam, in one pass over balanced minibatches.
 
-    Every parameter can be compared: as no convolution has a bias in front of its norm, none has a true gradient of
-    zero, of which Adam makes full steps of rounding noise.
+    Every parameter can be compared. A convolution with a bias in front of its norm layer would have a true gradient of
+    zero, which Adam turns into full steps of rounding noise; these have no bias.
     """
     fast, algo = copy.deepcopy(net), work.algo
 
@@ -143,12 +149,12 @@ def plain_reptile(net: Network, work: Work, fused: bool | None = None) -> Backwa
 
 
 def by_higher(net: Network, work: Work) -> Backward:
-    """As in its own MAML example; the inner optimiser holds what is adapted."""
-    with warnings.catch_warnings():  # its source is of an older Python
+    """MAML as in higher's own example; the inner optimiser holds the parameters that are adapted."""
+    with warnings.catch_warnings():  # higher was written for an older Python
         warnings.simplefilter("ignore")
         import higher
 
-    inner = torch.optim.SGD(net.adapted().values(), lr=work.algo["inner_lr"])
+    inner = torch.optim.SGD(net.adaptable().values(), lr=work.algo["inner_lr"])
     track = not work.algo["first_order"]
 
     def backward(task: Episode) -> None:
@@ -170,7 +176,7 @@ def by_higher(net: Network, work: Work) -> Backward:
 
 
 def by_torchopt(net: Network, work: Work) -> Backward:
-    """As in its own MAML example: MetaSGD, the network's state restored after each task."""
+    """MAML as in torchopt's own example: MetaSGD, with the network's state restored after each task."""
     import torchopt
 
     inner = torchopt.MetaSGD(net, lr=work.algo["inner_lr"])
@@ -188,6 +194,7 @@ def by_torchopt(net: Network, work: Work) -> Backward:
 
 
 def by_learn2learn(net: Network, work: Work) -> Backward:
+    """MAML as in learn2learn's own example."""
     import learn2learn
 
     learner = learn2learn.algorithms.MAML(net, lr=work.algo["inner_lr"], first_order=work.algo["first_order"])
@@ -203,11 +210,11 @@ def by_learn2learn(net: Network, work: Work) -> Backward:
 
 
 LIBRARIES = {"higher": by_higher, "torchopt": by_torchopt, "learn2learn": by_learn2learn}
-ADAPTS_NORMS = ("torchopt", "learn2learn")  # they adapt every parameter: another gradient, nearly the same work
+ADAPTS_NORMS = ("torchopt", "learn2learn")  # adapt norm layers too: another gradient, nearly the same work
 
 
 def peers_for(work: Work) -> dict[str, Peer]:
-    """Those that can do this work here, the plain loop first."""
+    """The peers that can do this work and are installed, the plain loop first."""
     if work.algo["name"] == "protonet":
         return {PLAIN: plain_protonet}
     if work.algo["name"] == "reptile":

@@ -1,6 +1,6 @@
 """Time the drawing of tasks (W5): episodes per second, and its share of a training step of W1q1 and W2so.
 
-One process, one thread, metarun's allocator for all, images in memory; everything that is compared takes turns.
+One process, one thread, metarun's allocator settings for all, images in memory; the samplers take turns.
 
     python scripts/sampling.py --rounds 10
 """
@@ -31,6 +31,7 @@ Draw = Callable[[], Any]  # [T] tasks: support [T, N*K, C, H, W] and queries [T,
 
 
 def by_metarun(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
+    """metarun's sampler over a table in memory."""
     sampler, generator = EpisodeSampler(Table.even(images), shape), torch.Generator().manual_seed(0)
 
     def draw() -> Any:
@@ -41,10 +42,10 @@ def by_metarun(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
 
 
 def by_dataloader(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
-    """As one writes it: an episode is an item."""
+    """The usual way: an item of the dataset is an episode."""
     ways, shots, queries = shape
 
-    class Episodes(Dataset):
+    class Episodes(Dataset[tuple[Tensor, Tensor]]):
         def __len__(self) -> int:
             return 10**9
 
@@ -59,7 +60,7 @@ def by_dataloader(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
 
 
 def by_learn2learn(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
-    """A task at a time, as its own loops sample; the fused transform is its fastest."""
+    """One task at a time, as in learn2learn's own loops, by its fastest transform."""
     from learn2learn.data import MetaDataset, TaskDataset
     from learn2learn.data.transforms import FusedNWaysKShots, LoadData, RemapLabels
 
@@ -77,7 +78,7 @@ def by_learn2learn(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
 
 
 def samplers(images: Tensor, shape: TaskShape, tasks: int = TASKS) -> dict[str, Draw]:
-    """Those that are installed. images: [classes, per_class, C, H, W] uint8."""
+    """The installed samplers by name. images: [classes, per_class, C, H, W] uint8."""
     found = {"metarun": by_metarun(images, shape, tasks), "torch DataLoader": by_dataloader(images, shape, tasks)}
     if importlib.util.find_spec("learn2learn"):
         found["learn2learn TaskDataset"] = by_learn2learn(images, shape, tasks)
@@ -85,7 +86,7 @@ def samplers(images: Tensor, shape: TaskShape, tasks: int = TASKS) -> dict[str, 
 
 
 def medians(jobs: dict[str, Callable[[], Any]], rounds: int, times: int = 5) -> dict[str, float]:
-    """Milliseconds of each job, which is done several times a round; the first round warms up."""
+    """Median milliseconds of each job, which runs `times` times a round; the first round warms up."""
     found: dict[str, list[float]] = {name: [] for name in jobs}
     for _ in range(1 + rounds):
         for name, job in jobs.items():
@@ -97,7 +98,7 @@ def medians(jobs: dict[str, Callable[[], Any]], rounds: int, times: int = 5) -> 
 
 
 def share_of_step(work: Work, execution: str, classes: int, per_class: int, rounds: int) -> str:
-    """A line: what drawing the tasks of a training step costs beside the rest of it."""
+    """Write a table's line: what drawing the tasks of a training step costs beside the rest of it."""
     images = torch.randint(0, 256, (classes, per_class, *work.image), dtype=torch.uint8)
     draws = samplers(images, TaskShape(work.ways, work.shots, work.queries), work.tasks)
     with Metarun(execution=execution).ready(work, torch.float32, "cpu") as (train, _):
@@ -108,7 +109,7 @@ def share_of_step(work: Work, execution: str, classes: int, per_class: int, roun
 
 
 def main(rounds: int) -> int:
-    prepare_cpu()  # with torch loaded already: of its two habits a single thread needs only the allocator's
+    prepare_cpu()  # torch is loaded already, but the allocator's setting is all that a single thread needs
     torch.set_num_threads(1)
     images = torch.randint(0, 256, (CLASSES, PER_CLASS, 1, 28, 28), dtype=torch.uint8)
     drawing = medians(samplers(images, TaskShape(5, 1, 15)), rounds)

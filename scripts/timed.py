@@ -1,4 +1,4 @@
-"""One implementation in a process of its own, for scripts/benchmark.py: times a step for every line it reads."""
+"""Run one implementation in its own process, for scripts/benchmark.py: take and time a step for every line read."""
 
 import contextlib
 import json
@@ -38,6 +38,7 @@ def main(request: dict[str, Any]) -> None:
 
 
 def forget_peak(device: str) -> None:
+    """Start anew with measuring the peak of memory."""
     import torch
 
     if device != "cpu":
@@ -48,7 +49,10 @@ def forget_peak(device: str) -> None:
 
 
 def peak_mib(device: str) -> float:
-    """Since `forget_peak`. On a CPU only Linux tells; `ru_maxrss` would start from the peak of the parent process."""
+    """The peak of memory since `forget_peak`, in MiB; nan on a CPU without Linux's /proc.
+
+    `ru_maxrss` would start from the peak of the parent process.
+    """
     import torch
 
     if device != "cpu":

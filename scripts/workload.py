@@ -1,4 +1,4 @@
-"""The items of work that scripts/benchmark.py times, with the weights and tasks that everyone starts from."""
+"""The items of work that scripts/benchmark.py times, and the weights and tasks that all implementations start from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
 from metarun.engine.build import algorithm
 
 Step = Callable[[], None]  # trains once
-Gradient = Callable[[], dict[str, Tensor]]  # the meta-gradient of the mean loss, by names as metarun's
+Gradient = Callable[[], dict[str, Tensor]]  # the meta-gradient of the mean loss, by metarun's parameter names
 
 
 @dataclass(frozen=True)
 class Work:
-    """An item of work. gflop: what a step needs where nothing is computed twice; None where it was not counted."""
+    """An item of work. gflop: operations of a step if nothing is computed twice; None if not counted."""
 
     about: str
     algo: dict[str, Any]
@@ -56,8 +56,8 @@ WORK = {
 }
 
 
-def tasks_of(work: Work, dtype: torch.dtype, device: str) -> Episode:
-    """In order of class, as metarun's sampler gives them."""
+def make_tasks(work: Work, dtype: torch.dtype, device: str) -> Episode:
+    """Random pictures in order of class, like metarun's sampler: support.x [T, N*K, C, H, W]."""
     generator = torch.Generator().manual_seed(0)
 
     def examples(per_class: int) -> Examples:
@@ -68,7 +68,8 @@ def tasks_of(work: Work, dtype: torch.dtype, device: str) -> Episode:
     return Episode(examples(work.shots), examples(work.queries))
 
 
-def algo_of(work: Work, dtype: torch.dtype, device: str) -> tuple[Algorithm, Theta]:
+def make_algo(work: Work, dtype: torch.dtype, device: str) -> tuple[Algorithm, Theta]:
+    """The algorithm and its starting weights, the same in every process."""
     torch.manual_seed(0)
     backbone = build("backbone", work.backbone, input_shape=work.image)
     algo = algorithm(work.algo, backbone, TaskSpec("classification", work.image, work.ways))
@@ -77,11 +78,12 @@ def algo_of(work: Work, dtype: torch.dtype, device: str) -> tuple[Algorithm, The
     return algo, theta
 
 
-def outer(work: Work, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """Adam; for Reptile a step of length 1, all the way to the tasks' mean weights."""
+def make_optimizer(work: Work, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Adam; for Reptile a step of length 1, to the mean of the tasks' weights."""
     return torch.optim.SGD(groups, lr=1.0) if work.algo["name"] == "reptile" else torch.optim.Adam(groups, lr=1e-3)
 
 
 def synchronize(device: str) -> None:
+    """Wait until the device has done what was asked of it."""
     if device != "cpu":
         torch.accelerator.synchronize(device)

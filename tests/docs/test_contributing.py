@@ -1,4 +1,4 @@
-"""The page on adding a method is true: its files, put where it says, are a method that trains and that is tested."""
+"""The page on adding a method is true: its files, put where it says, are a method that trains and is tested."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ALGO = "weighted"
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this checkout, with the files that the page shows and nothing else that is new."""
+    """A copy of this checkout, with the files that the page shows."""
     copy = tmp_path_factory.mktemp("checkout")
     for name in NEEDED:
         if (ROOT / name).is_dir():
@@ -34,7 +34,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def python(checkout: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """What is imported there is the checkout's."""
+    """Run Python in `folder`, importing metarun from the checkout."""
     environment = {**os.environ, "PYTHONPATH": str(checkout), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
@@ -45,6 +45,7 @@ def test_the_page_shows_one_module_one_yaml_and_one_module_of_tests() -> None:
     assert not any((ROOT / name).exists() for name in FILES)
 
 
+@pytest.mark.integration
 def test_its_method_trains_by_the_command(checkout: Path, place: Path) -> None:
     done = python(checkout, place, "-m", "metarun", f"algo={ALGO}", *TINY, "hydra.run.dir=run")
     assert done.returncode == 0, done.stderr
@@ -52,6 +53,7 @@ def test_its_method_trains_by_the_command(checkout: Path, place: Path) -> None:
     assert (result["config"]["algo"]["name"], result["training"]["steps"]) == (ALGO, 4)
 
 
+@pytest.mark.integration
 def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path) -> None:
     chosen = ["tests/algos/test_gradients.py", "tests/algos/test_learning.py", "-k", f"every_registered or {ALGO}"]
     done = python(checkout, checkout, "-m", "pytest", "-n0", "-v", *chosen)
@@ -60,7 +62,9 @@ def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path)
         assert re.search(rf"{test}\[{ALGO}.* PASSED", done.stdout), done.stdout
 
 
-def test_readmes_table_gets_its_line(checkout: Path) -> None:
+@pytest.mark.integration
+def test_the_tables_of_methods_name_it(checkout: Path) -> None:
     done = python(checkout, checkout, "scripts/methods.py")
     assert done.returncode == 0, done.stderr
-    assert f"| `{ALGO}` | metric |" in (checkout / "README.md").read_text(encoding="utf-8")
+    assert f"| `{ALGO}` | metric |" in (checkout / "docs/methods.md").read_text(encoding="utf-8")
+    assert f"`{ALGO}`" in (checkout / "README.md").read_text(encoding="utf-8")

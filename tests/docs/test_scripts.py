@@ -1,4 +1,4 @@
-"""The scripts: the benchmark compares equals, the page of results and the table of methods tell what there is."""
+"""The scripts: the benchmark compares equals, and the tables of methods show what there is."""
 
 import argparse
 import math
@@ -22,17 +22,17 @@ from contenders import disagreement, implementations
 from workload import WORK, maml
 
 from metarun.config.registry import known
-from metarun.core.types import TaskShape
+from metarun.core.types import Algorithm, TaskShape, Theta
 from metarun.reports.collect import cells, found
-from tests.reports.test_text import omniglot_result, write_run
+from tests.support.tiny_runs import omniglot_result, write_run
 
-SMALL = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
+SMALL: dict[str, Any] = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
 
 
 @pytest.mark.parametrize("item", ["W1q1", "W2so", "W2fo", "W3omni", "W4"])
-def test_every_implementation_has_the_plain_loops_meta_gradient(item) -> None:
-    small = {"backbone": {**WORK[item].backbone, "filters": 4}, "image": (1, 28, 28), "ways": 5, "tasks": 2}
-    work = replace(WORK[item], **small)
+def test_every_implementation_has_the_plain_loops_meta_gradient(item: str) -> None:
+    backbone = {**WORK[item].backbone, "filters": 4}
+    work = replace(WORK[item], backbone=backbone, image=(1, 28, 28), ways=5, queries=2, tasks=2)
     for name in implementations(work, "cpu"):
         # torchopt has no first order, and PyTorch no second derivative in the shift of a norm without scale
         if "compiled" not in name and (name, item) not in [("torchopt", "W2fo"), ("torchopt", "W1q1")]:
@@ -43,15 +43,22 @@ def test_every_implementation_has_the_plain_loops_meta_gradient(item) -> None:
     ("item", "loop", "other"),
     [("W1q1", "plain_maml", maml(0.3, 1)), ("W4", "plain_reptile", {**WORK["W4"].algo, "inner_lr": 1.01e-3})],
 )
-def test_a_wrong_meta_gradient_is_noticed(monkeypatch: pytest.MonkeyPatch, item, loop, other) -> None:
+def test_a_wrong_meta_gradient_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, item: str, loop: str, other: dict[str, Any]
+) -> None:
     plain = getattr(peers, loop)
     monkeypatch.setattr(peers, loop, lambda net, work: plain(net, replace(work, algo=other)))
     assert disagreement("metarun", replace(WORK[item], **SMALL), "cpu") > 1e-3
 
 
 def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    starts = []
-    monkeypatch.setattr(contenders, "algo_of", lambda *how: starts.append(workload.algo_of(*how)) or starts[-1])
+    starts: list[tuple[Algorithm, Theta]] = []
+
+    def make_algo(*how: Any) -> tuple[Algorithm, Theta]:
+        starts.append(workload.make_algo(*how))
+        return starts[-1]
+
+    monkeypatch.setattr(contenders, "make_algo", make_algo)
     with contenders.Metarun().ready(replace(WORK["W4"], **SMALL), torch.float64, "cpu") as (step, _):
         step()
         step()
@@ -60,9 +67,10 @@ def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch: pytest.Monkey
     assert all(moment.any() for moment in theta["moments"].values())
 
 
+@pytest.mark.integration
 def test_processes_take_turns_and_workers_share() -> None:
     args = argparse.Namespace(device="cpu", threads=2, allocator="shipped", rounds=2)
-    names = [benchmark.PLAIN, "metarun, 2 workers"]
+    names = [peers.PLAIN, "metarun, 2 workers"]
     times, memory, remarks = benchmark.measure("W4", names, args, SMALL)
     assert {name: len(row) for name, row in times.items()} == dict.fromkeys(names, 2)
     assert memory.keys() == set(names)
@@ -127,10 +135,13 @@ def test_samplers_draw_the_same_kind_of_tasks() -> None:
             assert all(len(row.unique()) == len(row) for row in rows), name
 
 
-def test_readmes_table_of_methods_is_what_the_script_writes() -> None:
-    readme = methods.README.read_text(encoding="utf-8")
-    assert readme == methods.rewritten(readme, list(cells(found([methods.RESULTS])))), "run: python scripts/methods.py"
-    assert {name for name in known("algo") if f"\n| `{name}` | " not in readme} == set()
+def test_the_tables_of_methods_are_what_the_script_writes() -> None:
+    for path, text in methods.documents().items():
+        assert path.read_text(encoding="utf-8") == text, "run: python scripts/methods.py"
+    page, readme = (path.read_text(encoding="utf-8") for path in (methods.PAGE, methods.README))
+    for name in known("algo"):
+        assert f"\n| `{name}` | " in page
+        assert f"`{name}`" in readme.partition(methods.START)[2].partition(methods.END)[0]
 
 
 def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path) -> None:
@@ -142,15 +153,15 @@ def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path)
     comment = "MAML: an initialisation (Finn et al. 2017)"
     paper = "[Finn et al. 2017](https://arxiv.org/abs/1703.03400)"
     figure = "omniglot, 5-way 1-shot, 1 query per class: 98.12 ± 0.25 % (published 98.7 ± 0.4)"
-    line = methods.row("maml", comment, list(cells(found([tmp_path]))))
-    assert line[0:3:2] == ("`maml`", "an initialisation")
-    assert line[4:] == ("batch: transductive", paper, figure)
-    assert methods.row("maml", comment, [])[-1] == "glyphs only"
+    method = methods.describe("maml", comment, list(cells(found([tmp_path]))))
+    assert (method.algo, method.learns) == ("`maml`", "an initialisation")
+    assert (method.norm, method.paper, method.reproduced) == ("batch: transductive", paper, figure)
+    assert methods.describe("maml", comment, []).reproduced == "glyphs only"
 
 
 def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml() -> None:
-    cells = methods.row("fomaml", "FOMAML: MAML without second derivatives (Finn et al. 2017, section 5.2)", [])
-    assert cells[:3] == ("`fomaml`", "gradient", "MAML without second derivatives")
-    assert cells[5].startswith("[Finn et al. 2017, section 5.2](https")
+    method = methods.describe("fomaml", "FOMAML: MAML without second derivatives (Finn et al. 2017, section 5.2)", [])
+    assert method[:3] == ("`fomaml`", "gradient", "MAML without second derivatives")
+    assert method.paper.startswith("[Finn et al. 2017, section 5.2](https")
     with pytest.raises(SystemExit, match=r"configs/algo/fomaml.yaml must begin with the comments"):
-        methods.row("fomaml", "FOMAML, without a source", [])
+        methods.describe("fomaml", "FOMAML, without a source", [])
