@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
-from metarun.cli.compose import compose, described_options
+from metarun.cli.compose import compose, describe_options
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.load import plain
 from metarun.config.registry import declaration
@@ -60,7 +60,7 @@ def list_methods(tested: list[Cell]) -> list[Method]:
         return method.family, re.findall(r"\d{4}", citation), citation
 
     ours = {path.stem for path in (CONFIGS / "algo").iterdir()}
-    options = described_options("algo").items()
+    options = describe_options("algo").items()
     return sorted((describe(algo, line, tested) for algo, line in options if algo in ours), key=order)
 
 

@@ -1,22 +1,52 @@
-"""The sub-commands: all that is done with runs and data sets besides training."""
+"""The sub-commands: one function each, which gets the words after its name.
+
+A new command is a function here, with a docstring whose first line `metarun --help` shows, and an entry in COMMANDS.
+"""
 
 import argparse
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from metarun.cli.compose import changed, compose, described_options
-from metarun.cli.reproduce import SMOKE, experiments, outlook, request
-from metarun.cli.sweep import sweep, sweep_jobs
+from metarun.cli import reproduce as table
+from metarun.cli.compose import change, compose
+from metarun.cli.hydra_app import Request, existing
+from metarun.cli.overview import LISTED, write_group, write_overview
+from metarun.cli.sweep import plan, sweep
+from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
 from metarun.runs.folder import RunFolder
 
+# Settings of `metarun evaluate` that are not below `eval`
+ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
 
-def resume() -> None:
-    """Continue a run that was stopped, exactly where its last checkpoint is."""
-    parser = argparse.ArgumentParser(prog="metarun resume", description=resume.__doc__)
-    parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
-    folder = RunFolder(parser.parse_args().run.absolute())
+
+class Parser(argparse.ArgumentParser):
+    """The options of a sub-command; --config-dir and --help are common to all."""
+
+    def __init__(self, command: Callable[..., None]) -> None:
+        name = next(name for name, function in COMMANDS.items() if function is command)
+        form = argparse.RawDescriptionHelpFormatter
+        text = "\n".join(line.removeprefix("    ") for line in (command.__doc__ or "").splitlines())
+        super().__init__(f"metarun {name}", description=text, formatter_class=form, allow_abbrev=False)
+        self.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files of your own")
+
+    def read(self, words: Sequence[str]) -> argparse.Namespace:
+        """Parse the words; options may stand between them. Raises ConfigError."""
+        found = self.parse_intermixed_args(words)
+        if found.config_dir is not None:
+            existing(found.config_dir)
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+
+
+def resume(words: Sequence[str]) -> None:
+    """Continue a run from its last checkpoint."""
+    parser = Parser(resume)
+    parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
+    folder = RunFolder(parser.read(words).run.absolute())
     values, choices = folder.config(), folder.choices()
     settings = load_settings(values)
     from metarun.runs.run import run
@@ -24,35 +54,35 @@ def resume() -> None:
     run(settings, folder, values, choices)
 
 
-def evaluate() -> None:
+def evaluate(words: Sequence[str]) -> None:
     """Test a finished run again, with the same or other settings.
 
-    Settings are those of eval (ways=20, shots=5, tasks=5000, checkpoint=last, algo.inner_steps=10), and device,
-    data_dir, dataset.path, dataset.placement and dataset.test_tasks. Without any, the run's own test is repeated.
+    Settings are those of eval, without the prefix (ways=20, shots=5, tasks=5000, checkpoint=last,
+    algo.inner_steps=10), and device, data_dir, dataset.path, dataset.placement and dataset.test_tasks.
+    Without any the run's own test is repeated.
     """
-    parser = argparse.ArgumentParser(prog="metarun evaluate", description=evaluate.__doc__)
-    parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
-    parser.add_argument("overrides", nargs="*", default=[], help="settings that differ, as ways=20")
-    arguments = parser.parse_args()
+    parser = Parser(evaluate)
+    parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
+    parser.add_argument("overrides", nargs="*", default=[], help="settings to replace, for example ways=20")
+    arguments = parser.read(words)
     folder = RunFolder(arguments.run.absolute())
-    elsewhere = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
-    changes = [text if text.startswith(elsewhere) else f"eval.{text}" for text in arguments.overrides]
-    config = changed(folder.config(), changes)
+    changes = [text if text.startswith(ELSEWHERE) else f"eval.{text}" for text in arguments.overrides]
+    config = change(folder.config(), changes)
     settings = load_settings(config)
     from metarun.runs.run import retest
 
     retest(settings, folder, config, arguments.overrides)
 
 
-def data() -> None:
-    """Fetch, verify and prepare a dataset; say what is there and what is missing."""
-    parser = argparse.ArgumentParser(prog="metarun data", description=data.__doc__)
-    parser.add_argument("name", help="a dataset, as metarun list shows them")
-    parser.add_argument("overrides", nargs="*", default=[], help="settings, as dataset.path=/data or data_dir=/data")
-    parser.add_argument("--check", action="store_true", help="only look, fetch and prepare nothing")
-    parser.add_argument("--preview", type=Path, metavar="PNG", help="a file for a picture of some tasks")
-    arguments = parser.parse_args()
-    config = compose([f"dataset={arguments.name}", *arguments.overrides])
+def data(words: Sequence[str]) -> None:
+    """Fetch, verify and prepare a dataset; show what it holds."""
+    parser = Parser(data)
+    parser.add_argument("name", help="a dataset of metarun list")
+    parser.add_argument("overrides", nargs="*", default=[], help="settings, for example dataset.path=/data")
+    parser.add_argument("--check", action="store_true", help="only show what is there; fetch and prepare nothing")
+    parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a few tasks into this file")
+    arguments = parser.read(words)
+    config = compose([f"dataset={arguments.name}", *arguments.overrides], arguments.config_dir)
     settings = load_settings(plain(config))
     from metarun.engine.build import dataset_of
 
@@ -68,12 +98,11 @@ def data() -> None:
         print(f"some tasks of {settings.ways} ways and {settings.shots} shots: {arguments.preview}")
 
 
-def profile() -> None:
-    """Show where the time of a training step goes, with the same settings as a run's."""
-    parser = argparse.ArgumentParser(prog="metarun profile", description=profile.__doc__)
-    parser.add_argument("overrides", nargs="*", default=[], help="settings, as algo=maml dataset=omniglot device=cuda")
-    parser.add_argument("--config-dir", help="a folder with YAML files of your own")
-    arguments = parser.parse_args()
+def profile(words: Sequence[str]) -> None:
+    """Show where the time of a training step goes."""
+    parser = Parser(profile)
+    parser.add_argument("overrides", nargs="*", default=[], help="the settings of a run, for example algo=maml")
+    arguments = parser.read(words)
     config = compose(arguments.overrides, arguments.config_dir)
     settings = load_settings(plain(config))
     from metarun.analysis.profile import profile as profiled
@@ -81,14 +110,14 @@ def profile() -> None:
     print(*profiled(settings), sep="\n")
 
 
-def explain() -> None:
-    """Draw what a run has learned besides weights: a loss beside the usual one, rates by layer and step.
+def explain(words: Sequence[str]) -> None:
+    """Draw the loss or the rates that a run has learned.
 
-    Drawings and the numbers behind them go to the run's folder, under explained/.
+    Drawings and the numbers behind them go to explained/ in the run's folder.
     """
-    parser = argparse.ArgumentParser(prog="metarun explain", description=explain.__doc__)
-    parser.add_argument("run", type=Path, help="the run's folder, under outputs/")
-    folder = RunFolder(parser.parse_args().run.absolute())
+    parser = Parser(explain)
+    parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
+    folder = RunFolder(parser.read(words).run.absolute())
     settings = load_settings(folder.config() | {"device": "cpu"})  # it is little work
     from metarun.analysis.explain import explained
     from metarun.engine.build import Experiment
@@ -96,71 +125,83 @@ def explain() -> None:
     print(*explained(Experiment.of(settings), folder), sep="\n")
 
 
-def report() -> None:
-    """Write finished runs beside the published figures: report.html, report.md, report.csv and report.tex."""
-    parser = argparse.ArgumentParser(prog="metarun report", description=report.__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("outputs")], help="folders with runs; outputs")
-    parser.add_argument("--to", type=Path, default=Path("report"), help="the folder for the report; report")
-    arguments = parser.parse_args()
+def report(words: Sequence[str]) -> None:
+    """Write tables of finished runs beside the published figures.
+
+    The files are report.html, report.md, report.csv and report.tex.
+    """
+    parser = Parser(report)
+    parser.add_argument("runs", nargs="*", type=Path, default=[Path("outputs")], help="folders with runs (outputs)")
+    parser.add_argument("--to", type=Path, default=Path("report"), help="the folder for the report (report)")
+    arguments = parser.read(words)
     from metarun.reports import written
 
     print(*written(arguments.runs, arguments.to), sep="\n")
 
 
-def reproduce() -> None:
-    """Run what is missing of a paper's table, and report.
+def reproduce(words: Sequence[str]) -> None:
+    """Run what is missing of a paper's table, then write the report.
 
-    The table is a dataset's: omniglot, miniimagenet, sinusoid; its cells are the experiments on it. Any time a command
-    was stopped, the same command goes on.
+    A table has the name of a dataset, its cells are the experiments on it. A command that was stopped goes on when it
+    is given again.
     """
-    parser = argparse.ArgumentParser(prog="metarun reproduce", description=reproduce.__doc__)
+    parser = Parser(reproduce)
     parser.add_argument("table", help="omniglot, miniimagenet, sinusoid, ...")
     parser.add_argument(
         "overrides",
         nargs="*",
         default=[],
-        help="length=short (for two CPU cores; or paper, smoke), cells=maml/*,protonet/*, and settings for all runs",
+        help="length=short (the default, for two CPU cores), paper or smoke; cells=maml/*,protonet/*; "
+        "settings for all runs",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only say what would be run, and for how long")
-    parser.add_argument("--to", type=Path, help="the folder for the report; report/TABLE-LENGTH")
-    arguments = parser.parse_args()
-    length, cells, overrides = request(arguments.overrides)
-    chosen = experiments(arguments.table, length, cells)
-    overrides = [f"experiment={','.join(chosen)}", *(SMOKE if length == "smoke" else ()), *overrides]
-    jobs, _ = sweep_jobs(overrides)
-    print(*outlook(jobs), sep="\n")
+    parser.add_argument("--dry-run", action="store_true", help="only show what would run, and how long it would take")
+    parser.add_argument("--to", type=Path, help="the folder for the report (report/TABLE-LENGTH)")
+    arguments = parser.read(words)
+    length, cells, overrides = table.read(arguments.overrides)
+    chosen = table.choose(arguments.table, length, cells, arguments.config_dir)
+    settings = [f"experiment={','.join(chosen)}", *(table.SMOKE if length == "smoke" else ()), *overrides]
+    request = Request(settings, arguments.config_dir, multirun=True)
+    jobs, root = plan(request)
+    print(*table.outlook(jobs, root), sep="\n")
     if arguments.dry_run:
         return
-    sys.argv = ["metarun", "--multirun", *overrides]
     try:
-        sweep(overrides, None, "config")
+        sweep(request)
     finally:
         from metarun.reports import written
 
-        if finished := [folder for folder in jobs if RunFolder(folder).result() is not None]:
+        if finished := [job.folder.path for job in jobs if job.folder.result() is not None]:
             print(*written(finished, arguments.to or Path("report") / f"{arguments.table}-{length}"), sep="\n")
 
 
-def list_all() -> None:
-    """Show the algorithms, datasets, backbones and experiments there are, one line each."""
-    parser = argparse.ArgumentParser(prog="metarun list", description=list_all.__doc__)
-    parser.add_argument("group", nargs="?", choices=["algo", "dataset", "backbone", "experiment"])
-    chosen = parser.parse_args().group
-    for group in [chosen] if chosen else ["algo", "dataset", "backbone", "experiment"]:
-        described = described_options(group)
-        width = max(28, *(len(option) + 2 for option in described))
-        print(f"{group}=")
-        for option, line in described.items():
-            print(f"  {option:{width}}{line}")
+def list_options(words: Sequence[str]) -> None:
+    """Show the methods, datasets, backbones and experiments there are.
+
+    Without a group: their names. With one: each with its description.
+    """
+    parser = Parser(list_options)
+    parser.add_argument("group", nargs="?", help=", ".join(LISTED))
+    parser.add_argument("pattern", nargs="?", default="*", help="which of them, for example 'maml/*'")
+    parser.add_argument("--all", action="store_true", help="also the experiments at the paper's length")
+    arguments = parser.read(words)
+    if arguments.group is None:
+        print(write_overview(arguments.config_dir))
+    else:
+        print(write_group(arguments.group, arguments.pattern, arguments.all, arguments.config_dir))
 
 
-COMMANDS: dict[str, Callable[[], None]] = {
-    "list": list_all,
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "list": list_options,
+    "data": data,
     "resume": resume,
     "evaluate": evaluate,
-    "data": data,
-    "profile": profile,
-    "explain": explain,
     "report": report,
     "reproduce": reproduce,
+    "profile": profile,
+    "explain": explain,
 }
+
+
+def summaries() -> dict[str, str]:
+    """Command -> the first line of its docstring."""
+    return {name: (command.__doc__ or "").partition("\n")[0] for name, command in COMMANDS.items()}

@@ -1,52 +1,65 @@
 """Overrides in Hydra's grammar, and the jobs of a sweep."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from hydra._internal.hydra import Hydra
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
-from metarun.cli.hydra_app import _hydra
 from metarun.config.errors import ConfigError
 
+LIMIT = 10_000  # values of one setting in a sweep
 
-def parsed(overrides: list[str], hydra: Hydra | None = None) -> list[Override]:
-    """Overrides in Hydra's grammar. Raises ConfigError."""
-    parser = OverridesParser.create(hydra.config_loader if hydra else None)
+
+def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[Override]:
+    """Read overrides. Raises ConfigError.
+
+    loader: knows the config groups, whose options `glob(...)` stands for.
+    """
+    parser = OverridesParser.create(loader)
     found = []
     for text in overrides:
         try:
             found += parser.parse_overrides([text])
-        except HydraException as error:
-            shown = text.removeprefix("++")
-            if "=" not in text:
-                reason = "a setting is written name=value"
-            elif any(text.count(a) != text.count(b) for a, b in ("[]", "{}", "()")):
-                reason = "a bracket is open; in a shell quote the whole, as 'name={a: 1}'"
-            else:
-                reason = "quote special characters twice, as 'name=\"a = b\"'"
-            raise ConfigError(f"{shown} cannot be read: {reason}") from error
+        except (HydraException, ValueError, RecursionError) as error:  # a number of many digits; a deep nest of lists
+            raise ConfigError(f"{show(text)} cannot be read: {_reason(text)}") from error
     return found
 
 
-def jobs(overrides: list[str], config_dir: str | None = None) -> Iterator[list[str]]:
-    """The overrides of every job of a sweep; for open-ended sweeps (an interval), of one example."""
-    alternatives = []
-    with _hydra(config_dir) as hydra:
-        asked = parsed(overrides, hydra)
-    for override in asked:
-        key = override.get_key_element()
-        if override.is_discrete_sweep():
-            alternatives.append([f"{key}={value}" for value in override.sweep_string_iterator()])
-        elif override.is_sweep_override():
-            alternatives.append([f"{key}={override.value().start}"])  # type: ignore[union-attr]
-        else:
-            alternatives.append([override.input_line or ""])
+def show(text: str) -> str:
+    """An override as it was typed, on one line."""
+    typed = text.removeprefix("++")
+    return typed if typed.isprintable() else repr(typed)
+
+
+def _reason(text: str) -> str:
+    """Why an override cannot be read, by the usual mistakes."""
+    if "=" not in text:
+        return "a setting is written name=value"
+    if any(text.count(opening) != text.count(closing) for opening, closing in ("[]", "{}", "()")):
+        return "a bracket is open; in a shell quote the whole, as 'name={a: 1}'"
+    return "quote special characters twice, as 'name=\"a = b\"'"
+
+
+def expand(overrides: Sequence[str], loader: ConfigLoader) -> Iterator[list[str]]:
+    """The overrides of each job of a sweep; an interval becomes its start. Raises ConfigError."""
+    alternatives = [_alternatives(override) for override in parse(overrides, loader)]
     return (list(job) for job in itertools.product(*alternatives))
 
 
-def is_open_ended(overrides: list[str]) -> bool:
-    """Whether a sweeper chooses the values, as from an interval."""
-    return any(override.is_sweep_override() and not override.is_discrete_sweep() for override in parsed(overrides))
+def _alternatives(override: Override) -> list[str]:
+    """What the jobs of a sweep have in place of one override, at least one text. Raises ConfigError."""
+    key, value, typed = override.get_key_element(), override.value(), override.input_line or ""
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}"]
+    if not override.is_discrete_sweep():
+        return [typed]
+    try:
+        found = [f"{key}={text}" for text in itertools.islice(override.sweep_string_iterator(), LIMIT + 1)]
+    except (HydraException, ValueError, ArithmeticError) as error:  # a range with a step of 0 or nan
+        raise ConfigError(f"{show(typed)} cannot be read: {_reason(typed)}") from error
+    if not 0 < len(found) <= LIMIT:
+        raise ConfigError(f"{show(typed)} stands for {'more than ' if found else ''}{LIMIT if found else 'no'} values")
+    return found

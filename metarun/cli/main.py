@@ -1,12 +1,14 @@
-"""The command line: `metarun [overrides]` trains, a few sub-commands do the rest."""
+"""The command line: `metarun [overrides]` trains, sub-commands do the rest."""
 
 import signal
 import sys
 from types import FrameType
 
 from metarun import __version__
-from metarun.cli.commands import COMMANDS
-from metarun.cli.launch import train
+from metarun.cli.commands import COMMANDS, summaries
+from metarun.cli.hydra_app import Request
+from metarun.cli.launch import launch
+from metarun.cli.overview import write_help
 from metarun.config.errors import reported
 from metarun.engine.process import prepare_cpu
 
@@ -15,15 +17,18 @@ def main() -> None:
     """Console entry point. Exit codes: 0 done, 1 the run failed, 2 a mistake in the request, 130 stopped."""
     signal.signal(signal.SIGTERM, _terminate)
     prepare_cpu()
-    command = sys.argv[1] if len(sys.argv) > 1 else ""
+    command, *words = sys.argv[1:] or [""]
     try:
         if command in COMMANDS:
-            sys.argv = [f"metarun {command}", *sys.argv[2:]]
-            COMMANDS[command]()
+            COMMANDS[command](words)
         elif command == "--version":
             print(f"metarun {__version__}")
         else:
-            train(COMMANDS)
+            request = Request.parse(sys.argv[1:], COMMANDS)
+            if "help" in request.flags:
+                print(write_help(summaries(), request.config_dir))
+            else:
+                launch(request)
     except BaseException as error:
         sys.exit(reported(error))
     sys.exit(0)

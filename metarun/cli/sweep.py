@@ -1,103 +1,214 @@
-"""A sweep's ledger, which outlives its launcher, and a GPU for each of its jobs."""
+"""A sweep: every job, whatever becomes of the others, and a GPU for each. The folders of the runs are its memory."""
 
-import hashlib
-import json
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from uuid import uuid4
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.cli.compose import compose
-from metarun.cli.grammar import is_open_ended
-from metarun.cli.grammar import jobs as typed_jobs
-from metarun.cli.hydra_app import _run, _through_hydra
+from metarun.cli.grammar import expand
+from metarun.cli.hydra_app import Request, call, run_composed, search
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, reported
 from metarun.config.load import load_settings, plain
 from metarun.config.registry import declaration, metric
 from metarun.runs.folder import RunFolder
 
+OVERRIDES = ".hydra/overrides.yaml"  # in the folder of each job
+
 
 @dataclass(frozen=True)
-class Ledger:
-    """A file with a line of JSON for whatever happened to a job: planned, started, done, failed or, where another
-    launcher was at work on it, elsewhere. The last line of a job counts; its key is its folder, named after all its
-    settings. Any number of processes add to it.
+class Job:
+    """One run of a sweep."""
+
+    overrides: list[str]
+    folder: RunFolder
+    label: str  # `[7/18] algo=matchingnet seed=1`: its number, and the overrides that differ between the jobs
+
+    @property
+    def outcome(self) -> str:
+        """`done`, `elsewhere` while another process is at work on it, `failed`, or `unfinished`."""
+        if self.folder.is_busy():
+            return "elsewhere"
+        if self.folder.error():
+            return "failed"
+        return "done" if self.folder.result() is not None else "unfinished"
+
+    def reason(self) -> str:
+        """Why it is not done."""
+        if self.outcome == "elsewhere":
+            return f"another process is at work in {self.folder.path}"
+        return self.folder.error() or str(self.folder.path)
+
+
+def sweep(request: Request) -> None:
+    """Run all jobs that are not done. Raises ConfigError before the first, Failed after the last if one failed."""
+    jobs, root = plan(request)
+    if done := sum(job.outcome == "done" for job in jobs):
+        print(f"{done} of {len(jobs)} done already")
+    if edited := count_edited(jobs):
+        print(f"{edited} of {len(jobs)} jobs have other settings than when they were last started: they are run anew")
+    before = find_starts(root)
+
+    def run_next(config: DictConfig) -> float:
+        context = HydraConfig.get()
+        folder = RunFolder(Path(context.runtime.output_dir).absolute())
+        return run_job(find_job(jobs, folder, context.job.num, list(context.overrides.task)), config, folder)
+
+    sys.stdout.flush()  # before processes that share it
+    call(request, run_next)
+    started = {folder for folder, when in find_starts(root).items() if before.get(folder) != when}
+    ended = jobs or label_jobs([(read_overrides(folder), folder) for folder in sorted(started)])
+    told = "\n".join(summarise(ended))
+    if any(job.outcome in ("failed", "unfinished") for job in ended):
+        raise Failed(told)
+    print(told)
+
+
+def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
+    """Run a job in the folder that Hydra made. Returns what a sweeper optimises: the best validation score.
+
+    A job that fails counts as the worst score, so that the others go on.
     """
+    worst = metric(declaration("dataset", config.dataset.name).traits.headline).worst
+    number, started = job.label.partition(" ")[0], time.monotonic()
+    try:
+        with job.folder.record_failure():
+            if folder != job.folder:
+                raise ConfigError("its settings were edited while the sweep ran: start the sweep again")
+            folder.check_same(plain(config))
+            if (result := folder.result()) is not None:
+                folder.forget_error()
+                return finite(result["validation"]["best"], worst)
+            print(job.label, flush=True)
+            if config.device in ("auto", "cuda"):
+                claim_gpu()
+            score = run_composed(config)
+        outcome = "done in"
+    except Stopped as error:
+        sys.exit(reported(error))
+    except Exception as error:
+        reported(error)
+        score, outcome = worst, "elsewhere, left after" if isinstance(error, Busy) else "failed after"
+    from metarun.reports.tables import duration
 
-    file: Path
-    sitting: str
-
-    @classmethod
-    def of(cls, folder: Path, overrides: list[str]) -> "Ledger":
-        """The one of this sweep, in whatever order it was typed."""
-        digest = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:8]
-        return cls((folder / "sweeps" / f"{digest}.jsonl").absolute(), uuid4().hex[:8])
-
-    def note(self, outcome: str, folder: Path, overrides: list[str], **facts: Any) -> None:
-        line = {"outcome": outcome, "folder": str(folder), "overrides": overrides, "sitting": self.sitting, **facts}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a", encoding="utf-8") as file:  # one write, so that lines do not mix
-            file.write(f"\n{json.dumps(line)}\n")  # the line before may have been cut short by a kill
-
-    def entries(self) -> dict[Path, dict[str, Any]]:
-        """Folder -> its last line; half a line is none."""
-        found = {}
-        for line in self.file.read_text(encoding="utf-8").splitlines() if self.file.is_file() else []:
-            try:
-                entry = dict(json.loads(line))
-            except ValueError:
-                continue
-            found[Path(entry["folder"])] = entry
-        return found
-
-    def plan(self, jobs: Mapping[Path, list[str]]) -> None:
-        """Note the jobs that are new, and say where an earlier start of this sweep meant other settings by them."""
-        before = self.entries()
-        old = [entry["overrides"] for folder, entry in before.items() if folder not in jobs]
-        if changed := [overrides for overrides in jobs.values() if overrides in old]:
-            there = f"{len(changed)} of {len(jobs)} jobs"
-            print(f"{there} have other settings than when this sweep was last started: they are run anew")
-        for folder, overrides in jobs.items():
-            if folder not in before:
-                self.note("planned", folder, overrides)
-
-    def told(self, jobs: Mapping[Path, list[str]]) -> Iterator[str]:
-        """For a person: how many jobs came to what end, and each that is not done with the reason."""
-        entries = {f: e for f, e in self.entries().items() if f in jobs or (not jobs and e["sitting"] == self.sitting)}
-        counts: dict[str, int] = {}
-        for entry in entries.values():
-            counts[entry["outcome"]] = counts.get(entry["outcome"], 0) + 1
-        yield f"{len(entries)} jobs: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(counts.items()))
-        common = set.intersection(*(set(entry["overrides"]) for entry in entries.values())) if entries else set()
-        for folder, entry in entries.items():
-            if entry["outcome"] != "done":
-                own = " ".join(text for text in entry["overrides"] if text not in common)
-                yield f"{entry['outcome']}: {own or folder.name}: {entry.get('error', folder)}"
-
-    def failures(self) -> int:
-        """Of this sitting."""
-        return sum(e["outcome"] == "failed" and e["sitting"] == self.sitting for e in self.entries().values())
+    print(f"{number} {outcome} {duration(time.monotonic() - started)}", flush=True)
+    return finite(score, worst)
 
 
-_slots: list[FileLock] = []  # of this process, kept as long as it lives: a GPU cannot be changed once it is in use
+def finite(score: float | None, worst: float) -> float:
+    """The score, or the worst one instead of none, NaN or infinity."""
+    return score if score is not None and math.isfinite(score) else worst
 
 
-def claim_gpu() -> None:
-    """Of several GPUs, let this process see one that no other job has; wait until there is one."""
+def show_jobs(request: Request) -> Iterator[str]:
+    """A line for each job of a sweep: its number, what is special about it, its state and its folder."""
+    jobs, _ = plan(request)
+    for job in jobs:
+        yield f"{job.label}: {job.outcome}, {os.path.relpath(job.folder.path)}"
+    if not jobs:
+        yield "the sweeper chooses the jobs while it runs"
+
+
+def summarise(jobs: Sequence[Job]) -> Iterator[str]:
+    """How many jobs came to what end, and each that is not done with the reason."""
+    outcomes = {job.folder.path: job.outcome for job in jobs}  # two jobs may be one run
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(Counter(outcomes.values()).items()))
+    yield f"{len(outcomes)} jobs: {counts}"
+    for job in jobs:
+        if outcomes[job.folder.path] != "done":
+            yield f"{outcomes[job.folder.path]}: {job.label.partition(' ')[2]}: {job.reason()}"
+
+
+def plan(request: Request) -> tuple[list[Job], Path]:
+    """The jobs of a sweep, each of them checked, and the folder of the sweep. Raises ConfigError.
+
+    No jobs if they are not known beforehand: a sweeper chooses the values, or nothing but Hydra names the folders.
+    """
+    found: list[tuple[list[str], Path | None]] = []
+    with search(request.config_dir) as loader:
+        jobs = list(expand(request.overrides, loader))
+    for number, overrides in enumerate(jobs):
+        config = compose([*overrides, f"hydra.job.num={number}"], request.config_dir, request.config_name)
+        load_settings(plain(config))
+        root = Path(config.hydra.sweep.dir).absolute()
+        folder = job_folder(config, root)
+        RunFolder(folder or root).check_writable()
+        found.append((overrides, folder))
+    if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
+        return [], root
+    known = [(overrides, folder) for overrides, folder in found if folder is not None]
+    return (label_jobs(known) if len(known) == len(found) else []), root
+
+
+def job_folder(config: DictConfig, root: Path) -> Path | None:
+    """The folder of a composed job; None if its name needs what Hydra knows only when the job starts."""
+    try:
+        return root / str(config.hydra.sweep.subdir)
+    except OmegaConfBaseException:
+        return None
+
+
+def label_jobs(jobs: Sequence[tuple[list[str], Path]]) -> list[Job]:
+    """Number the jobs, and name each by the overrides that not all of them have."""
+    common = set.intersection(*(set(overrides) for overrides, _ in jobs)) if len(jobs) > 1 else set()
+    labels = (" ".join(text for text in overrides if text not in common) for overrides, _ in jobs)
+    return [
+        Job(overrides, RunFolder(folder), f"[{number}/{len(jobs)}] {label or folder.name}")
+        for number, ((overrides, folder), label) in enumerate(zip(jobs, labels), start=1)
+    ]
+
+
+def find_job(jobs: Sequence[Job], folder: RunFolder, number: int, overrides: list[str]) -> Job:
+    """The planned job that Hydra is at; a new one if nothing was planned.
+
+    By its folder, because Hydra shuffles `shuffle(1,2,3)` anew; by its number if a file was edited meanwhile.
+    """
+    if not jobs:
+        return Job(overrides, folder, f"[{number + 1}] {' '.join(overrides)}")
+    return next((job for job in jobs if job.folder == folder), jobs[number])
+
+
+def count_edited(jobs: Sequence[Job]) -> int:
+    """The jobs that are new although a folder beside theirs was made by the same overrides: a file was edited since."""
+    new = [job for job in jobs if not job.folder.path.exists()]
+    places = {job.folder.path.parent for job in new}
+    there = {
+        (place, tuple(read_overrides(file.parents[1]))) for place in places for file in place.glob(f"*/{OVERRIDES}")
+    }
+    return sum((job.folder.path.parent, tuple(job.overrides)) in there for job in new)
+
+
+def read_overrides(folder: Path) -> list[str]:
+    """What Hydra was asked for in this folder."""
+    return [str(text) for text in OmegaConf.load(folder / OVERRIDES)]
+
+
+def find_starts(root: Path) -> dict[Path, int]:
+    """Folder of a job below `root` -> when it was last started, by the clock of its file system."""
+    return {file.parents[1]: file.stat().st_mtime_ns for file in root.rglob(OVERRIDES)}
+
+
+_held: list[FileLock] = []  # of this process, kept as long as it lives: a GPU cannot be changed once it is in use
+
+
+def claim_gpu(held: list[FileLock] = _held) -> None:
+    """Let this process see one GPU that no other job has; wait until there is one. Does nothing with one GPU or none.
+
+    held: the locks that this process has, to which the new one is added.
+    """
     import torch
 
-    if _slots or torch.cuda.device_count() < 2:
+    if held or torch.cuda.device_count() < 2:
         return
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     while True:
@@ -107,72 +218,7 @@ def claim_gpu() -> None:
                 lock.acquire()
             except Timeout:
                 continue
-            _slots.append(lock)
+            held.append(lock)
             os.environ["CUDA_VISIBLE_DEVICES"] = name
             return
         time.sleep(1)
-
-
-def sweep(overrides: list[str], config_dir: str | None, name: str) -> None:
-    """All runs, also after one that failed; those that are done already are passed over. Raises Failed at the end if
-    there was a failure.
-    """
-    jobs, root = sweep_jobs(overrides, config_dir, name)
-    ledger = Ledger.of(root, [name, *overrides])
-    ledger.plan(jobs)
-
-    def job(config: DictConfig) -> float:
-        context = HydraConfig.get()
-        folder = Path(context.runtime.output_dir).absolute()
-        typed = jobs.get(folder, list(context.overrides.task))
-        worst = metric(declaration("dataset", config.dataset.name).traits.headline).worst
-        try:
-            if jobs and folder not in jobs:
-                raise ConfigError("its settings were edited while the sweep ran: start the sweep again")
-            if config.device in ("auto", "cuda"):
-                claim_gpu()
-            ledger.note("started", folder, typed)
-            score = _run(config)
-        except Stopped as error:
-            sys.exit(reported(error))
-        except Exception as error:
-            reported(error)
-            first = str(error).partition("\n")[0] or type(error).__name__
-            ledger.note("elsewhere" if isinstance(error, Busy) else "failed", folder, typed, error=first)
-            return worst
-        ledger.note("done", folder, typed, score=score)
-        return score if math.isfinite(score) else worst
-
-    _through_hydra(job)
-    told = "\n".join([f"sweep {ledger.file}", *ledger.told(jobs)])
-    if ledger.failures():
-        raise Failed(told)
-    print(told)
-
-
-def sweep_jobs(
-    overrides: list[str], config_dir: str | None = None, name: str = "config"
-) -> tuple[dict[Path, list[str]], Path]:
-    """The folder of each run of a sweep and its overrides, all checked; and the folder of the sweep.
-
-    No runs where their folders are not known beforehand: where a sweeper chooses the values, or a folder is named by
-    the job's number. Raises ConfigError.
-    """
-    jobs: dict[Path | None, list[str]] = {}
-    for job in typed_jobs(overrides, config_dir):
-        config = compose(job, config_dir, name)
-        load_settings(plain(config))
-        root, folder = sweep_folders(config)
-        RunFolder(folder or root).check_writable()
-        jobs[folder] = job
-    unknown = None in jobs or is_open_ended(overrides)
-    return {} if unknown else {folder: job for folder, job in jobs.items() if folder}, root
-
-
-def sweep_folders(config: DictConfig) -> tuple[Path, Path | None]:
-    """The folder of a sweep, and below it that of this job; None where it depends on the job's number."""
-    root = Path(config.hydra.sweep.dir).absolute()
-    try:
-        return root, root / config.hydra.sweep.subdir
-    except OmegaConfBaseException:
-        return root, None

@@ -1,5 +1,6 @@
 """A run's folder: where things are in it, and that only one process at a time works there."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,13 +14,16 @@ from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from metarun.config.errors import Busy, ConfigError
+from metarun.config.errors import Busy, ConfigError, Stopped
 from metarun.config.load import identity
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """`config.yaml`, `metrics.jsonl`, `train.log`, `curves.png`, `checkpoints/`, `scores/`, `result.json`."""
+    """`config.yaml`, `metrics.jsonl`, `train.log`, `curves.png`, `checkpoints/`, `scores/`, `result.json`.
+
+    After a failure also `error.txt`, its reason in one line.
+    """
 
     path: Path
 
@@ -70,13 +74,57 @@ class RunFolder:
         finally:
             lock.release()
 
-    def start(self, config: dict[str, Any], choices: dict[str, Any]) -> None:
-        """Write what was asked for. Raises ConfigError if the folder holds a run with other settings."""
-        file = self.path / "config.yaml"
-        if file.exists() and identity(self.config()) != identity(config):
-            raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
-        write_text(file, OmegaConf.to_yaml(OmegaConf.create(config)))
+    def is_busy(self) -> bool:
+        """Whether another process is at work in the folder."""
+        lock = FileLock(self.path / ".lock", timeout=0)
+        try:
+            if Path(lock.lock_file).exists():
+                lock.acquire()
+                lock.release()
+        except Timeout:
+            return True
+        return False
+
+    @contextmanager
+    def record_failure(self) -> Iterator[None]:
+        """Write the first line of an error to `error.txt`. A stop by a signal is no error, nor is a busy folder."""
+        try:
+            yield
+        except (Busy, Stopped):
+            raise
+        except Exception as error:
+            line = str(error).partition("\n")[0] or type(error).__name__
+            with contextlib.suppress(OSError):  # the folder itself may be what is wrong
+                self.path.mkdir(parents=True, exist_ok=True)
+                write_text(self.path / "error.txt", f"{line}\n")
+            raise
+
+    def forget_error(self) -> None:
+        """Delete `error.txt`, because the run starts again."""
+        (self.path / "error.txt").unlink(missing_ok=True)
+
+    def error(self) -> str | None:
+        """Why the run failed when it was last started; None if it did not."""
+        file = self.path / "error.txt"
+        return file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+    @contextmanager
+    def start(self, config: dict[str, Any], choices: dict[str, Any]) -> Iterator[None]:
+        """Write what was asked for and, if what follows fails, why. Raises ConfigError if the folder is another run's.
+
+        config: the resolved settings; choices: config group -> the chosen option.
+        """
+        self.check_same(config)
+        self.forget_error()
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
         write_text(self.path / "choices.json", json.dumps(choices, indent=2) + "\n")
+        with self.record_failure():
+            yield
+
+    def check_same(self, config: dict[str, Any]) -> None:
+        """Raises ConfigError if the folder holds a run with other settings."""
+        if (self.path / "config.yaml").exists() and identity(self.config()) != identity(config):
+            raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration. Raises ConfigError where this is no run folder."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from metarun.config.registry import register
 from metarun.config.traits import LoggerTraits
@@ -10,6 +10,8 @@ from metarun.config.traits import LoggerTraits
 
 class Logger(Protocol):
     """A service that draws curves."""
+
+    places: ClassVar[list[str]]  # what it leaves in the run's folder
 
     def open(self, folder: Path, config: dict[str, Any]) -> None: ...
     def write(self, step: int, values: dict[str, float]) -> None: ...
@@ -20,6 +22,8 @@ class Logger(Protocol):
 @dataclass
 class NoLogger:
     """Files in the run folder only."""
+
+    places: ClassVar[list[str]] = []
 
     def open(self, folder: Path, config: dict[str, Any]) -> None: ...
 
@@ -32,6 +36,8 @@ class NoLogger:
 @dataclass
 class TensorBoard:
     """Event files under the run folder, for `tensorboard --logdir outputs`."""
+
+    places: ClassVar[list[str]] = ["tensorboard/"]
 
     def open(self, folder: Path, config: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -51,6 +57,7 @@ class TensorBoard:
 class WandB:
     """Weights & Biases; a resumed run continues the same curve."""
 
+    places: ClassVar[list[str]] = ["wandb/"]
     project: str
     mode: str
 

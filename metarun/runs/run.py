@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from metarun.config.errors import ConfigError, Failed
+from metarun.config.registry import lookup
 from metarun.config.schema import Settings
 from metarun.core.machine import STARTED, commit, device_name, peak_memory_mib, versions
 from metarun.engine.build import Experiment
@@ -59,8 +60,7 @@ def run(
             with ranks_of(experiment, config, "train") as ranks:
                 follow(settings, ranks, "train")
         return math.nan
-    with folder.alone():
-        folder.start(config, choices)
+    with folder.alone(), folder.start(config, choices):
         handler = log_to(folder.path)
         try:
             if (result := folder.result()) is None:
@@ -71,7 +71,8 @@ def run(
                 say.info("%s is finished already", folder.path)
             for line in result_lines(result):
                 say.info(line)
-            say.info("in %s: result.json, curves.png, metrics.csv, scores/, checkpoints/", folder.path)
+            places = ["result.json", "curves.png", "metrics.csv", "scores/", "checkpoints/"]
+            say.info("in %s: %s", folder.path, ", ".join(places + lookup("logger", settings.logger["name"]).places))
             return float(result["validation"]["best"])
         except (RuntimeError, OSError) as error:
             if reason := _reason(error):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.cli.compose import changed, compose
+from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.load import load_settings, plain
 from metarun.engine.build import Experiment
@@ -111,7 +111,7 @@ def untrained(experiment: Experiment) -> Scores:
 def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: str) -> None:
     values = configured(name, *SHORT, *SETTINGS_SHORT.get(name, ()))
     if filters := values["backbone"].get("filters"):
-        values = changed(values, [f"backbone.filters={[16] * len(filters) if isinstance(filters, list) else 16}"])
+        values = change(values, [f"backbone.filters={[16] * len(filters) if isinstance(filters, list) else 16}"])
     after = trained(values, RunFolder(place / "run"))
     before = untrained(Experiment.of(load_settings(values)))
     assert after["task_hash"] == before.task_hash

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from omegaconf import DictConfig
 
-from metarun.cli.compose import changed, compose
+from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
@@ -137,4 +137,4 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
         if name in values[group]:
             now = values[group][name]
             sizes[key] = [size] * len(now) if isinstance(now, list) and isinstance(size, int) else size
-    return changed(values, [f"{key}={size}" for key, size in sizes.items()])
+    return change(values, [f"{key}={size}" for key, size in sizes.items()])

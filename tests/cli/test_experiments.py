@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from metarun.cli.compose import described_options
+from metarun.cli.compose import describe_options
 from metarun.config.load import load_settings, plain
 from metarun.engine.build import Experiment
 from metarun.reports.published import _papers, deviations, figure
 from tests.cli.test_configs import REAL, SAME_CODE, composed, shrunk
 
-EXPERIMENTS = described_options("experiment")  # name -> its first line
+EXPERIMENTS = describe_options("experiment")  # name -> its first line
 PAPER = [name for name in EXPERIMENTS if name.endswith("_paper")]
 SHORT = [name for name in EXPERIMENTS if name not in PAPER]
 

@@ -10,7 +10,7 @@ import pytest
 
 from metarun.cli import compose as compose_module
 from metarun.cli import hydra_app
-from metarun.cli.compose import compose, described_options
+from metarun.cli.compose import compose, describe_options
 from tests.conftest import TINY, Command
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
@@ -65,6 +65,6 @@ def test_of_two_files_of_one_name_metaruns_own_counts(place: Path, monkeypatch: 
         monkeypatch.setattr(module, "config_folders", lambda: [place])
     assert compose(["algo=maml"]).algo == before
     assert compose(["algo=theirs"]).algo == {"name": "theirs"}
-    described = described_options("algo")
+    described = describe_options("algo")
     assert described["theirs"] == "Theirs"
     assert described["maml"] != "Another"

@@ -175,9 +175,9 @@ def test_files_of_the_command(metarun: Command, place: Path, outputs) -> None:
 
 
 def test_every_published_figure_has_a_source_and_a_known_method() -> None:
-    from metarun.cli.compose import described_options
+    from metarun.cli.compose import describe_options
 
-    known = described_options("algo").keys()
+    known = describe_options("algo").keys()
     for entry in figures():
         assert "https://" in sources()[entry.source]
         assert entry.algo in known
