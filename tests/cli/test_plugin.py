@@ -16,6 +16,9 @@ from tests.conftest import TINY, Command
 PLUGIN = Path(__file__).parents[1] / "plugin"
 
 
+pytestmark = pytest.mark.integration
+
+
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for sys.path into which pip has installed the package, without a network."""
@@ -43,7 +46,10 @@ def test_its_method_trains_with_its_own_settings(metarun_process: Command, place
     assert result["training"]["steps"] == 4
 
 
-def test_it_is_listed_beside_metaruns(metarun_process: Command, installed: None) -> None:
+def test_it_is_listed_beside_metaruns(
+    metarun_process: Command, installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # a line each
     lines = metarun_process("list", "algo").out.splitlines()
     names = [line.split()[0] for line in lines[1:]]
     assert names.count("cosine_means") == names.count("maml") == 1

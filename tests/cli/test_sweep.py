@@ -93,7 +93,8 @@ def test_the_jobs_are_shown(metarun: Command, place: Path, untrained: dict[int, 
 def test_of_a_sweep_only_the_jobs_are_shown(metarun: Command, place: Path) -> None:
     for flags in (("--info", "config"), ("--cfg", "hydra")):
         answer = metarun(*SWEEP, *flags)
-        assert (answer.code, answer.err) == (2, "metarun: of a sweep only the jobs can be shown: --multirun --cfg job\n")
+        assert answer.code == 2
+        assert answer.err == "metarun: of a sweep only the jobs can be shown: --multirun --cfg job\n"
 
 
 def test_one_job_is_named_by_all_its_overrides() -> None:
@@ -128,9 +129,7 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
     assert not told.exists()
 
 
-def test_a_folder_of_another_run_is_left_alone(
-    metarun: Command, place: Path, untrained: dict[int, Exception]
-) -> None:
+def test_a_folder_of_another_run_is_left_alone(metarun: Command, place: Path, untrained: dict[int, Exception]) -> None:
     own = ("hydra.sweep.dir=there", "hydra.sweep.subdir=own-${seed}")
     assert metarun(*SWEEP, *own).code == 0
     answer = metarun(*SWEEP, *own, "ways=3")
