@@ -3,22 +3,22 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from metarun.reports import text as pages
-from metarun.reports import web
-from metarun.reports.collect import found
+from metarun.reports.collect import read_runs
 from metarun.reports.tables import Report
+from metarun.reports.text import to_csv, to_latex, to_markdown
+from metarun.reports.web import to_html
 from metarun.runs.folder import write_text
 
 
-def written(folders: Sequence[Path], to: Path) -> Iterator[Path]:
-    """Write the report on every finished run below `folders`; the files, one after another. Raises ConfigError."""
-    report = Report(found(folders))
+def write_report(folders: Sequence[Path], to: Path) -> Iterator[Path]:
+    """Report on every finished run below `folders`. Yields each file once it is written. Raises ConfigError."""
+    report = Report(read_runs(folders))
     to.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        ("report.md", pages.markdown(report)),
-        ("report.html", web.page(report)),
-        ("report.csv", pages.as_csv(report.cells)),
-        ("report.tex", pages.latex(report.cells)),
+        ("report.md", to_markdown(report)),
+        ("report.html", to_html(report)),
+        ("report.csv", to_csv(report.cells)),
+        ("report.tex", to_latex(report.cells)),
     ):
         write_text(to / name, text)
         yield to / name

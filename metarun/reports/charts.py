@@ -1,129 +1,174 @@
-"""Learning curves and distributions as SVG, in the colours of the page around them."""
+"""Learning curves and distributions of scores as inline SVG, drawn by Matplotlib in the colours of the page."""
 
+import io
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import matplotlib
 import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from metarun.reports.markup import Markup, el
+from metarun.reports.statistics import Scores
 
 Points = Sequence[tuple[float, float]]
+Scale = Literal["linear", "log"]
 
-WIDTH, HEIGHT = 360, 210
-LEFT, RIGHT, TOP, BOTTOM = 46, 334, 10, 184  # of the curves' frame
-BAR_WIDTH, BAR_HEIGHT = 240, 36
-BARS = 40
-MOST = 100  # points of a curve; of more every second, third, ...
-
-
-@dataclass(frozen=True)
-class Scale:
-    """A range of values, laid out from `start` to `end`."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-    log: bool = False
-
-    def __call__(self, values: np.ndarray | Sequence[float]) -> np.ndarray:
-        ends, given = np.array([self.low, self.high]), np.maximum(values, self.low)
-        (low, high), given = (np.log10(ends), np.log10(given)) if self.log else (ends, given)
-        part = (given - low) / (high - low) if high > low else np.full_like(given, 0.5, dtype=float)
-        return (self.start + part * (self.end - self.start)).round(1)
-
-    def ticks(self, most: int) -> list[float]:
-        """Round numbers within the range."""
-        if self.log:
-            decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            for factors in ((1, 2, 5), (1, 3), (1,)):
-                found = [f * 10.0**k for k in decades for f in factors if self.low <= f * 10.0**k <= self.high]
-                if len(found) <= most:
-                    return found
-            return found[:: math.ceil(len(found) / most)]
-        width = (self.high - self.low) / most or 1.0
-        power = 10.0 ** math.floor(math.log10(width))
-        step = next(f * power for f in (1, 2, 5, 10) if f * power >= width)
-        return [k * step for k in range(math.ceil(self.low / step), math.floor(self.high / step + 1e-9) + 1)]
+PIXEL = 1 / 72  # in inches: a pixel of the SVG
+CURVES = (360, 210)  # width and height in pixels
+BARS = (240, 36)
+MOST_BARS = 40  # of a distribution; more different scores than that are put into bins
+MOST_POINTS = 100  # of a curve; of more points every second, third, ... is drawn
+INKS = {name: f"#0000{number:02x}" for number, name in enumerate(("train", "val", "text", "quiet", "line", "bars"), 1)}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "metarun",  # the same chart has the same bytes
+    "font.family": "DejaVu Sans",  # which Matplotlib brings, to measure with; the page has its own
+    "font.size": 11,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "axes.edgecolor": "none",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": INKS["line"],
+    "xtick.color": "none",
+    "ytick.color": "none",
+    "xtick.labelcolor": INKS["quiet"],
+    "ytick.labelcolor": INKS["quiet"],
+    "xtick.bottom": False,
+    "ytick.left": False,
+    "ytick.minor.left": False,
+}
 
 
-def curves(courses: Iterable[Mapping[str, Points]], log: bool) -> Markup | None:
-    """Training and validation, a line of each for every seed; nothing where nothing was logged."""
-    lines = [
-        (split, [(x, y) for x, y in course.get(split, ()) if math.isfinite(y) and (y > 0 or not log)])
-        for course in courses
-        for split in ("train", "val")
-    ]
-    values = [point for _, points in lines for point in points]
+@contextmanager
+def page_style() -> Iterator[None]:
+    """Draw charts in the style of the page. Entered once for all charts, because entering takes time."""
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def draw_curves(seeds: Iterable[Mapping[str, Points]], scale: Scale, name: str) -> Markup | None:
+    """Draw training and validation, one line of each per seed; None if there is no finite value.
+
+    seeds: for each seed, split -> (step, shown number). name: prefix of the ids within the SVG.
+    """
+    lines = [(split, _drawable(seed.get(split, ()), scale)) for seed in seeds for split in ("train", "val")]
+    values = [value for _, points in lines for _, value in points]
     if not values:
         return None
-    x = Scale(0, max(step for step, _ in values), LEFT, RIGHT)
-    y = Scale(min(value for _, value in values), max(value for _, value in values), BOTTOM, TOP, log)
-    shapes = [shape for split, points in lines if points for shape in drawn(split, thinned(points), x, y)]
-    frame = [across(place, f"{tick:.4g}") for tick, place in placed(y, 5)]
-    frame += [below(place, f"{tick:,.0f}") for tick, place in placed(x, 4)]
-    return el("svg", *frame, *shapes, viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label="by training step")
+    figure = Figure(figsize=(CURVES[0] * PIXEL, CURVES[1] * PIXEL), dpi=72)
+    axes = figure.add_axes((0.14, 0.12, 0.82, 0.82))
+    axes.set_yscale(scale)
+    for split, points in lines:
+        if points:
+            marker = "o" if split == "val" or len(points) == 1 else ""
+            steps, shown = zip(*_thin(points))
+            axes.plot(steps, shown, color=INKS[split], linewidth=1.5, marker=marker, markersize=4, clip_on=False)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_locator(_locate_ticks(min(values), max(values), scale))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    return _to_svg(figure, name, "headline metric by training step")
 
 
-def placed(scale: Scale, most: int) -> Iterator[tuple[float, float]]:
-    ticks = scale.ticks(most)
-    return zip(ticks, scale(ticks).tolist())
+def _drawable(points: Points, scale: Scale) -> Points:
+    return [(step, value) for step, value in points if math.isfinite(value) and (value > 0 or scale == "linear")]
 
 
-def thinned(points: Points) -> Points:
-    stride = math.ceil(len(points) / MOST)
+def _thin(points: Points) -> Points:
+    """Keep at most MOST_POINTS points and the last one."""
+    stride = math.ceil(len(points) / MOST_POINTS)
     return [*points[:-1:stride], points[-1]]
 
 
-def drawn(split: str, points: Points, x: Scale, y: Scale) -> list[Markup]:
-    """A line, and where points are few, as in validation, each of them."""
-    steps, values = np.array(points).T
-    places = list(zip(x(steps).tolist(), y(values).tolist()))
-    line = el("path", class_=split, d="M" + "L".join(f"{a} {b}" for a, b in places))
-    dots = el("path", class_=f"{split} dots", d="".join(f"M{a} {b}h0" for a, b in places))
-    return [line, dots] if split == "val" or len(points) == 1 else [line]
+def _locate_ticks(low: float, high: float, scale: Scale) -> Locator:
+    """About five round numbers; on a logarithmic axis of less than a decade they are evenly spaced."""
+    if low == high:
+        return FixedLocator([low])
+    decades = math.log10(high / low) if scale == "log" else 0
+    if decades < 1:
+        return MaxNLocator(5)
+    return LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,), numticks=6)
 
 
-def across(height: float, label: str) -> Markup:
-    line = el("path", class_="grid", d=f"M{LEFT} {height}H{RIGHT}")
-    return el("g", line, el("text", label, x=LEFT - 6, y=height + 4, text_anchor="end"))
+@dataclass(frozen=True)
+class Span:
+    """The range of the scores of several methods."""
+
+    low: float
+    high: float
+    scale: Scale
+
+    @classmethod
+    def over(cls, scores: Iterable[Scores], scale: Scale) -> "Span":
+        """Hold all finite scores, [tasks] each. A logarithmic range needs a positive score and leaves out others."""
+        values = _finite(np.concatenate(list(scores)))
+        positive = values[values > 0]
+        if scale == "log" and len(positive):
+            return cls(float(positive.min()), float(positive.max()), "log")
+        return cls(float(values.min()), float(values.max()), "linear") if len(values) else cls(0.0, 0.0, "linear")
+
+    def place(self, values: Scores) -> Scores:
+        """Positions within the range: 0 is its low end, 1 its high end; 0.5 if it is a single value."""
+        low, high, shown = self.low, self.high, np.maximum(values, self.low)
+        if self.scale == "log":
+            low, high, shown = math.log10(low), math.log10(high), np.log10(shown)
+        return (shown - low) / (high - low) if high > low else np.full(shown.shape, 0.5)
 
 
-def below(place: float, label: str) -> Markup:
-    return el("text", label, x=place, y=BOTTOM + 18, text_anchor="middle")
-
-
-def span(scores: Sequence[np.ndarray], log: bool) -> Scale:
-    """What holds all tasks of several methods."""
-    values = finite(np.concatenate(scores))
-    positive = values[values > 0]
-    kept = positive if log and len(positive) else values if len(values) else np.zeros(1)
-    return Scale(float(kept.min()), float(kept.max()), 8, BAR_WIDTH - 8, log and len(positive) > 0)
-
-
-def finite(values: np.ndarray) -> np.ndarray:
+def _finite(values: Scores) -> Scores:
     return values[np.isfinite(values)]
 
 
-def distribution(scores: np.ndarray, scale: Scale) -> Markup:
-    """How many tasks have which score: a bar for each of a few values, else for each part of the range."""
-    places = scale(finite(scores))
-    found, counts = np.unique(places, return_counts=True)
-    if len(found) > BARS:
-        counts, edges = np.histogram(places, bins=BARS, range=(scale.start, scale.end))
-        found = (edges[:-1] + edges[1:]) / 2
-    heights = (BAR_HEIGHT - 4) * counts / counts.max(initial=1)
-    wide = min(14.0, 0.8 * float(np.diff(found).min())) if len(found) > 1 else 14.0
-    bars = (f"M{a - wide / 2:.1f} {BAR_HEIGHT}v{-b:.1f}h{wide:.1f}v{b:.1f}z" for a, b in zip(found, heights) if b)
-    means = scale(finite(scores.mean(keepdims=True)))
-    return el(
-        "svg",
-        el("path", class_="bars", d="".join(bars)),
-        (el("path", class_="mean", d=f"M{mean} 0V{BAR_HEIGHT}") for mean in means),
-        viewBox=f"0 0 {BAR_WIDTH} {BAR_HEIGHT}",
-        width=BAR_WIDTH,
-        height=BAR_HEIGHT,
-        role="img",
-        aria_label="how many tasks have which score",
-    )
+def count_scores(scores: Scores, span: Span) -> tuple[Scores, Scores]:
+    """Left and right ends of bars, [bars, 2], and the number of tasks in each, [bars].
+
+    A bar for each different score if there are few of them, else for each part of the range.
+    """
+    places = span.place(_finite(scores))
+    found, counts = np.unique(places.round(4), return_counts=True)
+    if len(found) > MOST_BARS:
+        counts, edges = np.histogram(places, bins=MOST_BARS, range=(0.0, 1.0))
+        return np.stack([edges[:-1], edges[1:]], 1), counts.astype(float)
+    width = min(0.06, 0.8 * float(np.diff(found).min())) if len(found) > 1 else 0.06
+    return found[:, None] + width * np.array([-0.5, 0.5]), counts.astype(float)
+
+
+def draw_distribution(scores: Scores, span: Span, name: str) -> Markup:
+    """Draw how many tasks have which score, [tasks], with a line at the mean."""
+    figure = Figure(figsize=(BARS[0] * PIXEL, BARS[1] * PIXEL), dpi=72)
+    axes = figure.add_axes((0.04, 0, 0.92, 0.9))
+    axes.set_axis_off()
+    bars, counts = count_scores(scores, span)
+    edges = bars.flatten()  # between two bars there is one of height 0
+    heights = np.stack([counts, np.zeros(len(counts))], 1).flatten()[:-1]
+    if len(edges):
+        axes.stairs(heights, edges, fill=True, color=INKS["bars"], clip_on=False)
+    mean = _finite(scores.mean(keepdims=True))
+    if len(mean):
+        axes.axvline(float(span.place(mean)[0]), color=INKS["text"], linewidth=2, clip_on=False)
+    axes.set(xlim=(0, 1), ylim=(0, counts.max(initial=1)))
+    return _to_svg(figure, name, "number of test tasks by score")
+
+
+def _to_svg(figure: Figure, name: str, label: str) -> Markup:
+    """The SVG alone, with its own ids, a description, and the page's colours in place of the inks."""
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+    text = out.getvalue()
+    text = text[text.index("<svg ") :]
+    text = re.sub(r"<defs>\s*<style.*?</defs>", "", text, count=1, flags=re.DOTALL)  # it would style the whole page
+    text = re.sub(r'(\bid="|href="#)', rf"\g<1>{name}-", text)
+    text = re.sub("|".join(INKS.values()), lambda ink: f"var(--{NAMES[ink[0]]})", text)
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
+
+
+NAMES = {ink: name for name, ink in INKS.items()}

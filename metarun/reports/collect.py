@@ -1,7 +1,8 @@
-"""Finished runs as reports see them: grouped by setting, each with its test rows."""
+"""Finished runs as reports see them: read from their folders, grouped by setting, one cell per row of the test."""
 
 import csv
 import json
+import logging
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,78 +16,103 @@ import yaml
 
 from metarun.config.errors import ConfigError
 from metarun.config.load import identity
-from metarun.reports.published import Figure, cell_name, deviations, figure, verdict
-from metarun.reports.statistics import Summary, summary
+from metarun.config.traits import HEADLINES, Metric
+from metarun.reports.published import Figure, Setup, find_figure
+from metarun.reports.statistics import Scores, Summary, summarise
+from metarun.runs.result import Estimate, Result, Row
 
-TOLD = 3  # settings in a name
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former, where it is, takes a tenth of the time
+NAMED = 3  # settings in a name
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former takes a tenth of the time
+PUBLISHED_ROWS = ("test", "test_inductive", "20way")  # rows of an experiment that follow a paper's protocol
+MACHINE = ("device=", "data_dir=", "dataset.path=", "dataset.placement=", "hydra")  # overrides about the machine
+
+Curve = list[tuple[float, float]]
+
+say = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and its `result.json`."""
+    """A run's folder and its result."""
 
     folder: Path
-    result: dict[str, Any]
+    result: Result
+
+    @classmethod
+    def read(cls, file: Path) -> "Run":
+        """Read `result.json`. Raises ConfigError if it is not the whole result of a run."""
+        try:
+            run = cls(file.parent, Result.from_json(json.loads(file.read_text(encoding="utf-8"))))
+            run._check()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"{type(error).__name__}: {error}") from error
+        return run
+
+    def _check(self) -> None:
+        """Touch everything that a report reads. Raises KeyError, TypeError, ValueError or ConfigError."""
+        _ = self.algo, self.dataset, self.seed, self.setting, self.result.metric, self.result.kind
+        for row in self.result.rows:
+            _ = self.estimate(row)
 
     @property
     def algo(self) -> str:
-        return str(self.result["choices"]["algo"])
+        return str(self.result.choices["algo"])
 
     @property
     def dataset(self) -> str:
-        own = self.result["config"]["dataset"]
+        own = self.result.config["dataset"]
         return str(own.get("collection", own["name"]))
 
     @property
     def name(self) -> str:
-        """The experiment's, or where there was none the method's."""
-        return str(self.result["choices"].get("experiment") or self.algo)
+        """The name of the experiment, or of the method if there was none."""
+        return str(self.result.choices.get("experiment") or self.algo)
 
     @property
     def seed(self) -> int:
-        return int(self.result["config"]["seed"])
+        return int(self.result.config["seed"])
 
     @cached_property
     def setting(self) -> str:
-        """All that the numbers depend on, but for the seed."""
-        return json.dumps({**identity(self.result["config"]), "seed": None}, sort_keys=True)
+        """Everything that the numbers depend on, except the seed."""
+        return json.dumps({**identity(self.result.config), "seed": None}, sort_keys=True)
 
     @property
     def command(self) -> str | None:
-        """As typed, without what only says where things are."""
+        """The command that was typed, without overrides about the machine; None if the folder does not have it."""
         file = self.folder / ".hydra" / "overrides.yaml"
         if not file.is_file():
             return None
-        typed = [str(text).lstrip("+") for text in yaml.load(file.read_text(encoding="utf-8"), LOADER)]
-        elsewhere = ("device=", "data_dir=", "dataset.path=", "dataset.placement=", "hydra")
-        return shlex.join(["metarun", *(text for text in typed if not text.startswith(elsewhere))])
+        overrides = [str(text).lstrip("+") for text in yaml.load(file.read_text(encoding="utf-8"), LOADER)]
+        return shlex.join(["metarun", *(text for text in overrides if not text.startswith(MACHINE))])
 
-    def headline(self, row: str) -> str:
-        """The name of the figure that the tasks are judged by: of what was measured the one that is a single number."""
-        test = self.result["test"][row]
-        measured = (name for name, value in test.items() if isinstance(value, dict) and "ci95" in value)
-        return next(name for name in measured if not isinstance(test[name]["mean"], list))
+    def estimate(self, row: str) -> tuple[float, float]:
+        """Mean and 95 % interval of the headline metric. Raises TypeError if they are not numbers."""
+        found = self.result.estimate(row)
+        if isinstance(found.mean, list) or isinstance(found.ci95, list):
+            raise TypeError(f"{row}: the headline metric {self.result.headline} is a list")
+        return float(found.mean), float(found.ci95)
 
-    def scores(self, row: str) -> np.ndarray | None:
-        """[tasks], where the folder has them."""
+    def read_scores(self, row: str) -> Scores | None:
+        """The headline metric of each test task, [tasks]; None if the folder does not have it."""
         file = self.folder / "scores" / f"{row}.csv"
         if not file.is_file():
             return None
         with file.open(encoding="utf-8", newline="") as lines:
-            column = next(csv.reader(lines)).index(self.headline(row))
+            column = next(csv.reader(lines)).index(self.result.headline)
             return np.loadtxt(lines, delimiter=",", usecols=column, ndmin=1)
 
-    def course(self, metric: str, unit: float) -> dict[str, list[tuple[float, float]]]:
-        """Of each split that was logged, (step, value times unit), where the folder has them."""
+    def read_curves(self) -> dict[str, Curve]:
+        """The logged headline metric: split -> (step, shown number); empty if the folder does not have it."""
         file = self.folder / "metrics.csv"
-        found: dict[str, list[tuple[float, float]]] = {}
+        curves: dict[str, Curve] = {}
         if file.is_file():
+            name, scale = self.result.headline, self.result.metric.scale
             with file.open(encoding="utf-8", newline="") as lines:
                 for line in csv.DictReader(lines):
-                    if line.get(metric):
-                        found.setdefault(line["split"], []).append((float(line["step"]), unit * float(line[metric])))
-        return found
+                    if line.get(name):
+                        curves.setdefault(line["split"], []).append((float(line["step"]), scale * float(line[name])))
+        return curves
 
 
 @dataclass(frozen=True)
@@ -95,123 +121,176 @@ class Cell:
 
     runs: tuple[Run, ...]
     row: str
-    name: str  # the runs', and where several settings share one, what sets this one apart
+    name: str  # name of the runs; where several settings share it, followed by what differs
 
     @property
     def first(self) -> Run:
         return self.runs[0]
 
     @property
-    def test(self) -> dict[str, Any]:
-        return dict(self.first.result["test"][self.row])
+    def result(self) -> Result:
+        return self.first.result
+
+    @property
+    def test(self) -> Row:
+        return self.result.rows[self.row]
+
+    @cached_property
+    def metric(self) -> Metric:
+        return self.result.metric
+
+    @property
+    def headline(self) -> str:
+        return self.result.headline
+
+    @cached_property
+    def setup(self) -> Setup:
+        test, result = self.test, self.result
+        return Setup(
+            algo=self.first.algo,
+            dataset=self.first.dataset,
+            data=result.config["dataset"],
+            metric=result.headline,
+            ways=None if result.kind == "regression" else test.ways,
+            shots=test.shots,
+            queries=test.queries,
+            transductive=test.transductive,
+            inner_steps=test.algo.get("inner_steps"),
+            steps=result.training.steps,
+            checkpoint="ensemble" if test.ensemble > 1 else result.checkpoint.name,
+        )
 
     @property
     def task(self) -> str:
-        """As "5w1s", or of a regression "5s"."""
-        return cell_name(self.test)
+        """The kind of task: "5-way 1-shot, 15 queries per class", or "10 points" for regression."""
+        if self.setup.ways is None:
+            return f"{self.test.shots} points"
+        queries = "1 query" if self.test.queries == 1 else f"{self.test.queries} queries"
+        return f"{self.test.ways}-way {self.test.shots}-shot, {queries} per class"
 
     @property
     def mode(self) -> str:
-        kind = "transductive" if self.test["transductive"] else "inductive"
-        return kind + (f", ensemble of {self.test['ensemble']}" if "ensemble" in self.test else "")
+        mode = "transductive" if self.test.transductive else "inductive"
+        return mode + (f", ensemble of {self.test.ensemble}" if self.test.ensemble > 1 else "")
+
+    @property
+    def dataset(self) -> str:
+        """The dataset with its split: "omniglot (vinyals)"."""
+        split = self.result.config["dataset"].get("split")
+        return f"{self.first.dataset} ({split})" if split else self.first.dataset
+
+    @property
+    def score(self) -> str:
+        """The result as a person reads it: "98.12 ± 0.25 %". A figure without the name of a metric is an accuracy."""
+        name = "" if self.headline == HEADLINES["classification"] else f"{self.headline} "
+        return name + self.metric.shown(self.summary.mean, self.summary.over_tasks)
+
+    @property
+    def vectors(self) -> dict[str, Estimate]:
+        """The headline metric by inner step or by instance, if it was measured: "step" or "instance" -> estimates."""
+        prefix = f"{self.headline}_by_"
+        return {
+            name.removeprefix(prefix): value for name, value in self.test.metrics.items() if name.startswith(prefix)
+        }
+
+    @property
+    def same_tasks(self) -> bool:
+        """Whether all seeds were tested on the same tasks."""
+        return len({run.result.rows[self.row].task_hash for run in self.runs}) == 1
 
     @cached_property
-    def _scores(self) -> list[np.ndarray] | None:
-        """[tasks] of each seed; None where a run has kept none, or tasks differ."""
-        found = [run.scores(self.row) for run in self.runs] if self.same_tasks else [None]
+    def _scores(self) -> list[Scores] | None:
+        """[tasks] of each seed; None if a run has kept none, or the tasks differ."""
+        found = [run.read_scores(self.row) for run in self.runs] if self.same_tasks else [None]
         whole = [scores for scores in found if scores is not None]
         return whole if len(whole) == len(found) else None
 
     @cached_property
-    def scores(self) -> np.ndarray | None:
-        """[tasks], the mean over seeds at each."""
+    def scores(self) -> Scores | None:
+        """The mean over seeds for each task, [tasks]; None if a run has kept none, or the tasks differ."""
         return None if self._scores is None else np.stack(self._scores).mean(0)
-
-    @property
-    def same_tasks(self) -> bool:
-        return len({run.result["test"][self.row]["task_hash"] for run in self.runs}) == 1
 
     @cached_property
     def summary(self) -> Summary:
-        """From the tasks' scores, or where they were not kept from each run's mean and interval."""
+        """From the scores of the tasks; if they were not kept, from each run's mean and the widest interval."""
         if self._scores is not None:
-            return summary(self._scores)
-        entries = [run.result["test"][self.row] for run in self.runs]
-        means = np.array([entry[self.first.headline(self.row)]["mean"] for entry in entries])
-        widest = max(entry[self.first.headline(self.row)]["ci95"] for entry in entries)
-        spread = summary([np.array([mean]) for mean in means]).over_seeds if len(means) > 1 else None
-        return Summary(float(means.mean()), widest, spread, len(means), entries[0]["tasks"])
-
-    @property
-    def unit(self) -> float:
-        """Accuracies are told in percent."""
-        return 100.0 if self.first.headline(self.row) == "accuracy" else 1.0
+            return summarise(self._scores)
+        means, intervals = zip(*(run.estimate(self.row) for run in self.runs))
+        spread = summarise([np.array([mean]) for mean in means]).over_seeds if len(means) > 1 else None
+        return Summary(float(np.mean(means)), max(intervals), spread, len(means), self.test.tasks)
 
     @cached_property
     def published(self) -> Figure | None:
-        """Only an experiment's own test follows a paper's, and what it names `20way`."""
-        theirs = self.row in ("test", "test_inductive", "20way") and self.first.result["choices"].get("experiment")
-        return figure(self.first.algo, self.test, self.first.dataset, self.first.result) if theirs else None
+        """The published figure. Only rows of an experiment that follow a paper's protocol have one."""
+        follows = self.row in PUBLISHED_ROWS and self.result.choices.get("experiment")
+        return find_figure(self.setup) if follows else None
 
     @property
     def verdict(self) -> str:
         if self.published is None:
             return ""
-        ours = self.unit * self.summary.mean, self.unit * self.summary.over_tasks
-        return verdict(self.published, *ours, self.test, self.first.dataset)
+        scale = self.metric.scale
+        return self.published.judge(scale * self.summary.mean, scale * self.summary.over_tasks, self.metric)
 
-    @property
+    @cached_property
     def deviations(self) -> list[str]:
-        return deviations(self.published, self.test, self.first.result) if self.published else []
+        """Where the run differs from the protocol of the published figure."""
+        return self.published.deviations(self.setup) if self.published else []
 
 
-def found(folders: Iterable[Path]) -> list[Run]:
-    """Every finished run below the folders, in an order of content; what `metarun evaluate` adds is left out.
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read every finished run below the folders, ordered by content. Results of `metarun evaluate` are left out.
 
-    Raises ConfigError where there is none.
+    Logs one line for each result.json that cannot be read. Raises ConfigError if there is no finished run.
     """
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     for folder in folders:
         for file in sorted(folder.rglob("result.json")):
             if "tests" not in file.relative_to(folder).parts:
-                files[file.resolve()] = None
-    runs = [Run(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+                files.setdefault(file.resolve(), file)
+    runs = []
+    for file in files.values():
+        try:
+            runs.append(Run.read(file))
+        except ConfigError as error:
+            say.warning("skipped %s: not a run's result: %s", file, str(error).splitlines()[0])
     if not runs:
-        raise ConfigError(f"no finished run in {', '.join(map(str, folders))}: there is no result.json")
-    return sorted(runs, key=lambda run: (run.name, run.dataset, run.setting, run.seed, str(run.result["commit"])))
+        problem = "no result.json can be read" if files else "there is no result.json"
+        raise ConfigError(f"no finished run in {', '.join(map(str, folders))}: {problem}")
+    return sorted(runs, key=lambda run: (run.name, run.dataset, run.setting, run.seed, str(run.result.commit)))
 
 
-def cells(runs: Iterable[Run]) -> Iterator[Cell]:
-    """One for every row of every setting. Of runs that differ in nothing but the commit one counts, the last."""
+def make_cells(runs: Iterable[Run]) -> Iterator[Cell]:
+    """A cell for every row of every setting. Of runs that differ in nothing but the commit, the last one counts."""
     settings: dict[tuple[str, str], dict[int, Run]] = {}
     for run in runs:
         settings.setdefault((run.name, run.setting), {})[run.seed] = run
     groups = [tuple(seeds.values()) for seeds in settings.values()]
-    for group, name in zip(groups, names([group[0] for group in groups])):
-        for row in group[0].result["test"]:
-            yield Cell(tuple(run for run in group if row in run.result["test"]), row, name)
+    for group, name in zip(groups, _name_settings([group[0] for group in groups])):
+        for row in group[0].result.rows:
+            yield Cell(tuple(run for run in group if row in run.result.rows), row, name)
 
 
-def names(settings: Iterable[Run]) -> Iterator[str]:
-    """Of each setting one of its own: where neighbours share a name, with what differs among them, or a number."""
+def _name_settings(settings: Iterable[Run]) -> Iterator[str]:
+    """A name for each setting. Neighbours with the same name get what differs among them appended, or a number."""
     for _, group in groupby(settings, key=lambda run: (run.name, run.dataset)):
         sharing = list(group)
-        for number, (run, apart) in enumerate(zip(sharing, differing(sharing)), start=1):
-            told = [f"{key}={text}" for key, text in apart.items()] if len(apart) <= TOLD else [f"#{number}"]
-            yield " ".join([run.name, *told])
+        for number, (run, values) in enumerate(zip(sharing, find_differences(sharing)), start=1):
+            apart = [f"{key}={text}" for key, text in values.items()] if len(values) <= NAMED else [f"#{number}"]
+            yield " ".join([run.name, *apart])
 
 
-def differing(settings: Sequence[Run]) -> list[dict[str, str]]:
-    """Of each setting the values that are not the same in all: key -> value, as `optimizer.lr` -> `0.001`."""
-    found = [dict(flat(json.loads(run.setting))) for run in settings]
+def find_differences(settings: Sequence[Run]) -> list[dict[str, str]]:
+    """The values of each setting that are not the same in all: `optimizer.lr` -> `0.001`."""
+    found = [dict(_flatten(json.loads(run.setting))) for run in settings]
     keys = sorted({key for values in found for key in values})
     apart = [key for key in keys if len({values.get(key) for values in found}) > 1]
     return [{key: values[key] for key in apart if key in values} for values in found]
 
 
-def flat(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+def _flatten(values: dict[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from flat(value, f"{above}{key}.")
+            yield from _flatten(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value if isinstance(value, str) else json.dumps(value)

@@ -1,129 +1,178 @@
-"""What papers printed, and how far a run's protocol is theirs."""
+"""Figures that papers printed, and how far a run is from the paper's protocol."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-POINTS = {5: 0.5, 20: 1.0}  # by ways: what counts as reproduced on Omniglot, in percent
-ELSEWHERE = 1.0  # and on other datasets
+from metarun.config.traits import HEADLINES, Metric
+
 READ = {"primary": "", "elsewhere": " (as quoted elsewhere)", "recalled": " (from memory, not checked)"}
+By = Literal["step", "instance"]
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A number of a paper: mean accuracy in percent, or mse, of one cell of a table."""
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How a row of a run was trained and tested: all that its published figure depends on."""
 
     algo: str
     dataset: str
-    cell: str  # as "5w1s", of a regression "5s"
-    entry: int | None  # inner steps, or instance of a class, where the table has a figure for each of several
+    data: Mapping[str, Any]  # settings of the dataset
+    metric: str
+    ways: int | None  # None for regression
+    shots: int
+    queries: int
+    transductive: bool
+    inner_steps: int | None
+    steps: int  # of training
+    checkpoint: str
+
+    @property
+    def cell(self) -> str:
+        """The column of a paper's table: "5w1s", or "5s" for regression."""
+        return f"{self.shots}s" if self.ways is None else f"{self.ways}w{self.shots}s"
+
+    def entry(self, by: By) -> int | None:
+        """The entry of a figure by inner step or by instance that is the result: the last step, the K+1st instance."""
+        return self.inner_steps if by == "step" else self.shots + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A number in a paper, in the shown unit of its metric, and the protocol behind it; None: not known."""
+
+    algo: str
+    dataset: str
+    cell: str  # "5w1s", or "5s" for regression
+    metric: str
+    by: By | None  # the table has a figure for each inner step or instance
+    entry: int | None  # which of them this is
     value: float
     plus_minus: float | None
-    interval: str | None  # what the plus-minus is
-    read: str  # primary, elsewhere, recalled
+    tolerance: float | None  # in place of the metric's
+    read: str  # key of READ
     where: str  # the table
-    source: str  # key of `sources()`
-    protocol: dict[str, Any] = field(hash=False)
-    data: dict[str, Any] = field(hash=False)  # settings of the data set
+    source: str  # key of `sources`
+    transductive: bool | None
+    queries: int | None
+    steps: int | None
+    checkpoint: str | None
+    data: Mapping[str, Any] = field(hash=False)
 
     def __str__(self) -> str:
         return str(self.value) + (f" ± {self.plus_minus}" if self.plus_minus is not None else "")
 
+    @property
+    def mode(self) -> str:
+        return {True: "transductive", False: "inductive", None: ""}[self.transductive]
+
+    @property
+    def is_result(self) -> bool:
+        """Whether a paper would call it the result: of figures by instance, the one after K examples of the class."""
+        return self.by != "instance" or self.entry == _shots(self.cell) + 1
+
+    def matches(self, setup: Setup) -> bool:
+        """Whether the run belongs beside this figure. Transductive figures belong to transductive rows only."""
+        mine = (self.algo, self.dataset, self.cell, self.metric)
+        return (
+            mine == (setup.algo, setup.dataset, setup.cell, setup.metric)
+            and (self.by is None or self.entry == setup.entry(self.by))
+            and self.transductive in (None, setup.transductive)
+        )
+
+    def deviations(self, setup: Setup) -> list[str]:
+        """Where the run differs from the paper's protocol: "training steps 8000, not 60000"."""
+        compared = (
+            ("queries per class", setup.queries, self.queries),
+            ("training steps", setup.steps, self.steps),
+            ("checkpoint", setup.checkpoint, self.checkpoint),
+            *((f"dataset.{key}", setup.data.get(key), theirs) for key, theirs in self.data.items()),
+        )
+        return [f"{what} {ours}, not {theirs}" for what, ours, theirs in compared if theirs not in (None, ours)]
+
+    def judge(self, mean: float, ci95: float, metric: Metric) -> str:
+        """Compare a result, in shown units: "reproduced" within both intervals together or within the tolerance."""
+        allowed = metric.allowed(self.value) if self.tolerance is None else self.tolerance
+        if abs(mean - self.value) <= max(allowed, ci95 + (self.plus_minus or 0.0)):
+            return "reproduced"
+        if metric.higher_is_better:
+            return "above" if mean > self.value else "below"
+        return "better" if mean < self.value else "worse"
+
 
 @cache
-def _papers() -> dict[str, Any]:
+def papers() -> dict[str, Any]:
+    """The content of published.yaml."""
     text = files("metarun.reports").joinpath("published.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
 def sources() -> dict[str, str]:
     """Key -> citation with its address."""
-    return {key: f"{paper['citation']}, {paper['url']}" for key, paper in _papers().items()}
+    return {key: f"{paper['citation']}, {paper['url']}" for key, paper in papers().items()}
 
 
 @cache
 def figures() -> tuple[Figure, ...]:
-    """All that is printed, in the order of the file."""
-    return tuple(
-        Figure(
-            algo=algo,
-            dataset=table["dataset"],
-            cell=cell,
-            entry=number,
-            value=entry[0],
-            plus_minus=entry[1] if len(entry) > 1 else None,
-            interval=table.get("interval"),
-            read=table["read"],
-            where=table["where"],
-            source=source,
-            protocol=table["protocol"],
-            data=table.get("data", {}),
-        )
-        for source, paper in _papers().items()
-        for table in paper["tables"]
-        for algo, row in table["figures"].items()
-        for cell, printed in row.items()
-        for number, entry in _entries(printed)
-    )
+    """Every published figure, in the order of the file."""
+    tables = ((source, table) for source, paper in papers().items() for table in paper["tables"])
+    return tuple(figure for source, table in tables for figure in _read_table(source, table))
 
 
-def _entries(printed: list[float] | dict[int, float]) -> list[tuple[int | None, list[float]]]:
-    return [(number, [value]) for number, value in printed.items()] if isinstance(printed, dict) else [(None, printed)]
+def _read_table(source: str, table: Mapping[str, Any]) -> Iterator[Figure]:
+    protocol = table["protocol"]
+    for algo, row in table["figures"].items():
+        for cell, printed in row.items():
+            queries = protocol.get("queries")
+            for entry, value, plus_minus in _read_cell(printed):
+                yield Figure(
+                    algo=algo,
+                    dataset=table["dataset"],
+                    cell=cell,
+                    metric=table.get("metric", HEADLINES["classification"]),
+                    by=table.get("by"),
+                    entry=entry,
+                    value=value,
+                    plus_minus=plus_minus,
+                    tolerance=table.get("tolerance", {}).get(cell),
+                    read=table["read"],
+                    where=table["where"],
+                    source=source,
+                    transductive=protocol.get("transductive"),
+                    queries=_shots(cell) if queries == "shots" else queries,
+                    steps=protocol.get("steps"),
+                    checkpoint=protocol.get("checkpoint"),
+                    data=table.get("data", {}),
+                )
 
 
-def cell_name(row: dict[str, Any]) -> str:
-    """As tables call a row of a result: "5w1s", or of a regression "5s"."""
-    return f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s"
+def _read_cell(printed: Any) -> Iterator[tuple[int | None, float, float | None]]:
+    """(entry, value, plus-minus) for each number in a cell of published.yaml."""
+    if isinstance(printed, dict):
+        yield from ((entry, value, None) for entry, value in printed.items())
+    else:
+        value, *plus_minus = printed
+        yield None, value, plus_minus[0] if plus_minus else None
 
 
-def figure(algo: str, row: dict[str, Any], dataset: str, result: dict[str, Any]) -> Figure | None:
-    """What is printed for a row of a result in its mode, transductive or not; of several the one done most like it."""
-    place = algo, dataset, cell_name(row)
-    number = row["algo"].get("inner_steps") if "mse" in row else row["shots"] + 1  # of a table by steps, by instance
-    here = (
-        printed
-        for printed in figures()
-        if (printed.algo, printed.dataset, printed.cell) == place
-        and printed.entry in (None, number)
-        and printed.protocol.get("transductive", row["transductive"]) == row["transductive"]
-    )
-    return min(here, key=lambda printed: len(deviations(printed, row, result)), default=None)
+def _shots(cell: str) -> int:
+    return int(cell.rpartition("w")[2].rstrip("s"))
 
 
-def by_entry(algo: str, dataset: str, cell: str) -> dict[int, float]:
-    """Inner steps -> the mse printed for them, or instance of a class -> the accuracy."""
-    found = (printed for printed in figures() if (printed.algo, printed.dataset, printed.cell) == (algo, dataset, cell))
-    return {printed.entry: printed.value for printed in found if printed.entry is not None}
+def find_figure(setup: Setup) -> Figure | None:
+    """The figure for a row of a run; of several the one whose protocol the run follows best."""
+    here = (figure for figure in figures() if figure.matches(setup))
+    return min(here, key=lambda figure: len(figure.deviations(setup)), default=None)
 
 
-def deviations(figure: Figure, row: dict[str, Any], result: dict[str, Any]) -> list[str]:
-    """Where the run is not what the paper did, of what decides a number: "8000 training steps, not 60000"."""
-    theirs = figure.protocol
-    queries = row["shots"] if theirs.get("queries") == "shots" else theirs.get("queries")
-    checkpoint = "ensemble" if "ensemble" in row else result["checkpoint"]["name"]
-    compared = (
-        ("queries per class", row["queries"], None if "mse" in row else queries),
-        ("training steps", result["training"]["steps"], theirs.get("steps")),
-        ("checkpoint", checkpoint, theirs.get("checkpoint")),
-        *((f"dataset.{key}", result["config"]["dataset"].get(key), printed) for key, printed in figure.data.items()),
-    )
-    return [f"{what} {ours}, not {printed}" for what, ours, printed in compared if printed not in (None, ours)]
+def find_entries(setup: Setup, by: str) -> dict[int, float]:
+    """The figures for each inner step or instance of the row's cell."""
+    place = (setup.algo, setup.dataset, setup.cell, setup.metric, by)
 
+    def belongs(figure: Figure) -> bool:
+        return place == (figure.algo, figure.dataset, figure.cell, figure.metric, figure.by)
 
-def verdict(figure: Figure, ours: float, ci95: float, row: dict[str, Any], dataset: str) -> str:
-    """reproduced: no further from the figure than the two intervals together, or than a stated number of points.
-
-    That is 0.5 points at 5 ways and 1 point at 20 ways on Omniglot, 1 point elsewhere, and for mse a tenth of the
-    figure. Else above or below; for mse better or worse. ours, ci95: in the units of the figure.
-    """
-    allowed = POINTS.get(row["ways"], ELSEWHERE) if dataset == "omniglot" else ELSEWHERE
-    if "mse" in row:
-        allowed = figure.value / 10
-    if abs(ours - figure.value) <= max(allowed, ci95 + (figure.plus_minus or 0.0)):
-        return "reproduced"
-    if "mse" in row:
-        return "better" if ours < figure.value else "worse"
-    return "above" if ours > figure.value else "below"
+    return {figure.entry: figure.value for figure in figures() if figure.entry is not None and belongs(figure)}

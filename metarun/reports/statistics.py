@@ -6,34 +6,37 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
+from numpy.typing import NDArray
 
-FEW = 8  # methods, of which every two are compared
+ALL_PAIRS = 8  # up to so many methods, every pair is compared
+
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One setting over its seeds. The two spreads answer different questions, and are never added."""
+    """One setting over its seeds. The two intervals answer different questions and are never added."""
 
     mean: float  # over seeds, of each seed's mean over tasks
-    over_tasks: float  # half a 95 % interval over the test tasks, of the mean over seeds at each task
-    over_seeds: float | None  # half a 95 % interval over training seeds, by Student's t; None of a single one
+    over_tasks: float  # half a 95 % interval over the test tasks, of the mean over seeds for each task
+    over_seeds: float | None  # half a 95 % interval over training seeds, by Student's t; None for a single seed
     seeds: int
     tasks: int
 
 
-def summary(scores: Sequence[np.ndarray]) -> Summary:
-    """scores: of each seed [tasks], on the same tasks."""
+def summarise(scores: Sequence[Scores]) -> Summary:
+    """Summarise the scores of each seed, [tasks], on the same tasks."""
     table = np.stack(scores)  # [seeds, tasks]
     per_task, per_seed = table.mean(0), table.mean(1)
     seeds, tasks = table.shape
-    spread = None
+    over_seeds = None
     if seeds > 1:
-        spread = student(seeds - 1) * float(per_seed.std(ddof=1)) / math.sqrt(seeds)
+        over_seeds = student_quantile(seeds - 1) * float(per_seed.std(ddof=1)) / math.sqrt(seeds)
     over_tasks = 1.96 * float(per_task.std(ddof=1)) / math.sqrt(tasks) if tasks > 1 else math.nan
-    return Summary(float(table.mean()), over_tasks, spread, seeds, tasks)
+    return Summary(float(table.mean()), over_tasks, over_seeds, seeds, tasks)
 
 
-def student(freedom: int) -> float:
+def student_quantile(freedom: int) -> float:
     """The 97.5 % quantile of Student's t."""
     from scipy.stats import t
 
@@ -42,37 +45,37 @@ def student(freedom: int) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A less B, on the tasks that both were tested on."""
+    """The first method minus the second, on the tasks that both were tested on."""
 
     first: str
     second: str
     difference: float
     ci95: float  # of the difference, paired: 1.96 std / sqrt(tasks)
-    p: float  # Wilcoxon's signed-rank test, of no difference, equal tasks as Pratt 1959; 1 where no task differs
-    corrected: float  # by Holm's method, over all comparisons of the table
+    p: float  # Wilcoxon's signed-rank test of no difference, ties as in Pratt 1959; 1 if no task differs
+    corrected: float  # p by Holm's method, over all comparisons of the table
 
 
-def compared(scores: Mapping[str, np.ndarray]) -> list[Comparison]:
-    """Every two of a few methods, of more than that the first with each other one.
+def compare(scores: Mapping[str, Scores]) -> list[Comparison]:
+    """Compare every pair of methods; of more than ALL_PAIRS methods, the first with each other one.
 
     scores: name -> [tasks], all on the same tasks.
     """
     from scipy.stats import wilcoxon
 
     names, found = list(scores), []
-    pairs = combinations(names, 2) if len(names) <= FEW else ((names[0], other) for other in names[1:])
+    pairs = combinations(names, 2) if len(names) <= ALL_PAIRS else ((names[0], other) for other in names[1:])
     for first, second in pairs:
-        change = (scores[first] - scores[second]).round(9)  # what is equal but for rounding is a tie
+        change = (scores[first] - scores[second]).round(9)  # rounding errors are ties
         # Most tasks may be ties. To share their ranks among the signs, as "zsplit" does, would hide differences.
         p = float(wilcoxon(change, zero_method="pratt").pvalue) if np.any(change) else 1.0
         ci95 = 1.96 * float(change.std(ddof=1)) / math.sqrt(len(change))
         found.append((first, second, float(change.mean()), ci95, p))
-    corrected = holm([entry[-1] for entry in found])
+    corrected = correct_by_holm([entry[-1] for entry in found])
     return [Comparison(*entry, q) for entry, q in zip(found, corrected)]
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm 1979: the smallest times their number, the next times one less, and so on, never falling, at most 1."""
+def correct_by_holm(p: Sequence[float]) -> list[float]:
+    """Holm 1979: the smallest p times their number, the next times one less, and so on; never falling, at most 1."""
     corrected = [1.0] * len(p)
     largest = 0.0
     for place, i in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
@@ -81,8 +84,8 @@ def holm(p: Sequence[float]) -> list[float]:
     return corrected
 
 
-def ranks(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """The mean over tasks of each method's rank, 1 the best; equal ones share the mean of their ranks."""
+def mean_ranks(scores: Mapping[str, Scores]) -> dict[str, float]:
+    """The mean over tasks of each method's rank. The highest score has rank 1; equal scores share their mean rank."""
     from scipy.stats import rankdata
 
     table = np.stack(list(scores.values()))  # [methods, tasks]

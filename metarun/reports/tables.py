@@ -1,44 +1,47 @@
-"""What a report says of finished runs, as text in tables: written out as Markdown, HTML, CSV and LaTeX elsewhere."""
+"""The content of a report as tables of text. `text` and `web` write them as Markdown, CSV, LaTeX and HTML."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from metarun.reports.collect import Cell, Run, cells, differing
-from metarun.reports.published import READ, Figure, by_entry, figures, sources
-from metarun.reports.statistics import Comparison, compared, ranks
+from metarun.config.registry import metric
+from metarun.config.traits import Metric
+from metarun.reports.collect import Cell, Run, find_differences, make_cells
+from metarun.reports.published import READ, Figure, figures, find_entries, sources
+from metarun.reports.statistics import Comparison, compare, mean_ranks
 
 HEADER = (
     "experiment", "row", "dataset", "task", "result", "over seeds", "published", "difference", "verdict", "mode",
     "test tasks", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
 )  # fmt: skip
 ROWS = {
-    "test": "the run's own test; for an experiment, as the method's paper does it",
+    "test": "the run's own test; an experiment tests as the method's paper does",
     "20way": "the same model on tasks of 20 classes",
     "queries15": "the same model with 15 queries per class, all predicted in one batch",
-    "_inductive": "the row of that name, with each query predicted without sight of the others",
+    "_inductive": "the same model and tasks, but each query is predicted without sight of the other queries",
 }
-VECTORS = {  # metric, by what, the first number, how it is written
-    "mse_by_step": ("mse", "inner steps", 0, ".3f"),
-    "accuracy_by_instance": ("accuracy", "instance", 1, ".2f"),
+VECTORS = {  # name of a vector metric, after "_by_" -> heading of its numbers, the first number
+    "step": ("inner steps", 0),
+    "instance": ("instance", 1),
 }
 READING = """\
-A result is the mean over the test tasks, ± 1.96 standard deviations / sqrt(tasks): that interval covers the draw of the
-tasks, not that of the seed. *Over seeds* is half a 95 % interval over training seeds, by Student's t, where there are
-several. Runs with the same dataset and task are tested on the same tasks, whatever their method and seed. The
-checkpoint is the one that scored best on validation tasks unless a command sets `eval.checkpoint`. *Transductive*
-results normalise by the statistics of a batch that holds all queries of a task, *inductive* ones do not.
-*Reproduced* is what lies no further from the published figure than both intervals together or, on Omniglot, 0.5 points
-at 5 ways and 1 point at 20 ways, elsewhere 1 point, of an mse a tenth. Published figures stand beside the rows tested
-in their mode; where else the run is not what the paper did, † stands and a note says how. In the papers' own tables the
-published figure is in brackets.
+A result is the mean over the test tasks, ± 1.96 standard deviations / sqrt(tasks). This interval covers the choice of
+tasks, not the training seed. *Over seeds* is half a 95 % interval over training seeds, by Student's t, where there are
+several seeds. Runs with the same dataset and kind of task are tested on the same tasks, whatever the method and seed.
+The checkpoint is the one with the best validation score, unless a command sets `eval.checkpoint`. *Transductive*
+results normalise by the statistics of a batch that holds all queries of a task; *inductive* results do not. A result
+without the name of a metric is an accuracy.
 
-Compared are methods on the same test tasks: every two of a few, of more than eight each with that of the best mean
-rank. The difference is positive where the first is better, with a paired 95 % interval; p is by Wilcoxon's signed-rank
-test, with equal tasks as Pratt has them, corrected by Holm's method for all pairs of its table."""
+*Reproduced* means that the result differs from the published figure by at most both intervals together or, if that is
+more, by the tolerance: {tolerances}. Published figures stand beside rows of their own mode. † marks a run that differs
+from the paper's protocol in another way, which a note names. In the papers' tables the published figure is in brackets.
+
+Methods are compared on the same test tasks: up to eight methods in all pairs, more than eight each with the one of the
+best mean rank. The difference is positive if the first is better, with a paired 95 % interval. p is by Wilcoxon's
+signed-rank test with ties as in Pratt, corrected by Holm's method over all pairs of the table."""
 
 
 class Table(NamedTuple):
@@ -53,57 +56,68 @@ class Section(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """Its parts, each made once, whatever the number of forms it is written in."""
+    """The parts of a report. Each is made once, whatever the number of formats."""
 
     runs: list[Run]
 
     @cached_property
     def cells(self) -> list[Cell]:
-        return list(cells(self.runs))
+        return list(make_cells(self.runs))
+
+    @cached_property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(cell.first.dataset for cell in self.cells))
 
     @cached_property
     def overview(self) -> Table:
-        return Table(HEADER, [line(cell) for cell in self.cells])
+        return Table(HEADER, [_line(cell) for cell in self.cells])
 
     @cached_property
     def papers(self) -> list[Section]:
-        """The papers' tables on the datasets that were run: our result beside each figure, or that there is none."""
-        datasets = dict.fromkeys(cell.first.dataset for cell in self.cells)
-        return [paper_table(dataset, self.cells) for dataset in datasets if printed(dataset)]
+        """The papers' tables for the datasets of the runs: our result beside each figure, or "no run"."""
+        return [_paper_table(dataset, self.cells) for dataset in self.datasets if _results_on(dataset)]
 
     @cached_property
     def steps(self) -> list[Section]:
-        """Figures with several values per task: mse after each inner step, accuracy at each instance of a class."""
-        return [by_number(cell, name) for cell in self.cells for name in VECTORS if name in cell.test]
+        """Metrics with several values per task: after each inner step, or at each instance of a class."""
+        return [_vector_table(cell, by) for cell in self.cells for by in cell.vectors if by in VECTORS]
 
     @cached_property
     def differing(self) -> list[Section]:
-        """Of each dataset a line for every setting, with what is not the same in all."""
-        return [*differences(self.cells)]
+        """For each dataset a line per setting, with the values that are not the same in all."""
+        return list(_difference_tables(self.cells))
 
     @cached_property
     def comparisons(self) -> list[Section]:
-        """Of each group its methods in the order of their mean rank, and pairs of them."""
-        return [comparison(group) for group in groups(self.cells)]
+        """For each group of methods on the same tasks: mean ranks, and pairs in the order of rank."""
+        return [_comparison(group) for group in _comparable(self.cells)]
 
     @cached_property
     def notes(self) -> list[str]:
-        """Where runs are not the papers'."""
-        told = (cell for cell in self.cells if cell.deviations)
-        return [f"{cell.name}, {cell.row}: {'; '.join(cell.deviations)}" for cell in told]
+        """Where runs differ from the papers' protocols."""
+        differing = (cell for cell in self.cells if cell.deviations)
+        return [f"{cell.name}, {cell.row}: {'; '.join(cell.deviations)}" for cell in differing]
 
     @property
     def meanings(self) -> dict[str, str]:
-        """What the rows are."""
+        """Row -> what it is."""
         seen = {cell.row for cell in self.cells}
         return {row: text for row, text in ROWS.items() if any(name == row or name.endswith(row) for name in seen)}
 
     @property
+    def reading(self) -> str:
+        """How to read the report, with the tolerances of its metrics."""
+        metrics = dict.fromkeys(cell.headline for cell in self.cells)
+        tolerances = [_tolerance(name, metric(name)) for name in metrics]
+        own = {f"{figure.tolerance:g} for {figure.cell} on {figure.dataset}": None for figure in _with_tolerance(self)}
+        return READING.format(tolerances=", ".join([*tolerances, *own]))
+
+    @property
     def cited(self) -> dict[str, str]:
-        """Key -> citation, of the papers of all figures shown."""
+        """Key -> citation, for the papers of all figures shown."""
         shown: dict[str, dict[str, None]] = {}
-        for dataset in dict.fromkeys(cell.first.dataset for cell in self.cells):
-            for figure in printed(dataset):
+        for dataset in self.datasets:
+            for figure in _results_on(dataset):
                 shown.setdefault(figure.source, {})[figure.where + READ[figure.read]] = None
         return {key: f"{text}: {'; '.join(shown[key])}" for key, text in sources().items() if key in shown}
 
@@ -115,102 +129,83 @@ class Report:
 # the results ---------------------------------------------------------------------------------------------------------
 
 
-def line(cell: Cell) -> tuple[str, ...]:
-    """The entries of a cell, as HEADER names them."""
-    run, figure = cell.first, cell.published
-    training = [other.result["training"] for other in cell.runs]
-    memory = training[0].get("peak_memory_mib")
+def _line(cell: Cell) -> tuple[str, ...]:
+    """The entries of a cell, in the order of HEADER."""
+    figure, summary, shown = cell.published, cell.summary, cell.metric
+    training = [run.result.training for run in cell.runs]
+    memory = training[0].peak_memory_mib
     return (
         cell.name,
         cell.row,
-        whereof(run),
-        task(cell.test),
-        score(cell),
-        "" if cell.summary.over_seeds is None else f"± {cell.unit * cell.summary.over_seeds:.2f}",
+        cell.dataset,
+        cell.task,
+        cell.score,
+        "" if summary.over_seeds is None else f"± {_number(shown, summary.over_seeds)}",
         "" if figure is None else f"{figure}[^{figure.source}]",
-        "" if figure is None else f"{cell.unit * cell.summary.mean - figure.value:+.{decimals(cell)}f}",
+        "" if figure is None else f"{shown.scale * summary.mean - figure.value:+.{shown.decimals}f}",
         f"{cell.verdict} †" if cell.deviations else cell.verdict,
         cell.mode,
-        str(cell.summary.tasks),
-        ", ".join(checkpoint(other) for other in cell.runs),
-        duration(sum(entry["seconds"] for entry in training) / len(training)),
-        f"{training[0]['tasks_per_second']:.0f}",
+        str(summary.tasks),
+        ", ".join(f"{run.result.checkpoint.step} of {run.result.training.steps}" for run in cell.runs),
+        format_duration(sum(entry.seconds for entry in training) / len(training)),
+        f"{training[0].tasks_per_second:.0f}",
         "" if memory is None else f"{memory:.0f} MiB",
-        run.result["device"],
-        ", ".join(str(other.seed) for other in cell.runs),
-        ", ".join(dict.fromkeys(short(other.result["commit"]) for other in cell.runs)),
+        cell.result.device,
+        ", ".join(str(run.seed) for run in cell.runs),
+        ", ".join(dict.fromkeys(_abbreviate(run.result.commit) for run in cell.runs)),
     )
 
 
-def whereof(run: Run) -> str:
-    split = run.result["config"]["dataset"].get("split")
-    return f"{run.dataset} ({split})" if split else run.dataset
+def _number(metric: Metric, value: float) -> str:
+    """A value in shown units, without the unit."""
+    return f"{metric.scale * value:.{metric.decimals}f}"
 
 
-def checkpoint(run: Run) -> str:
-    return f"{run.result['checkpoint']['step']} of {run.result['training']['steps']}"
-
-
-def task(test: dict[str, Any]) -> str:
-    if "mse" in test:
-        return f"{test['shots']} points"
-    queries = "1 query" if test["queries"] == 1 else f"{test['queries']} queries"
-    return f"{test['ways']}-way {test['shots']}-shot, {queries} per class"
-
-
-def decimals(cell: Cell) -> int:
-    return 2 if cell.unit == 100 else 3
-
-
-def score(cell: Cell) -> str:
-    mean, ci95 = (f"{cell.unit * value:.{decimals(cell)}f}" for value in (cell.summary.mean, cell.summary.over_tasks))
-    name = cell.first.headline(cell.row)
-    return f"{mean} ± {ci95} %" if name == "accuracy" else f"{name} {mean} ± {ci95}"
-
-
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def short(commit: str | None) -> str:
+def _abbreviate(commit: str | None) -> str:
     if commit is None:
         return ""
     digest, *dirty = commit.split("-", 1)
     return "-".join([digest[:7], *dirty])
 
 
+def _tolerance(name: str, metric: Metric) -> str:
+    if metric.relative:
+        return f"{100 * metric.tolerance:g} % of the figure for {name}"
+    return f"{metric.tolerance:g}{f' {metric.unit}' if metric.unit else ''} for {name}"
+
+
+def _with_tolerance(report: Report) -> Iterator[Figure]:
+    shown = set(report.datasets)
+    return (figure for figure in figures() if figure.tolerance is not None and figure.dataset in shown)
+
+
 # the papers' tables --------------------------------------------------------------------------------------------------
 
 
-def printed(dataset: str) -> list[Figure]:
-    """Of a figure for each number of inner steps that for most, of one by instance that after the K-th."""
-
-    def counts(figure: Figure) -> bool:
-        _, ways, shots = figure.cell.rstrip("s").rpartition("w")
-        return not ways or figure.entry in (None, int(shots) + 1)
-
-    ours = (figure for figure in figures() if figure.dataset == dataset and counts(figure))
-    return list({(figure.source, figure.algo, figure.cell, theirs(figure)): figure for figure in ours}.values())
+def _results_on(dataset: str) -> list[Figure]:
+    """The published figures on a dataset: one per cell and mode. Of figures by inner step, the last."""
+    shown = (figure for figure in figures() if figure.dataset == dataset and figure.is_result)
+    return list({(figure.source, figure.algo, figure.cell, figure.mode): figure for figure in shown}.values())
 
 
-def theirs(figure: Figure) -> str:
-    return {True: "transductive", False: "inductive", None: ""}[figure.protocol.get("transductive")]
-
-
-def paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
+def _paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
     ours: dict[Figure, list[Cell]] = {}
     for cell in cells:
         if cell.published:
             ours.setdefault(cell.published, []).append(cell)
-    found = printed(dataset)
+    found = _results_on(dataset)
     columns = tuple(dict.fromkeys(figure.cell for figure in found))
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for figure in found:
-        row = rows.setdefault((figure.algo, theirs(figure), figure.source), {})
-        row[figure.cell] = f"{told(ours.get(figure, []))} ({figure})"
+        row = rows.setdefault((figure.algo, figure.mode, figure.source), {})
+        row[figure.cell] = f"{_beside_figure(ours.get(figure, []))} ({figure})"
     lines = [
         (f"{algo}[^{source}]", mode, *(row.get(cell, "") for cell in columns))
         for (algo, mode, source), row in rows.items()
@@ -218,68 +213,71 @@ def paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
     return Section(f"The papers' figures on {dataset}", [Table(("algo", "mode", *columns), lines)])
 
 
-def told(cells: list[Cell]) -> str:
-    """Of several none: to choose by their test would flatter us."""
+def _beside_figure(cells: list[Cell]) -> str:
+    """Our result. Of several settings none is shown: to choose by their test would flatter us."""
     if len(cells) != 1:
         return f"{len(cells)} settings, above" if cells else "no run"
-    return f"{score(cells[0])} †" if cells[0].deviations else score(cells[0])
+    return f"{cells[0].score} †" if cells[0].deviations else cells[0].score
 
 
-def by_number(cell: Cell, name: str) -> Section:
-    metric, by, start, form = VECTORS[name]
-    found, printed = cell.test[name], by_entry(cell.first.algo, cell.first.dataset, cell.task)
+def _vector_table(cell: Cell, by: str) -> Section:
+    numbers, start = VECTORS[by]
+    found, printed = cell.vectors[by], find_entries(cell.setup, by)
+    assert isinstance(found.mean, list)
+    assert isinstance(found.ci95, list)
     content = [
         (
             str(number),
-            f"{cell.unit * mean:{form}} ± {cell.unit * ci95:{form}}",
+            f"{_number(cell.metric, mean)} ± {_number(cell.metric, ci95)}",
             f"{printed[number]:g}" if number in printed else "",
         )
-        for number, (mean, ci95) in enumerate(zip(found["mean"], found["ci95"]), start)
+        for number, (mean, ci95) in enumerate(zip(found.mean, found.ci95), start)
     ]
-    heading = f"{cell.name}, {cell.row}, seed {cell.first.seed}: {metric} by {by.removesuffix('s')}"
-    return Section(heading, [Table((by, metric, "published"), content)])
+    heading = f"{cell.name}, {cell.row}, seed {cell.first.seed}: {cell.headline} by {numbers.removesuffix('s')}"
+    return Section(heading, [Table((numbers, cell.headline, "published"), content)])
 
 
-def differences(cells: Iterable[Cell]) -> Iterator[Section]:
+def _difference_tables(cells: Iterable[Cell]) -> Iterator[Section]:
     settings: dict[str, dict[str, Run]] = {}
     for cell in cells:
         settings.setdefault(cell.first.dataset, {})[cell.name] = cell.first
     for dataset, runs in settings.items():
-        apart = differing(list(runs.values()))
-        keys = tuple(dict.fromkeys(key for values in apart for key in values))
+        differences = find_differences(list(runs.values()))
+        keys = tuple(dict.fromkeys(key for values in differences for key in values))
         if keys:
-            rows = [(name, *(values.get(key, "") for key in keys)) for name, values in zip(runs, apart)]
+            rows = [(name, *(values.get(key, "") for key in keys)) for name, values in zip(runs, differences)]
             yield Section(dataset, [Table(("experiment", *keys), rows)])
 
 
 # comparisons ---------------------------------------------------------------------------------------------------------
 
 
-def groups(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
-    """Cells that were tested on the same tasks and kept their scores: what can be compared task by task."""
-    found: dict[str, list[Cell]] = {}
+def _comparable(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+    """Groups of cells that were tested on the same tasks, with the same metric, and kept finite scores."""
+    found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         scored = cell.scores is not None and len(cell.scores) > 1 and np.isfinite(cell.scores).all()
         if scored and not cell.row.endswith("_inductive"):
-            found.setdefault(cell.test["task_hash"], []).append(cell)
+            found.setdefault((cell.test.task_hash, cell.headline), []).append(cell)
     return (group for group in found.values() if len(group) > 1)
 
 
-def comparison(group: list[Cell]) -> Section:
-    better = -1 if "mse" in group[0].test else 1  # the higher the better
-    scores = {f"{cell.name} {cell.row}": better * cell.unit * cell.scores for cell in group if cell.scores is not None}
-    order = dict(sorted(ranks(scores).items(), key=lambda entry: entry[1]))
+def _comparison(group: list[Cell]) -> Section:
+    shown = group[0].metric
+    sign = shown.scale if shown.higher_is_better else -shown.scale  # the higher the better
+    scores = {f"{cell.name} {cell.row}": sign * cell.scores for cell in group if cell.scores is not None}
+    order = dict(sorted(mean_ranks(scores).items(), key=lambda entry: entry[1]))
     by_rank = Table(("method", "mean rank"), [(name, f"{rank:.2f}") for name, rank in order.items()])
-    pairs = (pair(entry, decimals(group[0])) for entry in compared({name: scores[name] for name in order}))
-    by_pair = Table(("first", "second", "difference", "p", "p, corrected"), list(pairs))
-    tasks = f"{group[0].summary.tasks} tasks: {whereof(group[0].first)}, {task(group[0].test)}"
+    pairs = [_pair(entry, shown.decimals) for entry in compare({name: scores[name] for name in order})]
+    by_pair = Table(("first", "second", "difference", "p", "p, corrected"), pairs)
+    tasks = f"{group[0].summary.tasks} tasks: {group[0].dataset}, {group[0].task}"
     return Section(f"Compared on the same {tasks}", [by_rank, by_pair])
 
 
-def pair(entry: Comparison, places: int) -> tuple[str, ...]:
+def _pair(entry: Comparison, places: int) -> tuple[str, ...]:
     difference = f"{entry.difference:+.{places}f} ± {entry.ci95:.{places}f}"
-    return entry.first, entry.second, difference, chance(entry.p), chance(entry.corrected)
+    return entry.first, entry.second, difference, _chance(entry.p), _chance(entry.corrected)
 
 
-def chance(p: float) -> str:
-    return "< 1e-300" if p < 1e-300 else f"{p:.2g}"  # what doubles cannot hold is no zero
+def _chance(p: float) -> str:
+    return "< 1e-300" if p < 1e-300 else f"{p:.2g}"  # smaller numbers would be shown as 0

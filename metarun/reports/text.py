@@ -6,21 +6,33 @@ import math
 from collections.abc import Iterable
 
 from metarun.reports.collect import Cell
-from metarun.reports.tables import READING, Report, Section, score
+from metarun.reports.tables import Report, Section
+
+LATEX: dict[str, str | int | None] = {
+    **{mark: rf"\{mark}" for mark in "&%#_${}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that starts so
 
 
-def markdown(report: Report) -> str:
+def to_markdown(report: Report) -> str:
     sections = [
         "# Results",
         "Written by `metarun report` from the runs' own files.",
-        table(*report.overview),
-        *map(section, [*report.papers, *report.steps, *report.comparisons]),
-        "## Where runs are not the papers'",
-        listed(report.notes) or "Nowhere, in what is compared.",
+        markdown_table(*report.overview),
+        *map(_section, [*report.papers, *report.steps, *report.comparisons]),
+        "## Where runs differ from the papers",
+        _bullets(report.notes) or "Nowhere, as far as it is known.",
         "## What the rows are",
-        listed(f"`{row}`: {meaning}" for row, meaning in report.meanings.items()),
+        _bullets(f"`{row}`: {meaning}" for row, meaning in report.meanings.items()),
         "## How to read",
-        READING,
+        report.reading,
         "## Commands",
         "```bash\n" + "\n".join(report.commands) + "\n```",
         "\n".join(f"[^{key}]: {text}" for key, text in report.cited.items()),
@@ -28,37 +40,42 @@ def markdown(report: Report) -> str:
     return "\n\n".join(sections).rstrip() + "\n"
 
 
-def section(part: Section) -> str:
-    return "\n\n".join([f"## {part.title}", *(table(*content) for content in part.tables)])
+def _section(part: Section) -> str:
+    return "\n\n".join([f"## {part.title}", *(markdown_table(*content) for content in part.tables)])
 
 
-def table(header: tuple[str, ...], content: Iterable[tuple[str, ...]]) -> str:
+def markdown_table(header: tuple[str, ...], content: Iterable[tuple[str, ...]]) -> str:
+    """A table; a bar within an entry is escaped."""
     rows = [header, ("---",) * len(header), *content]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(entry.replace('|', chr(92) + '|') for entry in row)} |" for row in rows)
 
 
-def listed(lines: Iterable[str]) -> str:
+def _bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
-def as_csv(cells: Iterable[Cell]) -> str:
-    """Numbers without marks: a line for each cell."""
+def to_csv(cells: Iterable[Cell]) -> str:
+    """A line for each cell, with numbers in the unit of the metric. No text is taken for a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = ("mean", "over_tasks", "over_seeds", "published", "published_plus_minus", "verdict")
+    names = ("mean", "over_tasks", "over_seeds", "published", "published_plus_minus", "verdict", "metric", "unit")
     writer.writerow(("experiment", "row", "dataset", "task", "mode", "seeds", "tasks", *names))
     for cell in cells:
-        found, figure = cell.summary, cell.published
-        spread = None if found.over_seeds is None else cell.unit * found.over_seeds
-        numbers = (cell.unit * found.mean, cell.unit * found.over_tasks, spread)
-        written = ("" if number is None or math.isnan(number) else f"{number:.4f}" for number in numbers)
+        found, figure, shown = cell.summary, cell.published, cell.metric
+        numbers = (found.mean, found.over_tasks, math.nan if found.over_seeds is None else found.over_seeds)
+        written = ("" if math.isnan(number) else f"{shown.scale * number:.4f}" for number in numbers)
         printed = (None, None) if figure is None else (figure.value, figure.plus_minus)
-        about = (cell.name, cell.row, cell.first.dataset, cell.task, cell.mode, found.seeds, found.tasks)
-        writer.writerow((*about, *written, *printed, cell.verdict))
+        about = map(_inert, (cell.name, cell.row, cell.first.dataset, cell.setup.cell, cell.mode))
+        kind = map(_inert, (cell.verdict, cell.headline, shown.unit))
+        writer.writerow((*about, found.seeds, found.tasks, *written, *printed, *kind))
     return out.getvalue()
 
 
-def latex(cells: Iterable[Cell]) -> str:
+def _inert(text: str) -> str:
+    return f"'{text}" if text.startswith(FORMULA) else text
+
+
+def to_latex(cells: Iterable[Cell]) -> str:
     """A booktabs table of each cell beside the published figure."""
     lines = [
         r"\begin{tabular}{llllll}",
@@ -67,12 +84,10 @@ def latex(cells: Iterable[Cell]) -> str:
         r"\midrule",
     ]
     for cell in cells:
-        entries = (cell.name, cell.first.dataset, cell.task, cell.mode, score(cell), str(cell.published or ""))
-        lines.append(" & ".join(map(escaped, entries)) + r" \\")
+        entries = (cell.name, cell.first.dataset, cell.setup.cell, cell.mode, cell.score, str(cell.published or ""))
+        lines.append(" & ".join(map(_escape_latex, entries)) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
-def escaped(text: str) -> str:
-    for mark in "&%#_":
-        text = text.replace(mark, f"\\{mark}")
-    return text.replace("±", r"$\pm$")
+def _escape_latex(text: str) -> str:
+    return text.translate(str.maketrans(LATEX))
