@@ -17,9 +17,8 @@ from metarun.cli.compose import compose, describe_options
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.load import plain
 from metarun.config.registry import declaration
-from metarun.reports.collect import Cell, cells, found
-from metarun.reports.tables import score, task
-from metarun.reports.text import table
+from metarun.reports.collect import Cell, make_cells, read_runs
+from metarun.reports.text import markdown_table
 
 ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "results"
@@ -104,18 +103,18 @@ def reproductions(tested: Iterable[Cell]) -> Iterator[str]:
             beside = f" (published {cell.published})" if cell.published else ""
             setting = cell.name.removeprefix(cell.first.name).strip()
             mode = "inductive" if cell.row.endswith("_inductive") else ""  # beside the transductive test
-            what = ", ".join(filter(None, (cell.first.dataset, task(cell.test), mode, setting)))
-            yield f"{what}: {score(cell)}{beside}"
+            what = ", ".join(filter(None, (cell.first.dataset, cell.task, mode, setting)))
+            yield f"{what}: {cell.score}{beside}"
 
 
 def table_of_methods(methods: list[Method]) -> str:
-    return table(HEADER, methods)
+    return markdown_table(HEADER, methods)
 
 
 def table_of_families(methods: list[Method]) -> str:
     names = {family: [method.algo for method in methods if method.family == family] for family in FAMILIES}
     rows = [(family, how, " ".join(names[family])) for family, how in FAMILIES.items() if names[family]]
-    return table(("family", "to solve a new task, they", "`algo=`"), rows)
+    return markdown_table(("family", "to solve a new task, they", "`algo=`"), rows)
 
 
 def insert(document: str, content: str) -> str:
@@ -127,7 +126,7 @@ def insert(document: str, content: str) -> str:
 
 def documents() -> dict[Path, str]:
     """Both documents with their tables as they should be now."""
-    methods = list_methods(list(cells(found([RESULTS]))))
+    methods = list_methods(list(make_cells(read_runs([RESULTS]))))
     tables = {README: table_of_families(methods), PAGE: table_of_methods(methods)}
     return {path: insert(path.read_text(encoding="utf-8"), content) for path, content in tables.items()}
 

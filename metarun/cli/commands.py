@@ -134,9 +134,9 @@ def report(words: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("outputs")], help="folders with runs (outputs)")
     parser.add_argument("--to", type=Path, default=Path("report"), help="the folder for the report (report)")
     arguments = parser.read(words)
-    from metarun.reports import written
+    from metarun.reports import write_report
 
-    print(*written(arguments.runs, arguments.to), sep="\n")
+    print(*write_report(arguments.runs, arguments.to), sep="\n")
 
 
 def reproduce(words: Sequence[str]) -> None:
@@ -168,10 +168,10 @@ def reproduce(words: Sequence[str]) -> None:
     try:
         sweep(request)
     finally:
-        from metarun.reports import written
+        from metarun.reports import write_report
 
         if finished := [job.folder.path for job in jobs if job.folder.result() is not None]:
-            print(*written(finished, arguments.to or Path("report") / f"{arguments.table}-{length}"), sep="\n")
+            print(*write_report(finished, arguments.to or Path("report") / f"{arguments.table}-{length}"), sep="\n")
 
 
 def list_options(words: Sequence[str]) -> None:

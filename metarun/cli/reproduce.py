@@ -56,7 +56,7 @@ def outlook(jobs: Sequence[Job], root: Path) -> Iterator[str]:
 
     root: the folder in which runs of the same setting are looked for; without any a few steps are timed.
     """
-    from metarun.reports.tables import duration
+    from metarun.reports.tables import format_duration
 
     recorded, total = find_rates(root), 0.0
     for job in jobs:
@@ -67,8 +67,8 @@ def outlook(jobs: Sequence[Job], root: Path) -> Iterator[str]:
         rate = recorded.get(setting(values))
         seconds = values["trainer"]["steps"] * values["trainer"]["tasks_per_step"] / rate if rate else measure(values)
         total += seconds
-        yield f"{job.label}: about {duration(seconds)}"
-    yield f"together about {duration(total)}"
+        yield f"{job.label}: about {format_duration(seconds)}"
+    yield f"together about {format_duration(total)}"
 
 
 def find_rates(root: Path) -> dict[str, float]:

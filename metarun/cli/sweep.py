@@ -99,9 +99,9 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
     except Exception as error:
         reported(error)
         score, outcome = worst, "elsewhere, left after" if isinstance(error, Busy) else "failed after"
-    from metarun.reports.tables import duration
+    from metarun.reports.tables import format_duration
 
-    print(f"{number} {outcome} {duration(time.monotonic() - started)}", flush=True)
+    print(f"{number} {outcome} {format_duration(time.monotonic() - started)}", flush=True)
     return finite(score, worst)
 
 

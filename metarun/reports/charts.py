@@ -24,6 +24,7 @@ CURVES = (360, 210)  # width and height in pixels
 BARS = (240, 36)
 MOST_BARS = 40  # of a distribution; more different scores than that are put into bins
 MOST_POINTS = 100  # of a curve; of more points every second, third, ... is drawn
+ROUND = [1, 2, 5, 10]  # steps between ticks
 INKS = {name: f"#0000{number:02x}" for number, name in enumerate(("train", "val", "text", "quiet", "line", "bars"), 1)}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -33,8 +34,6 @@ STYLE: dict[Any, Any] = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "axes.edgecolor": "none",
-    "axes.grid": True,
-    "axes.grid.axis": "y",
     "grid.color": INKS["line"],
     "xtick.color": "none",
     "ytick.color": "none",
@@ -71,10 +70,11 @@ def draw_curves(seeds: Iterable[Mapping[str, Points]], scale: Scale, name: str) 
             steps, shown = zip(*_thin(points))
             axes.plot(steps, shown, color=INKS[split], linewidth=1.5, marker=marker, markersize=4, clip_on=False)
     axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.grid(clip_on=False)
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=ROUND, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.yaxis.set_major_locator(_locate_ticks(min(values), max(values), scale))
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.4g}"))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.5g}"))
     axes.yaxis.set_minor_locator(NullLocator())
     return _to_svg(figure, name, "headline metric by training step")
 
@@ -95,7 +95,7 @@ def _locate_ticks(low: float, high: float, scale: Scale) -> Locator:
         return FixedLocator([low])
     decades = math.log10(high / low) if scale == "log" else 0
     if decades < 1:
-        return MaxNLocator(5)
+        return MaxNLocator(5, steps=ROUND)
     return LogLocator(subs=(1, 2, 5) if decades < 2 else (1, 3) if decades < 3 else (1,), numticks=6)
 
 

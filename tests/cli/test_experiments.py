@@ -1,6 +1,7 @@
 """The grid of experiments: every published cell has one, which names its figure; `_paper` is it at full length."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,9 @@ import pytest
 
 from metarun.cli.compose import describe_options
 from metarun.config.load import load_settings, plain
+from metarun.config.registry import declaration
 from metarun.engine.build import Experiment
-from metarun.reports.published import _papers, deviations, figure
+from metarun.reports.published import Setup, figures, find_figure
 from tests.cli.test_configs import REAL, SAME_CODE, composed, shrunk
 
 EXPERIMENTS = describe_options("experiment")  # name -> its first line
@@ -54,34 +56,41 @@ def values_of(name: str) -> dict[str, Any]:
     return plain(composed(f"experiment={name}"))
 
 
-def rows(name: str) -> list[dict[str, Any]]:
-    """The tests that are asked for, as `published.figure` wants them."""
+def setups(name: str) -> list[Setup]:
+    """The tests that an experiment asks for, its own first."""
     values = values_of(name)
-    test = values["eval"]
-    headline = "mse" if values["dataset"]["name"] == "sinusoid" else "accuracy"
+    test, traits = values["eval"], declaration("dataset", values["dataset"]["name"]).traits
+    own = values["dataset"]
     found = []
     for how in (test, *({**test, **changes} for changes in test["variants"].values())):
         algo = {**values["algo"], **test["algo"], **how["algo"]}
-        row = {key: how[key] for key in ("ways", "shots", "queries")}
-        found.append({**row, headline: {}, "algo": algo, "transductive": algo["norm"] == "batch"})
+        found.append(
+            Setup(
+                algo=str(composed(f"experiment={name}").hydra.runtime.choices.algo),
+                dataset=str(own.get("collection", own["name"])),
+                data=own,
+                metric=traits.headline,
+                ways=None if traits.kind == "regression" else how["ways"],
+                shots=how["shots"],
+                queries=how["queries"],
+                transductive=algo["norm"] == "batch",
+                inner_steps=algo.get("inner_steps"),
+                steps=values["trainer"]["steps"],
+                checkpoint=test["checkpoint"],
+            )
+        )
     return found
 
 
 def dataset(name: str) -> str:
-    own = values_of(name)["dataset"]
-    return str(own.get("collection", own["name"]))
-
-
-def algo(name: str) -> str:
-    return str(composed(f"experiment={name}").hydra.runtime.choices.algo)
+    return setups(name)[0].dataset
 
 
 def cells(name: str) -> set[CellKey]:
-    tested = (f"{row['shots']}s" if "mse" in row else f"{row['ways']}w{row['shots']}s" for row in rows(name))
-    return {(algo(name), trials(dataset(name), values_of(name)["dataset"]), cell) for cell in tested}
+    return {(setup.algo, trials(setup.dataset, setup.data), setup.cell) for setup in setups(name)}
 
 
-def trials(dataset: str, settings: dict[str, Any]) -> str:
+def trials(dataset: str, settings: Mapping[str, Any]) -> str:
     """Lake's published runs are no episodes: their cells are their own."""
     return "runs" if settings.get("test_tasks") == "runs" else dataset
 
@@ -90,14 +99,9 @@ def trials(dataset: str, settings: dict[str, Any]) -> str:
 def printed() -> dict[CellKey, set[Printed]]:
     """All that published.yaml has for a cell: in both modes, or after several numbers of inner steps."""
     found: dict[CellKey, set[Printed]] = {}
-    for paper in _papers().values():
-        for table in paper["tables"]:
-            for method, figures in table["figures"].items():
-                for cell, entry in figures.items():
-                    each = [[mse] for mse in entry.values()] if isinstance(entry, dict) else [entry]
-                    place = trials(table["dataset"], table.get("data", {}))
-                    known = found.setdefault((method, place, cell), set())
-                    known |= {(value, plus_minus) for value, plus_minus in ((*one, None)[:2] for one in each)}
+    for figure in figures():
+        place = trials(figure.dataset, figure.data)
+        found.setdefault((figure.algo, place, figure.cell), set()).add((figure.value, figure.plus_minus))
     return found
 
 
@@ -116,19 +120,19 @@ def test_every_published_cell_has_an_experiment_and_no_two_share_a_folder() -> N
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_the_first_line_has_the_published_figures(name: str) -> None:
-    figures = [printed()[cell] for cell in cells(name) & printed().keys()]
-    if figures:
+    shown = [printed()[cell] for cell in cells(name) & printed().keys()]
+    if shown:
         methods = {cell[:2] for cell in cells(name)}
         others = (entry for cell, entry in printed().items() if cell[:2] in methods)
         assert named(EXPERIMENTS[name]) <= set.union(*others)
         by_instance = "at the 2nd" in EXPERIMENTS[name]  # of ten instances a line names two
-        assert by_instance or set.union(*figures) <= named(EXPERIMENTS[name])
+        assert by_instance or set.union(*shown) <= named(EXPERIMENTS[name])
 
 
 @pytest.mark.parametrize("name", SHORT)
 def test_a_name_says_what_is_tested(name: str) -> None:
     if match := re.search(r"_(\d+)w(\d+)s", name):
-        assert {"ways": int(match[1]), "shots": int(match[2])}.items() <= rows(name)[0].items()
+        assert (int(match[1]), int(match[2])) == (setups(name)[0].ways, setups(name)[0].shots)
 
 
 @pytest.mark.parametrize("name", PAPER)
@@ -143,14 +147,10 @@ def test_at_the_papers_length_nothing_else_differs(name: str) -> None:
 
 @pytest.mark.parametrize("name", PAPER)
 def test_at_the_papers_length_the_protocol_is_the_papers(name: str) -> None:
-    values = values_of(name)
-    checkpoint = values["eval"]["checkpoint"]
-    row = rows(name)[0] | ({"ensemble": 5} if checkpoint == "ensemble" else {})
-    steps = {"steps": values["trainer"]["steps"]}
-    result = {"config": values, "training": steps, "checkpoint": {"name": checkpoint}}
-    theirs = figure(algo(name), row, dataset(name), result)
+    setup = setups(name)[0]
+    theirs = find_figure(setup)
     assert theirs is not None
-    assert deviations(theirs, row, result) == STILL_ANOTHER.get(name, [])
+    assert theirs.deviations(setup) == STILL_ANOTHER.get(name, [])
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from workload import WORK, maml
 
 from metarun.config.registry import known
 from metarun.core.types import Algorithm, TaskShape, Theta
-from metarun.reports.collect import cells, found
+from metarun.reports.collect import make_cells, read_runs
 from tests.support.tiny_runs import omniglot_result, write_run
 
 SMALL: dict[str, Any] = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
@@ -153,7 +153,7 @@ def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path)
     comment = "MAML: an initialisation (Finn et al. 2017)"
     paper = "[Finn et al. 2017](https://arxiv.org/abs/1703.03400)"
     figure = "omniglot, 5-way 1-shot, 1 query per class: 98.12 ± 0.25 % (published 98.7 ± 0.4)"
-    method = methods.describe("maml", comment, list(cells(found([tmp_path]))))
+    method = methods.describe("maml", comment, list(make_cells(read_runs([tmp_path]))))
     assert (method.algo, method.learns) == ("`maml`", "an initialisation")
     assert (method.norm, method.paper, method.reproduced) == ("batch: transductive", paper, figure)
     assert methods.describe("maml", comment, []).reproduced == "glyphs only"

@@ -1,27 +1,28 @@
 """Intervals and comparisons: against hand computations, SciPy's own tests and simulated coverage."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from metarun.reports.statistics import FEW, compared, holm, ranks, summary
+from metarun.reports.statistics import ALL_PAIRS, Scores, compare, correct_by_holm, mean_ranks, summarise
 
 
 def test_the_two_spreads_are_kept_apart_by_hand() -> None:
     """Two seeds on three tasks. Seed means 2 and 4: mean 3, standard deviation sqrt 2, over seeds 12.706 sqrt(2) /
     sqrt(2). Task means 1.5, 3, 4.5: standard deviation 1.5, over tasks 1.96 * 1.5 / sqrt(3)."""
-    found = summary([np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])])
+    found = summarise([np.array([1.0, 2.0, 3.0]), np.array([2.0, 4.0, 6.0])])
     assert (found.mean, found.seeds, found.tasks) == (3.0, 2, 3)
     assert found.over_tasks == pytest.approx(1.96 * 1.5 / math.sqrt(3))
     assert found.over_seeds == pytest.approx(12.7062, abs=1e-4)
-    assert summary([np.array([1.0, 2.0])]).over_seeds is None
+    assert summarise([np.array([1.0, 2.0])]).over_seeds is None
 
 
 def test_the_interval_over_seeds_is_scipys() -> None:
     scores = np.random.default_rng(3).normal(0.9, 0.1, size=(4, 50))
-    found = summary(list(scores))
+    found = summarise(list(scores))
     low, high = stats.t.interval(0.95, 3, loc=scores.mean(), scale=stats.sem(scores.mean(1)))
     assert found.over_seeds == pytest.approx((high - low) / 2)
     assert found.mean == pytest.approx((high + low) / 2)
@@ -35,11 +36,13 @@ def test_the_interval_over_seeds_is_scipys() -> None:
         (lambda rng: rng.lognormal(-2.0, 1.0, size=600), math.exp(-1.5)),  # squared errors, some of them large
     ],
 )
-def test_the_interval_over_tasks_covers_the_mean_95_times_in_100(draw, mean) -> None:
+def test_the_interval_over_tasks_covers_the_mean_95_times_in_100(
+    draw: Callable[[np.random.Generator], Scores], mean: float
+) -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
-        found = summary([draw(rng)])
+        found = summarise([draw(rng)])
         hits += abs(found.mean - mean) <= found.over_tasks
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
@@ -48,7 +51,7 @@ def test_the_interval_over_seeds_covers_it_too() -> None:
     rng = np.random.default_rng(0)
     hits = 0
     for _ in range(2000):
-        found = summary([np.full(2, mean) for mean in rng.normal(0.9, 0.01, size=3)])
+        found = summarise([np.full(2, mean) for mean in rng.normal(0.9, 0.01, size=3)])
         hits += found.over_seeds is not None and abs(found.mean - 0.9) <= found.over_seeds
     assert hits / 2000 == pytest.approx(0.95, abs=0.015)
 
@@ -57,7 +60,7 @@ def test_methods_are_compared_task_by_task() -> None:
     rng = np.random.default_rng(1)
     hard = rng.normal(size=300)
     scores = {"a": hard + 0.1 + 0.1 * rng.normal(size=300), "b": hard, "c": hard.copy()}
-    found = {(entry.first, entry.second): entry for entry in compared(scores)}
+    found = {(entry.first, entry.second): entry for entry in compare(scores)}
     assert list(found) == [("a", "b"), ("a", "c"), ("b", "c")]
     entry, change = found["a", "b"], scores["a"] - scores["b"]
     assert entry.difference == pytest.approx(change.mean())
@@ -71,13 +74,13 @@ def test_methods_are_compared_task_by_task() -> None:
 def test_wilcoxons_p_by_hand() -> None:
     """Of 2^5 ways to sign five ranks two are as far out as five gains. With ties, Pratt's normal approximation: of the
     ranks of all |differences| those of zeros are dropped, the variance is sum(rank^2) / 4 of the others."""
-    (entry,) = compared({"a": np.array([0.1, 0.2, 0.3, 0.4, 0.5]), "b": np.zeros(5)})
+    (entry,) = compare({"a": np.array([0.1, 0.2, 0.3, 0.4, 0.5]), "b": np.zeros(5)})
     assert entry.p == pytest.approx(2 / 2**5)
     change = np.array([0.0] * 60 + [0.2] * 25 + [-0.2] * 12 + [0.4] * 3)
     near, far = (61 + 97) / 2, (98 + 100) / 2
     gains, expected = 25 * near + 3 * far, (37 * near + 3 * far) / 2
     z = (gains - expected) / math.sqrt((37 * near**2 + 3 * far**2) / 4)
-    (entry,) = compared({"a": change, "b": np.zeros(100)})
+    (entry,) = compare({"a": change, "b": np.zeros(100)})
     assert entry.p == pytest.approx(2 * stats.norm.sf(z))
 
 
@@ -89,7 +92,7 @@ def test_comparisons_of_equal_methods_err_as_often_as_they_say() -> None:
     for _ in range(tables):
         easy = rng.binomial(5, 0.96, size=300)
         noisy = {name: easy - rng.binomial(1, 0.1, size=300) for name in "abc"}
-        found = compared({name: right / 5 for name, right in noisy.items()})
+        found = compare({name: right / 5 for name, right in noisy.items()})
         misses += abs(found[0].difference) > found[0].ci95
         rejected += found[0].p < 0.05
         any_rejected += any(entry.corrected < 0.05 for entry in found)
@@ -101,32 +104,34 @@ def test_comparisons_of_equal_methods_err_as_often_as_they_say() -> None:
 def test_what_is_equal_but_for_rounding_is_a_tie() -> None:
     one, other = (0.1 + 0.2) + 0.3, 0.1 + (0.2 + 0.3)
     assert one != other
-    (entry,) = compared({"a": np.array([one, 0.5]), "b": np.array([other, 0.5])})
+    (entry,) = compare({"a": np.array([one, 0.5]), "b": np.array([other, 0.5])})
     assert (entry.difference, entry.p) == (0.0, 1.0)
 
 
 def test_of_many_methods_the_first_is_compared_with_each() -> None:
-    scores = {str(number): np.arange(20.0) * number for number in range(FEW + 1)}
-    assert [(entry.first, entry.second) for entry in compared(scores)] == [("0", str(n)) for n in range(1, FEW + 1)]
+    scores = {str(number): np.arange(20.0) * number for number in range(ALL_PAIRS + 1)}
+    assert [(entry.first, entry.second) for entry in compare(scores)] == [
+        ("0", str(n)) for n in range(1, ALL_PAIRS + 1)
+    ]
     del scores["0"]
-    assert len(compared(scores)) == FEW * (FEW - 1) / 2
+    assert len(compare(scores)) == ALL_PAIRS * (ALL_PAIRS - 1) / 2
 
 
 def test_holm_by_hand() -> None:
     """0.01 * 4, 0.02 * 3, 0.03 * 2 is raised to 0.06, 0.6 * 1; and never more than 1."""
-    assert holm([0.02, 0.6, 0.01, 0.03]) == pytest.approx([0.06, 0.6, 0.04, 0.06])
-    assert holm([0.7, 0.8]) == [1.0, 1.0]
-    assert holm([]) == []
+    assert correct_by_holm([0.02, 0.6, 0.01, 0.03]) == pytest.approx([0.06, 0.6, 0.04, 0.06])
+    assert correct_by_holm([0.7, 0.8]) == [1.0, 1.0]
+    assert correct_by_holm([]) == []
 
 
 def test_mean_ranks_share_ties() -> None:
     scores = {"a": np.array([0.9, 0.5, 0.7]), "b": np.array([0.8, 0.5, 0.9]), "c": np.array([0.1, 0.5, 0.8])}
-    assert ranks(scores) == pytest.approx({"a": (1 + 2 + 3) / 3, "b": (2 + 2 + 1) / 3, "c": (3 + 2 + 2) / 3})
+    assert mean_ranks(scores) == pytest.approx({"a": (1 + 2 + 3) / 3, "b": (2 + 2 + 1) / 3, "c": (3 + 2 + 2) / 3})
 
 
 def test_mean_ranks_are_those_of_friedmans_test() -> None:
     """Without ties: chi^2 = 12 n / (k (k + 1)) * sum over methods of (mean rank - (k + 1) / 2)^2."""
     table = np.random.default_rng(2).normal(size=(4, 30))
-    found = ranks(dict(zip("abcd", table)))
+    found = mean_ranks(dict(zip("abcd", table)))
     chi2 = 12 * 30 / (4 * 5) * sum((rank - 2.5) ** 2 for rank in found.values())
     assert chi2 == pytest.approx(stats.friedmanchisquare(*table).statistic)

@@ -32,7 +32,7 @@ class Tab:
         self.count += 1
         request = {"id": self.count, "method": method, "params": parameters, **self.session}
         os.write(self.to, json.dumps(request).encode() + b"\0")
-        return self.wait(lambda message: message.get("id") == self.count)["result"]
+        return dict(self.wait(lambda message: message.get("id") == self.count)["result"])
 
     def wait(self, wanted: Any) -> dict[str, Any]:
         """The next message that is wanted. What else comes is kept, where it is of interest."""
@@ -42,7 +42,7 @@ class Tab:
                 assert chunk, "the browser is gone"
                 self.rest += chunk
             line, _, self.rest = self.rest.partition(b"\0")
-            message = json.loads(line)
+            message: dict[str, Any] = json.loads(line)
             assert "error" not in message, message
             if message.get("method") == "Network.requestWillBeSent":
                 self.asked.append(message["params"]["request"]["url"])

@@ -6,15 +6,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 def omniglot_result() -> dict[str, Any]:
+    """The content of `result.json` after an experiment on Omniglot."""
     row = {"ways": 5, "shots": 1, "tasks": 2000, "algo": {"name": "maml", "inner_steps": 3}, "task_hash": "a"}
     data = {"name": "omniglot", "split": "random", "rotations_test": "episode"}
     return {
+        "headline": "accuracy",
         "config": {"ways": 5, "shots": 1, "seed": 1, "dataset": data},
         "choices": {"experiment": "maml/omniglot_5w1s", "algo": "maml"},
+        "dataset": {},
         "device": "x86_64, 2 threads",
+        "versions": {},
         "commit": "0123456789abcdef0123456789abcdef01234567-dirty",
         "checkpoint": {"name": "best", "step": 7500},
         "training": {"steps": 8000, "seconds": 4830.4, "tasks_per_second": 53.4, "peak_memory_mib": 1900.2},
@@ -26,6 +31,7 @@ def omniglot_result() -> dict[str, Any]:
 
 
 def sinusoid_result() -> dict[str, Any]:
+    """The content of `result.json` after an experiment on sinusoids."""
     steps = {"mean": [3.5, 0.7, 0.5], "ci95": [0.1, 0.05, 0.04]}
     row = {
         "ways": 1,
@@ -37,9 +43,12 @@ def sinusoid_result() -> dict[str, Any]:
         "task_hash": "b",
     }
     return {
+        "headline": "mse",
         "config": {"ways": 1, "shots": 5, "seed": 0, "dataset": {"name": "sinusoid"}},
         "choices": {"experiment": "maml/sinusoid", "algo": "maml"},
+        "dataset": {},
         "device": "x86_64, 2 threads",
+        "versions": {},
         "commit": None,
         "checkpoint": {"name": "best", "step": 70000},
         "training": {"steps": 70000, "seconds": 41.0, "tasks_per_second": 4000.0},
@@ -47,14 +56,28 @@ def sinusoid_result() -> dict[str, Any]:
     }
 
 
+def drug_result() -> dict[str, Any]:
+    """The content of `result.json` after an experiment on FS-Mol."""
+    result = omniglot_result()
+    row = result["test"]["test"] | {"ways": 2, "shots": 16, "queries": 112, "transductive": False}
+    del row["accuracy"]
+    return result | {
+        "headline": "delta_auprc",
+        "config": {"ways": 2, "shots": 16, "seed": 0, "dataset": {"name": "fs_mol"}},
+        "choices": {"experiment": "protonet/fs_mol", "algo": "protonet"},
+        "test": {"test": row | {"delta_auprc": {"mean": 0.1333, "ci95": 0.0074}}},
+    }
+
+
 def write_run(folder: Path, result: dict[str, Any], overrides: str) -> None:
+    """A run's folder with its result and the overrides of its command."""
     (folder / ".hydra").mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(result))
     (folder / ".hydra" / "overrides.yaml").write_text(overrides)
 
 
-def write_seeds(folder: Path, scores: np.ndarray, algo: str = "maml") -> None:
-    """A run for each row of scores [seeds, tasks]."""
+def write_seeds(folder: Path, scores: NDArray[np.float64], algo: str = "maml") -> None:
+    """Write a run for each row of scores, [seeds, tasks]."""
     for seed, row in enumerate(scores):
         result = omniglot_result()
         result["config"]["seed"] = seed
@@ -69,14 +92,14 @@ def write_seeds(folder: Path, scores: np.ndarray, algo: str = "maml") -> None:
 
 
 def write_course(folder: Path, metric: str, train: list[float], val: list[float]) -> None:
-    """`metrics.csv`: training every 10 steps, validation every 20."""
+    """Write `metrics.csv`: training every 10 steps, validation every 20."""
     lines = [f"{10 * step},train,1.0,{value},0.001," for step, value in enumerate(train, start=1)]
     lines += [f"{20 * step},val,,{value},,0.01" for step, value in enumerate(val, start=1)]
     (folder / "metrics.csv").write_text("\n".join([f"step,split,loss,{metric},lr,ci95", *lines]) + "\n")
 
 
 def write_sweep(folder: Path, algos: int, settings: int, seeds: int, tasks: int) -> None:
-    """A finished run for each of them, all tested on the same tasks, with all that a report reads."""
+    """A finished run for each algo, setting and seed, all tested on the same tasks, with all that a report reads."""
     rng = np.random.default_rng(0)
     hard = rng.integers(60, 101, size=tasks)
     for algo, setting, seed in product(range(algos), range(settings), range(seeds)):
