@@ -24,7 +24,7 @@ CURVES = (360, 210)  # width and height in pixels
 BARS = (240, 36)
 MOST_BARS = 40  # of a distribution; more different scores than that are put into bins
 MOST_POINTS = 100  # of a curve; of more points every second, third, ... is drawn
-ROUND = [1, 2, 5, 10]  # steps between ticks
+ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
 INKS = {name: f"#0000{number:02x}" for number, name in enumerate(("train", "val", "text", "quiet", "line", "bars"), 1)}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text

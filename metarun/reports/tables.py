@@ -36,8 +36,9 @@ results normalise by the statistics of a batch that holds all queries of a task;
 without the name of a metric is an accuracy.
 
 *Reproduced* means that the result differs from the published figure by at most both intervals together or, if that is
-more, by the tolerance: {tolerances}. Published figures stand beside rows of their own mode. † marks a run that differs
-from the paper's protocol in another way, which a note names. In the papers' tables the published figure is in brackets.
+more, by the tolerance ({tolerances}).
+Published figures stand beside rows of their own mode. † marks a run that differs from the paper's protocol in another
+way, which a note names. In the papers' tables the published figure is in brackets.
 
 Methods are compared on the same test tasks: up to eight methods in all pairs, more than eight each with the one of the
 best mean rank. The difference is positive if the first is better, with a paired 95 % interval. p is by Wilcoxon's
@@ -108,9 +109,13 @@ class Report:
     def reading(self) -> str:
         """How to read the report, with the tolerances of its metrics."""
         metrics = dict.fromkeys(cell.headline for cell in self.cells)
+        own: dict[tuple[float, str], dict[str, None]] = {}
+        for figure in figures():
+            if figure.tolerance is not None and figure.dataset in self.datasets:
+                own.setdefault((figure.tolerance, figure.dataset), {})[figure.cell] = None
         tolerances = [_tolerance(name, metric(name)) for name in metrics]
-        own = {f"{figure.tolerance:g} for {figure.cell} on {figure.dataset}": None for figure in _with_tolerance(self)}
-        return READING.format(tolerances=", ".join([*tolerances, *own]))
+        tolerances += [f"{value:g} for {', '.join(cells)} on {dataset}" for (value, dataset), cells in own.items()]
+        return READING.format(tolerances="; ".join(tolerances))
 
     @property
     def cited(self) -> dict[str, str]:
@@ -177,13 +182,8 @@ def _abbreviate(commit: str | None) -> str:
 
 def _tolerance(name: str, metric: Metric) -> str:
     if metric.relative:
-        return f"{100 * metric.tolerance:g} % of the figure for {name}"
-    return f"{metric.tolerance:g}{f' {metric.unit}' if metric.unit else ''} for {name}"
-
-
-def _with_tolerance(report: Report) -> Iterator[Figure]:
-    shown = set(report.datasets)
-    return (figure for figure in figures() if figure.tolerance is not None and figure.dataset in shown)
+        return f"{100 * metric.tolerance:g} % relative for {name}"
+    return f"{metric.tolerance:g}{f' {metric.unit}' if metric.unit else ''} absolute for {name}"
 
 
 # the papers' tables --------------------------------------------------------------------------------------------------

@@ -259,7 +259,7 @@ def test_a_metric_of_its_own_is_shown_in_its_own_unit(tmp_path: Path) -> None:
     write_run(tmp_path, drug_result(), "[]")
     (cell,) = read_cells(tmp_path)
     assert (cell.score, cell.task) == ("delta_auprc 0.1333 ± 0.0074", "2-way 16-shot, 112 queries per class")
-    assert "0.01 for delta_auprc" in page(tmp_path)
+    assert "by the tolerance (0.01 absolute for delta_auprc)." in page(tmp_path)
     (row,) = csv.DictReader(to_csv([cell]).splitlines())
     assert (row["mean"], row["metric"], row["unit"], row["task"]) == ("0.1333", "delta_auprc", "", "2w16s")
 
