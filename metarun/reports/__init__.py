@@ -6,12 +6,13 @@ from pathlib import Path
 from metarun.reports.collect import read_runs
 from metarun.reports.tables import Report
 from metarun.reports.text import to_csv, to_latex, to_markdown
-from metarun.reports.web import to_html
 from metarun.runs.folder import write_text
 
 
 def write_report(folders: Sequence[Path], to: Path) -> Iterator[Path]:
     """Report on every finished run below `folders`. Yields each file once it is written. Raises ConfigError."""
+    from metarun.reports.web import to_html  # imports Matplotlib, which other users of this package do without
+
     report = Report(read_runs(folders))
     to.mkdir(parents=True, exist_ok=True)
     for name, text in (
