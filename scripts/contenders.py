@@ -1,13 +1,11 @@
 """The implementations that scripts/benchmark.py can time, by name: metarun with several settings, and its peers."""
 
 import contextlib
-import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from peers import ADAPTS_NORMS, PLAIN, peers_for, train_by
 from torch import Tensor
 from workload import Gradient, Step, Work, make_algo, make_optimizer, make_tasks
@@ -15,9 +13,9 @@ from workload import Gradient, Step, Work, make_algo, make_optimizer, make_tasks
 from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.core.types import Episode, Theta
-from metarun.engine.distributed import ALONE, Ranks, joined
+from metarun.engine.distributed import Ranks, join_ranks, start_ranks
 from metarun.engine.loop import descend
-from metarun.engine.plan import Executor
+from metarun.engine.plan import MetaGradient
 from metarun.engine.process import prepare_cpu
 from metarun.engine.state import Window
 
@@ -81,29 +79,31 @@ class Metarun:
     @contextlib.contextmanager
     def ready(self, work: Work, dtype: torch.dtype, device: str) -> Iterator[tuple[Step, Gradient]]:
         with self._ranks(work, dtype) as ranks:
-            executor, theta, tasks = self._executor(work, dtype, device, ranks)
-            carried, window = traits_of(executor.algo).carried, Window()
+            meta_gradient, theta, tasks = self.prepare(work, dtype, device, ranks)
+            carried, window = traits_of(meta_gradient.algo).carried, Window()
             learned = [list(theta[component].values()) for component in theta if component not in carried]
             optimizer = make_optimizer(work, [{"params": params} for params in learned if params])
 
             def gradient() -> dict[str, Tensor]:
-                ranks.agreed(True)
-                return {f"{c}.{n}": g for c, params in executor(theta, tasks)[2].items() for n, g in params.items()}
+                ranks.broadcast(True)
+                return {
+                    f"{c}.{n}": g for c, params in meta_gradient(theta, tasks)[2].items() for n, g in params.items()
+                }
 
             def step() -> None:
                 """Do what the loop does with the tasks of a step.
 
                 The peers compute less: no metrics, and for Reptile no moments that outlive a task.
                 """
-                ranks.agreed(True)
-                loss, metrics, found = executor(theta, tasks)
-                descend(theta, found, optimizer, executor.settings, carried)
+                ranks.broadcast(True)
+                loss, metrics, found = meta_gradient(theta, tasks)
+                descend(theta, found, optimizer, meta_gradient.settings, carried)
                 window.add({"loss": loss, **metrics})
 
             yield step, gradient
-            ranks.agreed(False)
+            ranks.broadcast(False)
 
-    def _executor(self, work: Work, dtype: torch.dtype, device: str, ranks: Ranks) -> tuple[Executor, Theta, Episode]:
+    def prepare(self, work: Work, dtype: torch.dtype, device: str, ranks: Ranks) -> tuple[MetaGradient, Theta, Episode]:
         algo, theta = make_algo(work, dtype, device)
         order = torch.channels_last if self.channels_last else torch.preserve_format
         for params in theta.values():
@@ -127,29 +127,18 @@ class Metarun:
             patience=None,
             keep_best=1,
         )
-        return Executor(algo, settings, ranks), theta, make_tasks(work, dtype, device)
+        return MetaGradient(algo, settings, ranks), theta, make_tasks(work, dtype, device)
 
     @contextlib.contextmanager
     def _ranks(self, work: Work, dtype: torch.dtype) -> Iterator[Ranks]:
-        if self.workers == 1:
-            yield ALONE
-            return
-        store = dist.TCPStore("127.0.0.1", 0, self.workers, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
-        threads = max(1, torch.get_num_threads() // self.workers)
-        for rank in range(1, self.workers):
-            arguments = (self, work, dtype, rank, store.port, threads)
-            multiprocessing.get_context("spawn").Process(target=follow, args=arguments, daemon=True).start()
-        torch.set_num_threads(threads)
-        with joined(0, self.workers, store) as ranks:
+        with start_ranks(self.workers, torch.device("cpu"), follow, (self, work, dtype)) as ranks:
             yield ranks
 
 
-def follow(metarun: Metarun, work: Work, dtype: torch.dtype, rank: int, port: int, threads: int) -> None:
-    """Be another rank: compute its share whenever rank 0 does. Its weights do not change, which costs the same."""
+def follow(rank: int, count: int, port: int, threads: int, metarun: Metarun, work: Work, dtype: torch.dtype) -> None:
+    """Compute another rank's share as often as rank 0 does. Its weights stay, which costs the same."""
     prepare_cpu()
-    torch.set_num_threads(threads)
-    store = dist.TCPStore("127.0.0.1", port, metarun.workers, is_master=False)  # type: ignore[attr-defined]
-    with joined(rank, metarun.workers, store) as ranks:
-        executor, theta, tasks = metarun._executor(work, dtype, "cpu", ranks)
-        while ranks.agreed(None):
-            executor(theta, tasks)
+    with join_ranks(rank, count, port, threads) as ranks:
+        meta_gradient, theta, tasks = metarun.prepare(work, dtype, "cpu", ranks)
+        while ranks.broadcast(None):
+            meta_gradient(theta, tasks)

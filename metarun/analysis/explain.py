@@ -34,8 +34,8 @@ def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
         raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
     tensors, _ = checkpoint.load(folder.best)
     theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
-    tester = experiment.tester(experiment.eval_rows()["test"], "val")
-    tasks = tester.source.sample(TASKS, generator_for(tester.how.seed, "explain"))
+    tester = experiment.tester(experiment.rows()["test"], "val")
+    tasks = tester.source.sample(TASKS, generator_for(tester.row.seed, "explain"))
     each = [algo.explained(theta, task) for task in unstack(tasks)]
     written = []
     for name in each[0]:

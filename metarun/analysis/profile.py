@@ -9,13 +9,13 @@ from torch import Tensor
 
 from metarun.config.registry import traits_of
 from metarun.config.schema import Settings
-from metarun.core.batch import over_tasks
+from metarun.core.batch import map_tasks
 from metarun.core.machine import device_name, find_device
 from metarun.core.seeding import generator_for
 from metarun.engine.build import Experiment
-from metarun.engine.distributed import ALONE
+from metarun.engine.evaluate import Model
 from metarun.engine.loop import descend
-from metarun.engine.plan import Executor
+from metarun.engine.plan import MetaGradient
 from metarun.engine.state import Window
 
 STEPS = 10  # timed; two more warm up
@@ -40,26 +40,26 @@ def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = Non
         return source.sample(trainer.tasks_per_step, generator_for(settings.seed, "train", 0, device=device))
 
     tasks = sample()
-    executor = Executor(algo, trainer, ALONE)
-    executor.settle(theta, tasks)
-    loss, metrics, gradient = executor(theta, tasks)
-    row = experiment.eval_rows()["test"]
+    meta_gradient = MetaGradient(algo, trainer)
+    meta_gradient.choose_plan(theta, lambda: tasks)
+    loss, metrics, gradient = meta_gradient(theta, tasks)
+    row = experiment.rows()["test"]
     tester = experiment.tester(row, "val")
     val_tasks = min(val_tasks or settings.eval.val_tasks, settings.eval.val_tasks)
 
     def adapt() -> None:
         with torch.no_grad():
-            over_tasks(lambda task: algo.task_loss(theta, task)[0], tasks, executor.execution)
+            map_tasks(lambda task: algo.task_loss(theta, task)[0], tasks, meta_gradient.plan.execution)
 
     def log() -> None:
         window.add({"loss": loss, **metrics})
-        window.flush()
+        window.flush(0)
 
     def collect() -> dict[str, Tensor]:
         return experiment.statistics(theta)
 
     def validate() -> None:
-        tester.scores(theta, statistics, val_tasks, executor.execution, ALONE)
+        tester.score([Model(theta, statistics)], val_tasks, meta_gradient.plan.execution)
 
     def descend_once() -> None:
         descend(theta, gradient, optimizer, trainer, traits_of(algo).carried)
@@ -70,15 +70,15 @@ def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = Non
     parts = {
         "sampling": _milliseconds(sample, device, steps),
         "loss after adaptation": _milliseconds(adapt, device, steps),
-        "its gradient": _milliseconds(lambda: executor(theta, tasks), device, steps),
+        "its gradient": _milliseconds(lambda: meta_gradient(theta, tasks), device, steps),
         "optimiser": _milliseconds(descend_once, device, steps),
         "logging": _milliseconds(log, device, steps) / trainer.log_every,
         "validation": validation / trainer.eval_every,
     }
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
-    chunk = executor.plan["tasks_per_chunk"] or "all"
-    test = each * sum(how.tasks for how in experiment.eval_rows().values())
-    return Profile(parts, test, f"{executor.execution}, tasks_per_chunk: {chunk}")
+    chunk = meta_gradient.plan.tasks_per_chunk or "all"
+    test = each * sum(how.tasks for how in experiment.rows().values())
+    return Profile(parts, test, f"{meta_gradient.plan.execution}, tasks_per_chunk: {chunk}")
 
 
 def profile(settings: Settings) -> list[str]:

@@ -69,9 +69,9 @@ def evaluate(words: Sequence[str]) -> None:
     changes = [text if text.startswith(ELSEWHERE) else f"eval.{text}" for text in arguments.overrides]
     config = change(folder.config(), changes)
     settings = load_settings(config)
-    from metarun.runs.run import retest
+    from metarun.runs.run import test_again
 
-    retest(settings, folder, config, arguments.overrides)
+    test_again(settings, folder, config, arguments.overrides)
 
 
 def data(words: Sequence[str]) -> None:

@@ -42,9 +42,9 @@ def _prepare(config: DictConfig) -> Job:
     settings = load_settings(plain(config))
     folder = RunFolder(Path(config.hydra.run.dir).absolute())
     folder.check_writable()
-    from metarun.runs.run import prepared
+    from metarun.runs.run import prepare
 
-    experiment = prepared(settings, folder)
+    experiment = prepare(settings, folder)
 
     def job(config: DictConfig) -> float:
         try:

@@ -76,8 +76,8 @@ def find_rates(root: Path) -> dict[str, float]:
     rates = {}
     for file in root.rglob("result.json"):
         with contextlib.suppress(ConfigError, KeyError):  # damaged; of a later test
-            result = RunFolder(file.parent).result() or {}
-            rates[setting(result["config"])] = float(result["training"]["tasks_per_second"])
+            if (result := RunFolder(file.parent).result()) is not None:
+                rates[setting(result.config)] = result.training.tasks_per_second
     return rates
 
 

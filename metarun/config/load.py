@@ -22,7 +22,7 @@ ONCE = ("val_tasks", "checkpoint", "variants")  # settings of eval that its vari
 def load_settings(values: Mapping[str, Any]) -> Settings:
     """Settings from a composed configuration. Raises ConfigError that lists every problem in it."""
     problems: list[str] = []
-    settings = convert(values, Settings, "", problems)
+    settings: Settings = convert(values, Settings, "", problems)
     checked = {}
     for group in GROUPS:
         if isinstance(values.get(group), Mapping):

@@ -30,6 +30,7 @@ RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
 WIRING = ("Backbone", "TaskSpec", "Path", "nn.Linear", "torch.device", "tuple[int, ...]")  # what the wiring gives
 REQUIRED = {"algo": Traits, "dataset": DatasetTraits, "metric": Metric}  # the traits that a group cannot do without
+PLAIN = Metric(higher_is_better=False, worst=float("inf"), tolerance=0.0)
 T = TypeVar("T")
 
 _components: dict[tuple[str, str], Any] = {}
@@ -81,9 +82,15 @@ def metric(name: str) -> Metric:
     return found
 
 
-def traits_of(component: object) -> Any:
-    """The traits that a component's class was registered with."""
-    return _traits[type(component)]
+def style(name: str) -> Metric:
+    """How any logged number is shown: as its metric says, or plainly if it is not a registered one."""
+    return metric(name) if name in known("metric") else PLAIN
+
+
+def traits_of(algo: object) -> Traits:
+    """The traits that an algorithm's class was registered with; the defaults for a class that is not registered."""
+    traits: Traits = _traits.get(type(algo), Traits(kinds=()))
+    return traits
 
 
 def check(group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The machine and the software a run happens on."""
+"""The machine and the software that a run happens on."""
 
 import contextlib
 import os
@@ -19,7 +19,7 @@ STARTED = time.perf_counter()  # when this was imported, at the start of the pro
 
 
 def find_device(name: str) -> torch.device:
-    """`auto`, or a device by name. Raises ConfigError, saying what is there, for one that is not."""
+    """Find `auto`, or a device by name. Raises ConfigError, which lists the devices, if it is not there."""
     here = available_devices()
     if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # torchrun's
         return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
@@ -31,7 +31,7 @@ def find_device(name: str) -> torch.device:
 
 
 def available_devices() -> list[str]:
-    """From the slowest to the best."""
+    """List the devices from the slowest to the best."""
     devices = ["cpu"]
     if torch.backends.mps.is_available():
         devices.append("mps")
@@ -39,7 +39,7 @@ def available_devices() -> list[str]:
 
 
 def device_name(device: torch.device) -> str:
-    """What a reader of a speed figure needs to know."""
+    """Name the device for a reader of a speed figure."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -47,7 +47,7 @@ def device_name(device: torch.device) -> str:
 
 
 def _processor() -> str:
-    """The name on the chip, where Linux tells; Python's own idea of it elsewhere."""
+    """Return the name on the chip on Linux; Python's own idea of it elsewhere."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -56,7 +56,7 @@ def _processor() -> str:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """Of the device, or of this process on a CPU."""
+    """Return the peak of the device's memory, or of this process's on a CPU."""
     if device.type == "cuda":
         return round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     unit = 1 if sys.platform == "darwin" else 1024
@@ -64,7 +64,7 @@ def peak_memory_mib(device: torch.device) -> float:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes."""
+    """Return the free memory in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     with contextlib.suppress(OSError):  # Linux counts what it could give back, too
@@ -74,7 +74,8 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def versions() -> dict[str, str]:
+def find_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that decide numbers."""
     found = {"metarun": __version__, "python": platform.python_version(), "torch": torch.__version__}
     for package in ("torchvision", "hydra-core", "omegaconf"):
         try:
@@ -84,8 +85,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
-    """The commit of the checkout that metarun runs from, "-dirty" with local changes; None outside one."""
+def find_commit() -> str | None:
+    """Find the commit of the checkout that metarun runs from, "-dirty" with local changes; None outside one."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],

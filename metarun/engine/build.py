@@ -1,8 +1,7 @@
 """The wiring: from settings to a dataset, an algorithm, and what tests it. The only reader of all settings."""
 
-import copy
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import build, declaration, known, traits_of
-from metarun.config.schema import EvalSettings, Settings, at_meta_test
+from metarun.config.schema import EvalSettings, Settings
 from metarun.config.traits import BackboneTraits, Inputs
-from metarun.core.batch import Execution, unstack
+from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
 from metarun.core.machine import find_device
 from metarun.core.norm import collect_statistics, norm_names
@@ -23,9 +22,7 @@ from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.storage.cache import cache_dir
-from metarun.engine.distributed import Ranks
-from metarun.engine.ensemble import Ensemble
-from metarun.engine.evaluate import Scores, Tester, inductive
+from metarun.engine.evaluate import Tester, plan_rows
 
 STATISTICS_TASKS = 20  # training tasks that running statistics are averaged over
 
@@ -108,56 +105,30 @@ class Experiment:
 
     def statistics(self, theta: Theta) -> Params:
         """What norm layers see on average over training tasks, where a row of the test asks for that."""
-        if not any(row.algo["norm"] == "running" for row in self.eval_rows().values()):
+        if not any(row.algo["norm"] == "running" for row in self.rows().values()):
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
         tasks = self.source.sample(STATISTICS_TASKS, generator)
         return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in unstack(tasks)])
 
-    def tester(self, how: EvalSettings, split: Split) -> "Tester":
-        """What tests as the row `how` says on tasks of `split`. Raises ConfigError where that cannot be."""
-        source = in_order(self.dataset.tasks(split, TaskShape(how.ways, how.shots, how.queries)), how.algo)
-        backbone = copy.deepcopy(self.backbone)
-        algo = algorithm(how.algo, backbone, source.spec, trained=self.source.spec)
+    def tester(self, row: EvalSettings, split: Split) -> "Tester":
+        """What tests as the row says on tasks of `split`. Raises ConfigError where that cannot be."""
+        source = in_order(self.dataset.tasks(split, TaskShape(row.ways, row.shots, row.queries)), row.algo)
+        algo = algorithm(row.algo, self.backbone, source.spec, trained=self.source.spec)
         seed = self.settings.seed
         for component in draw_theta(algo, seed).keys() - draw_theta(self.algo, seed).keys():
-            name, trained = how.algo["name"], self.settings.algo["name"]
+            name, trained = row.algo["name"], self.settings.algo["name"]
             raise ConfigError(f"eval.algo.name is {name}: it needs a {component}, which algo={trained} does not learn")
-        return Tester(algo, backbone, source, how, split)
+        return Tester(algo, self.backbone, source, row, split)
 
-    def tested(
-        self, how: EvalSettings, models: Sequence[tuple[Theta, Params]], execution: Execution, ranks: Ranks
-    ) -> Scores:
-        """The test of a trained theta with its running statistics; of several of them as an ensemble."""
-        testers = [self.tester(how, "test") for _ in models]
-        for tester, (_, statistics) in zip(testers, models):
-            tester.normalise_by(statistics)
-        members = [(tester.algo, theta) for tester, (theta, _) in zip(testers, models)]
-        algo, theta = members[0] if len(members) == 1 else (Ensemble(members, testers[0].source.spec), {})
-        return testers[0].evaluated(algo, theta, how.tasks, execution, ranks)
+    @property
+    def has_norm(self) -> bool:
+        """Whether the backbone has norm layers."""
+        return bool(norm_names(self.backbone))
 
-    def eval_rows(self) -> dict[str, EvalSettings]:
-        """The rows of a result: "test", each of the variants, and for those that are transductive, as batch
-        statistics or the method itself make them, the same test with queries predicted one by one, which have no part
-        in adaptation. Each with the whole of its `algo`.
-        """
-        settings = self.settings.eval
-        test = replace(settings, algo=at_meta_test(self.settings.algo, settings.algo))
-        rows = {"test": test}
-        for name, changes in settings.variants.items():
-            rows[name] = replace(test, **{**changes, "algo": at_meta_test(test.algo, changes.get("algo", {}))})
-        alone = {
-            f"{name}_inductive": replace(row, algo={**row.algo, **inductive(row.algo)})
-            for name, row in rows.items()
-            if self.transductive(row)
-        }
-        return rows | alone
-
-    def transductive(self, how: EvalSettings) -> bool:
-        """Whether the prediction for one query depends on the others."""
-        by_batch = how.algo["norm"] == "batch" and bool(norm_names(self.backbone))
-        sees_queries = declaration("algo", how.algo["name"]).traits.sees_queries
-        return by_batch or (sees_queries and how.algo["transductive"])
+    def rows(self) -> dict[str, EvalSettings]:
+        """Return the rows of the result (see `plan_rows`)."""
+        return plan_rows(self.settings, self.has_norm)
 
 
 def algorithm(

@@ -1,4 +1,4 @@
-"""Meta-gradients compiled by TorchInductor."""
+"""Meta-gradients compiled by TorchInductor: inner gradients and their derivatives in one graph."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,30 +9,36 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from metarun.core.types import Episode, Metrics, Theta
-from metarun.engine.capture import compare, shapes
 from metarun.engine.gradient import Part
+from metarun.engine.verify import compare_gradients, shapes_of
 
 
 class Compiled:
-    """A part whose whole graph, inner gradients and their derivatives included, is traced and compiled by
-    TorchInductor, anew for other shapes. Inductor keeps what it compiled in its own cache between runs.
+    """A part of the meta-gradient, traced whole and compiled anew for other shapes.
+
+    Inductor keeps what it compiled in its own cache between runs.
     """
 
     def __init__(self, part: Part) -> None:
         self.part = part
-        self._programs: dict[Any, Callable[..., Any]] = {}
+        self._programs: dict[Any, Callable[[list[Tensor]], Any]] = {}
 
     def __call__(self, theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
-        """Raises Failed where the compiled gradient is not the eager one."""
+        """Compute the part. Raises Failed if the compiled gradient is not the eager one."""
         leaves, structure = tree_flatten((theta, tasks))
-        key = shapes(leaves)
+        shapes = shapes_of(leaves)
         with torch.no_grad():
             leaves = [leaf.detach() for leaf in leaves]
-            if key not in self._programs:
-                self._programs[key] = self._checked(theta, tasks, leaves, structure)
-            return self._programs[key](leaves)
+            if shapes not in self._programs:
+                program = self._compile(leaves, structure)
+                with torch.enable_grad():
+                    eager = self.part(theta, tasks)
+                compare_gradients("trainer.compile: the compiled", program(leaves)[1], eager[1])
+                self._programs[shapes] = program
+            outputs: tuple[Metrics, list[Tensor]] = self._programs[shapes](leaves)
+            return outputs
 
-    def _checked(self, theta: Theta, tasks: Episode, leaves: list[Tensor], structure: Any) -> Callable[..., Any]:
+    def _compile(self, leaves: list[Tensor], structure: Any) -> Callable[[list[Tensor]], Any]:
         outputs: Any = None
 
         def flat(*leaves: Tensor) -> list[Tensor]:
@@ -44,10 +50,4 @@ class Compiled:
             return values
 
         compiled = torch.compile(make_fx(flat)(*leaves), dynamic=False, fullgraph=True)
-
-        def program(leaves: list[Tensor]) -> Any:
-            return tree_unflatten(list(compiled(*leaves)), outputs)
-
-        with torch.enable_grad():
-            compare("trainer.compile: the compiled", program(leaves)[1], self.part(theta, tasks)[1])
-        return program
+        return lambda leaves: tree_unflatten(list(compiled(*leaves)), outputs)

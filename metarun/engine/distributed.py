@@ -19,8 +19,8 @@ from metarun.config.errors import ConfigError
 from metarun.engine.process import launched
 
 T = TypeVar("T")
-PATIENCE = timedelta(hours=1)  # that a rank waits for another: rank 0 may be writing to a slow disk
-ENOUGH = 8  # workers that `auto` starts at most: each needs some hundred MiB
+PATIENCE = timedelta(hours=1)  # how long a rank waits for another: rank 0 may be writing to a slow disk
+MOST = 8  # workers that `auto` starts: each needs some hundred MiB
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Ranks:
     count: int = 1
 
     def share(self, total: int) -> tuple[int, int]:
-        """Start and stop of this rank's part of `total` things."""
+        """Return start and stop of this rank's part of `total` things."""
         return total * self.rank // self.count, total * (self.rank + 1) // self.count
 
     def add(self, tensors: list[Tensor]) -> None:
@@ -43,16 +43,16 @@ class Ranks:
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors])):
             tensor.copy_(part.view_as(tensor))
 
-    def gathered(self, value: T) -> list[T]:
-        """Every rank's value, by rank."""
+    def gather(self, value: T) -> list[T]:
+        """Return every rank's value, by rank."""
         if self.count == 1:
             return [value]
         found: list[Any] = [None] * self.count
         dist.all_gather_object(found, value)
         return found
 
-    def agreed(self, value: T) -> T:
-        """Rank 0's value."""
+    def broadcast(self, value: T) -> T:
+        """Return rank 0's value."""
         if self.count == 1:
             return value
         box = [value]
@@ -60,7 +60,7 @@ class Ranks:
         return box[0]
 
     def any(self, value: bool) -> bool:
-        """Whether it is true on one rank at least."""
+        """Return whether it is true on one rank at least."""
         if self.count == 1:
             return value
         flag = torch.tensor(float(value))
@@ -71,16 +71,16 @@ class Ranks:
 ALONE = Ranks()
 
 
-def worker_count(workers: int | str, tasks: int, device: torch.device) -> int:
-    """How many processes are to be started here. `auto`: on a CPU, one for each of PyTorch's threads, as long as
-    each has two tasks of a step at least. Raises ConfigError.
+def count_workers(workers: int | str, tasks: int, device: torch.device) -> int:
+    """Return how many processes to start here. `auto`: on a CPU, one for each of PyTorch's threads, as long as each has
+    at least two tasks of a step. Raises ConfigError.
     """
     if launched() is not None:
         if workers not in ("auto", 1):
             raise ConfigError(f"trainer.workers is {workers}, and the launcher has started processes already: leave it")
         return 1
     if workers == "auto":
-        return max(1, min(torch.get_num_threads(), tasks // 2, ENOUGH)) if device.type == "cpu" else 1
+        return max(1, min(torch.get_num_threads(), tasks // 2, MOST)) if device.type == "cpu" else 1
     if device.type != "cpu" and workers != 1:
         raise ConfigError(f"trainer.workers is {workers}: on device={device} start one process per device by torchrun")
     if int(workers) > tasks:
@@ -89,11 +89,11 @@ def worker_count(workers: int | str, tasks: int, device: torch.device) -> int:
 
 
 @contextmanager
-def together(
+def start_ranks(
     count: int, device: torch.device, work: Callable[..., None], arguments: tuple[Any, ...]
 ) -> Iterator[Ranks]:
-    """This process as one of several: as the launcher says, or as the first of `count`, the others of which are
-    started here by `work(rank, count, port, threads, *arguments)`. Alone where count is 1.
+    """Make this process one of several: as the launcher says, or the first of `count`, whose others are started here
+    and call `work(rank, count, port, threads, *arguments)`. It stays alone if count is 1.
     """
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
     if launched() is not None:
@@ -105,13 +105,13 @@ def together(
     elif count == 1:
         yield ALONE
     else:
-        with _started(count, work, arguments) as ranks:
+        with _spawn(count, work, arguments) as ranks:
             yield ranks
 
 
 @contextmanager
-def _started(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[Ranks]:
-    store = dist.TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)
+def _spawn(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) -> Iterator[Ranks]:
+    store = dist.TCPStore("127.0.0.1", 0, count, is_master=True, wait_for_workers=False)  # type: ignore[attr-defined]
     threads = torch.get_num_threads()
     spawn = multiprocessing.get_context("spawn")
     meeting = (count, store.port, max(1, threads // count))
@@ -120,8 +120,8 @@ def _started(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
         worker.start()
     torch.set_num_threads(max(1, threads // count))
     try:
-        with joined(0, count, store):
-            yield Ranks(0, count)
+        with _meet(0, count, store) as ranks:
+            yield ranks
     finally:
         torch.set_num_threads(threads)
         for worker in workers:
@@ -129,15 +129,24 @@ def _started(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) 
             worker.terminate()
 
 
-def is_lost(error: Exception) -> bool:
-    """Whether it is about another rank that left."""
-    return any(words in str(error).lower() for words in ("closed by peer", "reset by peer", "connection was closed"))
+@contextmanager
+def join_ranks(rank: int, count: int, port: int, threads: int) -> Iterator[Ranks]:
+    """Meet rank 0 at `port` of this machine, with `threads` threads: what the `work` of `start_ranks` does first."""
+    torch.set_num_threads(threads)
+    store = dist.TCPStore("127.0.0.1", port, count, is_master=False)  # type: ignore[attr-defined]
+    with _meet(rank, count, store) as ranks:
+        yield ranks
 
 
 @contextmanager
-def joined(rank: int, count: int, store: dist.Store) -> Iterator[Ranks]:
+def _meet(rank: int, count: int, store: Any) -> Iterator[Ranks]:
     dist.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield Ranks(rank, count)
     finally:
         dist.destroy_process_group()
+
+
+def is_lost(error: Exception) -> bool:
+    """Return whether the error is about another rank that left."""
+    return any(words in str(error).lower() for words in ("closed by peer", "reset by peer", "connection was closed"))

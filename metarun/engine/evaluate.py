@@ -1,19 +1,21 @@
-"""Meta-validation and meta-test: fixed tasks, one score per task, mean and 95 % interval."""
+"""Meta-validation and meta-test: the rows of a result, fixed tasks, one score per task, mean and 95 % interval."""
 
+import copy
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from metarun.config.registry import declaration
-from metarun.config.schema import EvalSettings
-from metarun.core.batch import Execution, chunks, over_tasks
+from metarun.config.schema import EvalSettings, Settings, at_meta_test
+from metarun.core.batch import Execution, map_tasks
+from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.seeding import generator_for
 from metarun.core.types import Algorithm, Backbone, Episode, Examples, Metrics, Params, Split, TaskSource, Theta
@@ -32,10 +34,11 @@ class Scores:
 
     @property
     def tasks(self) -> int:
+        """The number of tasks."""
         return len(next(iter(self.per_task.values())))
 
-    def summary(self) -> dict[str, Any]:
-        """name -> {"mean", "ci95"}; lists for vector metrics. ci95 is 1.96 std / sqrt(tasks)."""
+    def summarise(self) -> dict[str, Any]:
+        """Return name -> {"mean", "ci95"}, lists for vector metrics. ci95 is 1.96 std / sqrt(tasks)."""
         return {
             name: {
                 "mean": values.double().mean(0).tolist(),
@@ -45,9 +48,83 @@ class Scores:
         }
 
 
-def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split, ranks: Ranks = ALONE) -> Iterator[Episode]:
-    """The first `count` of an endless list of tasks that `seed` and `split` determine, block by block; of several
-    ranks each gets its share of the blocks, in order.
+class Model(NamedTuple):
+    """What a checkpoint gives to a test."""
+
+    theta: Theta
+    statistics: Params  # of norm layers over training tasks; empty if no row asks for them
+
+
+def plan_rows(settings: Settings, has_norm: bool) -> dict[str, EvalSettings]:
+    """Return the rows of a result, each with the whole of its `algo`: "test", each of the variants, and beside every
+    transductive row an `_inductive` one, in which queries are predicted one by one and have no part in adaptation.
+
+    `has_norm`: the backbone has norm layers.
+    """
+    test = replace(settings.eval, algo=at_meta_test(settings.algo, settings.eval.algo))
+    rows = {"test": test}
+    for name, changes in settings.eval.variants.items():
+        rows[name] = replace(test, **{**changes, "algo": at_meta_test(test.algo, changes.get("algo", {}))})
+    inductive = {
+        f"{name}_inductive": replace(row, algo=make_inductive(row.algo))
+        for name, row in rows.items()
+        if is_transductive(row, has_norm)
+    }
+    return rows | inductive
+
+
+def is_transductive(row: EvalSettings, has_norm: bool) -> bool:
+    """Return whether the prediction for one query depends on the others."""
+    by_batch = row.algo["norm"] == "batch" and has_norm
+    sees_queries = declaration("algo", row.algo["name"]).traits.sees_queries
+    return by_batch or (sees_queries and row.algo["transductive"])
+
+
+def make_inductive(algo: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with which queries know nothing of each other."""
+    sees_queries = declaration("algo", algo["name"]).traits.sees_queries
+    return {**algo, "norm": "per_query"} | ({"transductive": False} if sees_queries else {})
+
+
+@dataclass(frozen=True)
+class Tester:
+    """An algorithm with the settings of one row, and the tasks to test it on."""
+
+    algo: Algorithm
+    backbone: Backbone  # the one that the algorithm holds
+    source: TaskSource
+    row: EvalSettings
+    split: Split
+
+    def score(self, models: Sequence[Model], tasks: int, execution: Execution, ranks: Ranks = ALONE) -> Scores:
+        """Score a trained model by the same `adapt` as in training; several models as an ensemble."""
+        members = [(self._with_statistics(model.statistics), model.theta) for model in models]
+        algo, theta = members[0] if len(members) == 1 else (Ensemble(members, self.source.spec), {})
+        return evaluate(
+            algo,
+            theta,
+            self.source,
+            tasks=tasks,
+            seed=self.row.seed,
+            split=self.split,
+            tasks_per_chunk=self.row.tasks_per_chunk,
+            execution=execution,
+            progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
+            ranks=ranks,
+        )
+
+    def _with_statistics(self, statistics: Params) -> Algorithm:
+        """Return a copy of the algorithm whose norm layers use running averages if the row asks for them."""
+        algo, backbone = copy.deepcopy((self.algo, self.backbone))  # the statistics never reach the training
+        use_statistics(backbone, statistics if self.row.algo["norm"] == "running" else {})
+        return algo
+
+
+def draw_fixed_tasks(
+    source: TaskSource, count: int, seed: int, split: Split, ranks: Ranks = ALONE
+) -> Iterator[Episode]:
+    """Draw the first `count` of an endless list of tasks that `seed` and `split` determine, block by block; of several
+    ranks each draws its share of the blocks, in order.
 
     Drawn on the CPU whatever the device, so that the list is the same on every machine. A source that has less than
     a block of tasks gives each of them once.
@@ -56,7 +133,7 @@ def fixed_tasks(source: TaskSource, count: int, seed: int, split: Split, ranks: 
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
         if block > 0 and len(tasks.query.y) < BLOCK:  # a short list, all of which is in block 0
             return
-        yield next(iter(chunks(tasks, min(BLOCK, count - block * BLOCK))))
+        yield split_tasks(tasks, min(BLOCK, count - block * BLOCK))[0]
 
 
 @torch.no_grad()
@@ -73,76 +150,35 @@ def evaluate(
     progress: bool = False,
     ranks: Ranks = ALONE,
 ) -> Scores:
-    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`, the same on every rank, each of which does
-    its share. The chunk size changes memory only.
+    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`. Every rank does its share and returns all.
+
+    The chunk size changes memory only.
     """
     scored: list[Metrics] = []
     prints: list[bytes] = []
     with tqdm(total=tasks, desc=split, unit="task", disable=not progress, leave=False) as bar:
-        for block in fixed_tasks(source, tasks, seed, split, ranks):
+        for block in draw_fixed_tasks(source, tasks, seed, split, ranks):
             prints.append(_fingerprint(block))
-            for chunk in chunks(block, tasks_per_chunk):
-                scored.append(over_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
+            for chunk in split_tasks(block, tasks_per_chunk):
+                scored.append(map_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
                 bar.update(len(chunk.query.y) * ranks.count)
     mine = [{name: value.cpu() for name, value in metrics.items()} for metrics in scored]
-    everyones = [part for parts in ranks.gathered(mine) for part in parts]
-    digest = hashlib.sha256(b"".join(part for parts in ranks.gathered(prints) for part in parts))
+    everyones = [part for parts in ranks.gather(mine) for part in parts]
+    digest = hashlib.sha256(b"".join(part for parts in ranks.gather(prints) for part in parts))
     return Scores({name: torch.cat([part[name] for part in everyones]) for name in everyones[0]}, digest.hexdigest())
 
 
 def _fingerprint(tasks: Episode) -> bytes:
-    """Inputs and labels, class by class, to three decimals: devices may differ in the last bit of a float."""
+    """Hash inputs and labels, class by class, to three decimals: devices may differ in the last bit of a float."""
 
-    def by_class(part: Examples) -> Examples:
+    def sort_by_class(part: Examples) -> Examples:
         order = part.y.argsort(dim=1, stable=True)  # none where labels are in order, as samplers give them
         return Examples(part.x[torch.arange(len(order), device=order.device)[:, None], order], part.y.gather(1, order))
 
     if not tasks.query.y.is_floating_point():
-        tasks = Episode(*map(by_class, tasks))
+        tasks = Episode(*map(sort_by_class, tasks))
 
-    def rounded(value: Tensor) -> bytes:
+    def to_bytes(value: Tensor) -> bytes:
         return (value * 1000).round().to(torch.int32).cpu().numpy().tobytes()
 
-    return hashlib.sha256(b"".join(rounded(field) for part in tasks for field in part)).digest()
-
-
-@dataclass(frozen=True)
-class Tester:
-    """An algorithm with its meta-test settings, and the tasks to test it on."""
-
-    algo: Algorithm
-    backbone: Backbone  # the algorithm's own copy: test statistics never reach the training
-    source: TaskSource
-    how: EvalSettings
-    split: Split
-
-    def normalise_by(self, statistics: Params) -> None:
-        """Where this test asks for running averages."""
-        use_statistics(self.backbone, statistics if self.how.algo["norm"] == "running" else {})
-
-    def scores(self, theta: Theta, statistics: Params, tasks: int, execution: Execution, ranks: Ranks) -> Scores:
-        """Test `theta` by the same `adapt` as in training."""
-        self.normalise_by(statistics)
-        return self.evaluated(self.algo, theta, tasks, execution, ranks)
-
-    def evaluated(
-        self, algo: Algorithm | Ensemble, theta: Theta, tasks: int, execution: Execution, ranks: Ranks
-    ) -> Scores:
-        return evaluate(
-            algo,
-            theta,
-            self.source,
-            tasks=tasks,
-            seed=self.how.seed,
-            split=self.split,
-            tasks_per_chunk=self.how.tasks_per_chunk,
-            execution=execution,
-            progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
-            ranks=ranks,
-        )
-
-
-def inductive(algo: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by which queries know nothing of each other."""
-    sees_queries = declaration("algo", algo["name"]).traits.sees_queries
-    return {"norm": "per_query"} | ({"transductive": False} if sees_queries else {})
+    return hashlib.sha256(b"".join(to_bytes(field) for part in tasks for field in part)).digest()

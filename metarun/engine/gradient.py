@@ -1,4 +1,4 @@
-"""How many tasks are run at once, and by whom. No algorithm knows: it sees one task; here is the mean over many."""
+"""The meta-gradient: the mean over many tasks of a loss that sees one task, and its gradient in theta."""
 
 from collections.abc import Callable
 from functools import partial
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.core.batch import Execution, between, chunks, unstack
+from metarun.core.batch import Execution, split, take, unstack
 from metarun.core.inner import one_by_one
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
 from metarun.engine.distributed import ALONE, Ranks
@@ -25,15 +25,16 @@ def meta_gradient(
     ranks: Ranks = ALONE,
     part: Part | None = None,
 ) -> tuple[Tensor, Metrics, Theta]:
-    """Mean loss [], mean metrics [...], and the gradient of the mean loss in theta, over `tasks` of all ranks.
+    """Return the mean loss [], the mean metrics and the gradient of the mean loss in theta, over the `tasks` of all
+    ranks.
 
-    Each part's graph is freed before the next is built: memory follows the chunk (with `loop`, one task), the
-    result only rounding. `part` computes the sums over a chunk, or a task; by default `sums(algo, execution)`.
+    Each chunk's graph is freed before the next is built, so memory follows the chunk (with `loop`, one task), and the
+    result changes by rounding alone. `part` computes the sums over a chunk, by default as `sum_tasks` does.
     """
-    part = part or sums(algo, execution)
+    part = part or sum_tasks(algo, execution)
     total = len(tasks.query.y)
-    mine = between(tasks, *ranks.share(total))
-    pieces = unstack(mine) if execution == "loop" else chunks(mine, tasks_per_chunk)
+    mine = take(tasks, *ranks.share(total))
+    pieces = unstack(mine) if execution == "loop" else split(mine, tasks_per_chunk)
     metrics, gradient = part(theta, pieces[0])
     for piece in pieces[1:]:
         more, further = part(theta, piece)
@@ -46,10 +47,9 @@ def meta_gradient(
     return metrics.pop("loss"), metrics, {c: {n: next(remaining) for n in params} for c, params in theta.items()}
 
 
-def sums(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
-    """Metrics, with the loss among them, and gradient: of a chunk [t, ...], or with `loop` of one task, summed.
-
-    `bfloat16`: under autocast.
+def sum_tasks(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
+    """Return a function to the summed metrics, with the loss among them, and the summed gradient of a chunk [t, ...],
+    or with `loop` of one task. `bfloat16`: under autocast.
     """
 
     def part(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:

@@ -8,61 +8,71 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
-from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
-from metarun.core.types import Algorithm, Episode, Metrics, Theta
+from metarun.core.types import Episode, Metrics, Theta
 from metarun.engine.distributed import ALONE, Ranks
-from metarun.engine.state import Log, Progress, State
-from metarun.engine.stop import stop_signals
+from metarun.engine.state import Log, NonFiniteLoss, Progress, State
+from metarun.engine.stop import catch_signals
+
+Step = Callable[[Episode], Metrics]  # one outer step on these tasks, in place; returns the means to log
 
 
-class NonFiniteLoss(Exception):
-    """Training diverged: the loss or a weight is not a finite number."""
+def run_eagerly(step: Step) -> Step:
+    """The step as it is."""
+    return step
 
 
 def train(
     state: State,
-    meta_step: Callable[[int], Metrics],
+    tasks_of: Callable[[int], Episode],
+    meta_gradient: Callable[[Theta, Episode], tuple[Tensor, Metrics, Theta]],
     schedule: Callable[[int], float],
     settings: TrainerSettings,
     *,
     validate: Callable[[], tuple[float, dict[str, Any]]],
     save: Callable[[str], None],
     log: Log,
+    carried: tuple[str, ...] = (),
+    capture: Callable[[Step], Step] = run_eagerly,
     ranks: Ranks = ALONE,
 ) -> None:
     """Descend the mean task loss in `state.theta`, in place, from `state.progress.step` to `settings.steps`.
 
-    `meta_step` draws the tasks of a step from the step alone, so a resumed run is bit-equal to one that never
-    stopped, and descends once (see `descended`); `validate` gives a score, of which more is better, and what to log;
-    `save("last")`, `save("best")` and, of the `keep_best` best, `save("best-STEP")` write checkpoints.
+    `tasks_of` draws the tasks of a step from the step's own seed, so a resumed run is bit-equal to one that never
+    stopped. `validate` returns a score (more is better) and what to log. `save` writes the checkpoints "last", "best"
+    and, of the `keep_best` best validations, "best-STEP". `capture` may replace the step by a faster form of itself.
     Raises NonFiniteLoss.
     """
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
-    with stop_signals() as stop, log.bar(progress.step, settings.steps) as bar:
+
+    @capture
+    def take_step(tasks: Episode) -> Metrics:
+        loss, metrics, gradient = meta_gradient(theta, tasks)
+        descend(theta, gradient, optimizer, settings, carried)
+        return {"loss": loss, **metrics}
+
+    with catch_signals() as stop, log.bar(progress.step, settings.steps) as bar:
         clock = time.perf_counter()
         while progress.step < settings.steps and not patience_is_over(progress, settings):
             set_rates(optimizer, schedule(progress.step))
-            window.add(meta_step(progress.step))
+            set_clock(theta, progress.step)
+            tasks = tasks_of(progress.step)
+            window.add(take_step(tasks))
             progress.step += 1
             bar.update()
 
             finished, stopping = progress.step == settings.steps, ranks.any(stop.signal is not None)
             if progress.step % settings.log_every == 0 or finished:
                 rate = float(optimizer.param_groups[0]["lr"])
-                log.metrics(progress.step, "train", finite(window.flush(), progress.step) | {"lr": rate})
+                log.metrics(progress.step, "train", window.flush(progress.step) | {"lr": rate})
             if progress.step % settings.eval_every == 0 or finished or stopping:
                 check_weights(theta, progress.step)  # waits for the device, so the clock is right
                 progress.seconds += time.perf_counter() - clock
             if progress.step % settings.eval_every == 0 or finished:
                 score, scores = validate()
                 log.metrics(progress.step, "val", scores)
-                progress.unimproved += 1
-                if progress.best is None or score > progress.best:
-                    progress.best, progress.best_step, progress.unimproved = score, progress.step, 0
-                    save("best")
-                if leads(progress, score, settings.keep_best):
-                    save(f"best-{progress.step}")
+                for name in progress.rank(score, settings.keep_best):
+                    save(name)
                 save("last")
                 clock = time.perf_counter()
             if stopping:
@@ -72,6 +82,7 @@ def train(
 
 
 def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its initial one."""
     for group in optimizer.param_groups:
         rate = group["initial_lr"] * factor
         if isinstance(group["lr"], Tensor):
@@ -80,20 +91,11 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
             group["lr"] = rate
 
 
-def descended(
-    algo: Algorithm,
-    state: State,
-    tasks: Episode,
-    gradient_of: Callable[[Theta, Episode], tuple[Tensor, Metrics, Theta]],
-    settings: TrainerSettings,
-) -> Metrics:
-    """Descend the mean loss of these tasks once, in place: their mean loss before that, and mean metrics.
-
-    `gradient_of` gives both and the gradient.
-    """
-    loss, metrics, gradient = gradient_of(state.theta, tasks)
-    descend(state.theta, gradient, state.optimizer, settings, traits_of(algo).carried)
-    return {"loss": loss, **metrics}
+def set_clock(theta: Theta, step: int) -> None:
+    """Tell methods that anneal something how many outer steps were taken."""
+    if "step" in theta.get("clock", {}):
+        with torch.no_grad():
+            theta["clock"]["step"].fill_(step)
 
 
 def descend(
@@ -103,7 +105,10 @@ def descend(
     settings: TrainerSettings,
     carried: tuple[str, ...] = (),
 ) -> None:
-    """Clip the gradient as configured, take one step of the outer optimiser; hand on what is `carried`."""
+    """Clip the gradient as configured and take one step of the outer optimiser, in place.
+
+    A `carried` component is neither clipped nor given to the optimiser: the whole gradient is subtracted from it.
+    """
     learned = {component: params for component, params in theta.items() if component not in carried}
     for component, params in learned.items():
         for name, p in params.items():
@@ -121,23 +126,12 @@ def descend(
                 p -= gradient[component][name]
 
 
-def leads(progress: Progress, score: float, places: int) -> bool:
-    """Whether this step is among several best, whose list it joins."""
-    progress.leaders = sorted([*progress.leaders, [score, progress.step]], key=lambda leader: -leader[0])[:places]
-    return places > 1 and [score, progress.step] in progress.leaders
-
-
 def patience_is_over(progress: Progress, settings: TrainerSettings) -> bool:
     return settings.patience is not None and progress.unimproved >= settings.patience
 
 
-def finite(means: dict[str, Any], step: int) -> dict[str, Any]:
-    if not torch.tensor(means["loss"]).isfinite():
-        raise NonFiniteLoss(f"the loss is {means['loss']} at step {step}")
-    return means
-
-
 def check_weights(theta: Theta, step: int) -> None:
+    """Raise NonFiniteLoss if a weight is not finite."""
     for component, params in theta.items():
         if not all(bool(p.isfinite().all()) for p in params.values()):
             raise NonFiniteLoss(f"a weight of the {component} is not finite at step {step}")

@@ -1,4 +1,4 @@
-"""Drawing the next step's tasks while this one runs: for pictures that are not in the device's memory."""
+"""The next step's tasks, drawn while this one runs: for pictures that are not in the device's memory."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,18 +11,18 @@ from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 
 
-class Ahead:
-    """`tasks_of` with a thread, and on a GPU a stream, of its own. Tasks depend on the step alone, so none changes."""
+class Prefetch:
+    """`tasks_of` on a thread, and on a GPU a stream, of its own. Tasks depend on the step alone, so none changes."""
 
     def __init__(self, tasks_of: Callable[[int], Episode], device: torch.device) -> None:
         self._tasks_of, self._thread = tasks_of, ThreadPoolExecutor(1)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._drawn: dict[int, Future[Episode]] = {}
+        self._futures: dict[int, Future[Episode]] = {}
 
     def __call__(self, step: int) -> Episode:
-        drawn = self._drawn.get(step) or self._thread.submit(self._draw, step)
-        self._drawn = {step + 1: self._thread.submit(self._draw, step + 1)}
-        tasks = drawn.result()
+        future = self._futures.get(step) or self._thread.submit(self._draw, step)
+        self._futures = {step + 1: self._thread.submit(self._draw, step + 1)}
+        tasks = future.result()
         if self._stream is not None:
             here = torch.cuda.current_stream(self._stream.device)
             here.wait_stream(self._stream)
@@ -38,8 +38,8 @@ class Ahead:
         return tasks
 
 
-def is_elsewhere(source: TaskSource, device: torch.device) -> bool:
-    """Whether its pictures must be copied to the device for each step."""
+def needs_copies(source: TaskSource, device: torch.device) -> bool:
+    """Return whether its pictures must be copied to the device for each step."""
     while isinstance(source, InOrder | Numbered):
         source = source.source
     return isinstance(source, EpisodeSampler | Minibatches) and source.table.examples.device.type != device.type

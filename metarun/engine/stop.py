@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM as requests that the loop answers between two steps."""
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,13 +10,21 @@ from types import FrameType
 
 @dataclass
 class StopRequest:
+    """The name of the signal that asked for a stop, None so far."""
+
     signal: str | None = None
 
 
 @contextmanager
-def stop_signals() -> Iterator[StopRequest]:
-    """The first Ctrl-C or SIGTERM asks the loop to save and stop after the current step; a second one kills."""
+def catch_signals() -> Iterator[StopRequest]:
+    """Turn the first Ctrl-C or SIGTERM into a request to save and stop after this step; a second one kills.
+
+    Only the main thread may handle signals: in another one nothing is caught.
+    """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
 
     def ask(number: int, frame: FrameType | None) -> None:
         request.signal = signal.Signals(number).name

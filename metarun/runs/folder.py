@@ -1,4 +1,4 @@
-"""A run's folder: where things are in it, and that only one process at a time works there."""
+"""A run's folder: where things are in it. Only one process at a time works there."""
 
 import contextlib
 import json
@@ -16,6 +16,7 @@ from yaml import YAMLError
 
 from metarun.config.errors import Busy, ConfigError, Stopped
 from metarun.config.load import identity
+from metarun.runs.result import Evaluation, Result
 
 
 @dataclass(frozen=True)
@@ -36,22 +37,22 @@ class RunFolder:
         return self.path / "checkpoints" / "best.pt"
 
     def checkpoint(self, name: str) -> Path:
-        """`best`, `last`, `best-STEP`, or a path."""
+        """Return the path of the checkpoint `best`, `last` or `best-STEP`; any other name is a path itself."""
         ours = name in ("best", "last") or re.fullmatch(r"best-\d+", name)
         return self.path / "checkpoints" / f"{name}.pt" if ours else Path(name)
 
     def leaders(self) -> list[Path]:
-        """The checkpoints `best-STEP`, by step."""
+        """List the checkpoints `best-STEP` by step."""
         return sorted((self.path / "checkpoints").glob("best-*.pt"), key=lambda file: int(file.stem[5:]))
 
     def keep_leaders(self, steps: Collection[float]) -> None:
-        """Delete those of other steps."""
+        """Delete the checkpoints `best-STEP` of other steps."""
         for file in self.leaders():
             if int(file.stem[5:]) not in steps:
                 file.unlink()
 
     def check_writable(self) -> None:
-        """Raises ConfigError where the folder could not be made, or not be written in. Makes nothing."""
+        """Raise ConfigError if the folder could not be made or written in. Makes nothing."""
         there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
         if not there.is_dir():
             raise ConfigError(f"the run folder {self.path} cannot be made: {there} is a file")
@@ -59,8 +60,8 @@ class RunFolder:
             raise ConfigError(f"the run folder {self.path} cannot be written: no permission for {there}")
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Raises ConfigError where the folder cannot be written, or another process is at work in it."""
+    def lock(self) -> Iterator[None]:
+        """Work in the folder alone. Raises Busy if another process does, ConfigError if it cannot be written."""
         lock = FileLock(self.path / ".lock", timeout=0)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ class RunFolder:
             raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
 
     def config(self) -> dict[str, Any]:
-        """The resolved configuration. Raises ConfigError where this is no run folder."""
+        """Read the resolved configuration. Raises ConfigError if this is no run folder."""
         file = self.path / "config.yaml"
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
@@ -137,16 +138,23 @@ class RunFolder:
             raise ConfigError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
 
     def choices(self) -> dict[str, Any]:
-        """Which option of each config group was chosen: `fomaml` where the component is MAML."""
+        """Read which option of each config group was chosen: `fomaml` where the component is MAML."""
         return _read_json(self.path / "choices.json")
 
-    def result(self) -> dict[str, Any] | None:
-        """The test result, or None before the end."""
+    def result(self) -> Result | None:
+        """Read the result; None before the end. Raises ConfigError if the file is damaged."""
         file = self.path / "result.json"
-        return _read_json(file) if file.is_file() else None
+        if not file.is_file():
+            return None
+        values = _read_json(file)
+        try:
+            return Result.from_json(values)
+        except (TypeError, KeyError, AttributeError, ValueError, ConfigError) as error:
+            raise ConfigError(f"{file} is damaged, or of another version of metarun: {error!r}") from error
 
-    def finish(self, result: dict[str, Any]) -> None:
-        write_text(self.path / "result.json", json.dumps(result, indent=2) + "\n")
+    def finish(self, result: Evaluation) -> None:
+        """Write the result."""
+        write_text(self.path / "result.json", json.dumps(result.to_json(), indent=2) + "\n")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run writes while it goes: metrics files, a text log, a progress bar, and loggers of other projects."""
+"""What a run writes while it goes: metrics files, a text log, a progress bar, and what loggers are told."""
 
 import csv
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from metarun.config.registry import known
+from metarun.config.registry import known, style
 from metarun.runs.loggers import Logger
 
 say = logging.getLogger("metarun")
@@ -22,16 +22,16 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, logger: Logger, step: int = 0) -> None:
-        """Continue the metrics file after `step`: what a killed run wrote beyond its checkpoint is dropped."""
+        """Continue the metrics file after `step`; drop what a killed run wrote beyond its checkpoint."""
         self.path = folder / "metrics.jsonl"
         self.logger = logger
-        kept = [line for line in _complete_lines(self.path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _read_lines(self.path) if json.loads(line)["step"] <= step]
         self.path.write_text("".join(kept), encoding="utf-8")
-        self._bar: tqdm | None = None
+        self._bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
 
-    def bar(self, step: int, steps: int) -> tqdm:
-        """A progress bar with time left; in a log file, where bars do not belong, there are lines instead."""
+    def bar(self, step: int, steps: int) -> "tqdm[Any]":
+        """Return a progress bar with the time left; one without output where standard error is no terminal."""
         self._bar = tqdm(
             initial=step,
             total=steps,
@@ -43,6 +43,7 @@ class RunLog:
         return self._bar
 
     def metrics(self, step: int, split: str, values: dict[str, Any]) -> None:
+        """Write the values of a step to the file, the logger, the progress bar and the text log."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
         scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
@@ -50,17 +51,17 @@ class RunLog:
         self._show(step, split, scalars)
 
     def _show(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        names = [name for name in ("loss", *known("metric")) if name in scalars]
+        texts = {name: style(name).shown(scalars[name]) for name in ("loss", *known("metric")) if name in scalars}
         prefix = "" if split == "train" else f"{split} "
-        self._shown |= {prefix + name: f"{scalars[name]:.4f}" for name in names}
+        self._shown |= {prefix + name: text for name, text in texts.items()}
         if self._bar is not None:
             self._bar.set_postfix(self._shown)
-        text = ", ".join(f"{name} {scalars[name]:.4f}" for name in names)
+        text = ", ".join(f"{name} {text}" for name, text in texts.items())
         say.log(logging.INFO if split == "val" else logging.DEBUG, "step %d: %s %s", step, split, text)
 
     def close(self) -> None:
         """Write `metrics.csv`, the same lines as a table, and close the logger."""
-        rows = [json.loads(line) for line in _complete_lines(self.path)]
+        rows = [json.loads(line) for line in _read_lines(self.path)]
         columns = list(dict.fromkeys(name for row in rows for name in row))
         with self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns)
@@ -69,14 +70,15 @@ class RunLog:
         self.logger.close()
 
 
-def _complete_lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
+    """Read the complete lines of a file: a kill may have cut the last one short."""
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
 
 
 def log_to(folder: Path) -> logging.Handler:
-    """Send messages to the terminal and, with all details, to `train.log`; returns the file's handler."""
+    """Send messages to the terminal and, with all details, to `train.log`. Returns the file's handler."""
     say.setLevel(logging.DEBUG)
     say.propagate = False
     if not any(isinstance(handler, Terminal) for handler in say.handlers):
@@ -91,4 +93,13 @@ class Terminal(logging.Handler):
     """Lines on the terminal that do not break a progress bar."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        tqdm.write(printable(self.format(record)), file=sys.stdout)
+
+
+def printable(text: str) -> str:
+    """Replace "±" where standard output cannot encode it."""
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        return text.replace("±", "+-")
+    return text

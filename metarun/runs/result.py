@@ -42,7 +42,7 @@ class Row:
     def to_json(self) -> dict[str, Any]:
         """The metrics beside the settings, as `result.json` has them."""
         values = asdict(self)
-        metrics = values.pop("metrics")
+        metrics: dict[str, Any] = values.pop("metrics")
         return metrics | {name: value for name, value in values.items() if (name, value) != ("ensemble", 1)}
 
 
@@ -75,13 +75,35 @@ class Training:
     plan: dict[str, Any] | None = None
 
 
-@dataclass(frozen=True)
-class Result:
-    """Everything that a finished run tells."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """The evaluation of a model: of a run's own checkpoint at its end, or again later with other settings."""
 
-    headline: str  # the metric that its tasks are judged by
+    headline: str  # the metric that the tasks are judged by
+    kind: Kind
     rows: dict[str, Row]
     checkpoint: Checkpoint
+
+    @property
+    def metric(self) -> Metric:
+        """How the headline metric is read and shown."""
+        return metric(self.headline)
+
+    def estimate(self, row: str) -> Estimate:
+        """The headline figure of a row."""
+        return self.rows[row].metrics[self.headline]
+
+    def to_json(self) -> dict[str, Any]:
+        """The content of `result.json`."""
+        values = asdict(replace(self, rows={}))
+        del values["rows"], values["kind"]
+        return {"test": {name: row.to_json() for name, row in self.rows.items()}, **values}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(Evaluation):
+    """Everything that a finished run tells."""
+
     validation: Validation | None
     training: Training
     config: dict[str, Any]
@@ -92,39 +114,19 @@ class Result:
     commit: str | None
     wall_seconds: float | None = None  # of the last sitting, with imports and data
 
-    @property
-    def metric(self) -> Metric:
-        """How the headline metric is read and shown."""
-        return metric(self.headline)
-
-    @property
-    def kind(self) -> Kind:
-        """The kind of the tasks."""
-        kind: Kind = declaration("dataset", self.config["dataset"]["name"]).traits.kind
-        return kind
-
-    def estimate(self, row: str) -> Estimate:
-        """The headline figure of a row."""
-        return self.rows[row].metrics[self.headline]
-
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Result":
-        """Read a result. Raises TypeError, KeyError, AttributeError or ValueError for anything else."""
+        """Read a result. Raises TypeError, KeyError, AttributeError, ValueError or ConfigError for anything else."""
         rest = dict(values)
         validation = rest.pop("validation", None)
         return cls(
+            kind=declaration("dataset", rest["config"]["dataset"]["name"]).traits.kind,
             rows={name: Row.from_json(row) for name, row in rest.pop("test").items()},
             checkpoint=Checkpoint(**rest.pop("checkpoint")),
             validation=Validation(**validation) if validation else None,
             training=Training(**rest.pop("training")),
             **rest,
         )
-
-    def to_json(self) -> dict[str, Any]:
-        """The content of `result.json`."""
-        values = asdict(replace(self, rows={}))
-        del values["rows"]
-        return {"test": {name: row.to_json() for name, row in self.rows.items()}, **values}
 
 
 def _is_estimate(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The training of a run: its loop put together, from the last checkpoint on, with what it writes."""
+"""One sitting of a run: restore its state, train from there on, test what was trained."""
 
 import functools
 import time
@@ -9,50 +9,57 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.config.errors import ConfigError, Failed, Stopped
-from metarun.config.registry import build, metric
+from metarun.config.registry import build, metric, traits_of
 from metarun.config.schema import Settings
 from metarun.core.inner import draw_theta
 from metarun.core.objectives import metric_of
-from metarun.core.seeding import seed_for
-from metarun.core.types import Episode, Metrics, Theta
+from metarun.core.seeding import generator_for
+from metarun.core.types import Episode, Theta
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
-from metarun.engine.capture import CapturedStep
+from metarun.engine.capture import Captured
 from metarun.engine.distributed import Ranks
-from metarun.engine.loop import NonFiniteLoss, descended, train
-from metarun.engine.plan import Executor
-from metarun.engine.prefetch import Ahead, is_elsewhere
-from metarun.engine.state import Log, Progress, Silence, State, Window
+from metarun.engine.evaluate import Model, is_transductive
+from metarun.engine.loop import Step, run_eagerly, train
+from metarun.engine.plan import MetaGradient, Plan
+from metarun.engine.prefetch import Prefetch, needs_copies
+from metarun.engine.state import Log, NonFiniteLoss, Progress, Silence, State, Window
+from metarun.runs.artifacts import draw_vectors, write_scores
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
+from metarun.runs.result import Estimate, Row
 
 
-def trained(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
-    """Train from the last checkpoint on, as rank 0 with the run's folder, or without one as another."""
+def train_run(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
+    """Train from the last checkpoint on, as rank 0 with the run's folder, or as another rank without one.
+
+    Raises Failed if training diverges, Stopped after a signal.
+    """
     settings, trainer = experiment.settings, experiment.settings.trainer
-    state = _restored(experiment, folder, ranks)
+    state = restore_state(experiment, folder, ranks)
     progress = state.progress
     headline = metric_of(experiment.source.spec)
     sign = 1 if metric(headline).higher_is_better else -1
-    tester = experiment.tester(experiment.eval_rows()["test"], "val")
+    tester = experiment.tester(experiment.rows()["test"], "val")
     statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
-    executor = Executor(experiment.algo, trainer, ranks)
-    tasks_of, meta_step = stepping(experiment, state, executor, ranks)
+    plan = Plan(**progress.plan) if progress.plan else None
+    meta_gradient = MetaGradient(experiment.algo, trainer, ranks, plan)
+    tasks_of = prepare_tasks(experiment)
 
     def validate() -> tuple[float, dict[str, Any]]:
-        tasks = settings.eval.val_tasks
-        scores = tester.scores(state.theta, statistics(progress.step), tasks, executor.execution, ranks)
-        summary = scores.summary()
+        model = Model(state.theta, statistics(progress.step))
+        summary = tester.score([model], settings.eval.val_tasks, meta_gradient.plan.execution, ranks).summarise()
         means = {name: value["mean"] for name, value in summary.items()}
         return sign * means[headline], means | {"ci95": summary[headline]["ci95"]}
 
     def save(name: str) -> None:
         if folder is None:
             return
+        progress.plan = meta_gradient.plan.to_json()
         tensors = {
             "theta": state.theta,
             "optimizer": state.optimizer.state_dict(),
@@ -66,22 +73,22 @@ def trained(experiment: Experiment, folder: RunFolder | None, about: dict[str, A
             folder.keep_leaders([step for _, step in progress.leaders])
 
     schedule = build("schedule", settings.schedule)
-    log = _log(settings, folder, about, progress.step)
+    log = open_log(settings, folder, about, progress.step)
     try:
-        if progress.plan is None:
-            started = time.perf_counter()
-            executor.settle(state.theta, tasks_of(progress.step))
-            progress.seconds += time.perf_counter() - started
-            progress.plan = executor.plan
-        executor.plan = progress.plan
+        started = time.perf_counter()
+        meta_gradient.choose_plan(state.theta, functools.partial(tasks_of, progress.step))
+        progress.seconds += time.perf_counter() - started
         train(
             state,
-            meta_step,
+            tasks_of,
+            meta_gradient,
             lambda step: schedule.factor(step, trainer.steps),
             trainer,
             validate=validate,
             save=save,
             log=log,
+            carried=traits_of(experiment.algo).carried,
+            capture=choose_capture(experiment, state, meta_gradient, ranks),
             ranks=ranks,
         )
     except NonFiniteLoss as error:
@@ -96,52 +103,50 @@ def trained(experiment: Experiment, folder: RunFolder | None, about: dict[str, A
     return progress
 
 
-def stepping(
-    experiment: Experiment, state: State, executor: Executor, ranks: Ranks
-) -> tuple[Callable[[int], Episode], Callable[[int], Metrics]]:
-    """The tasks of a step, and the step itself, from its number: on one GPU that holds the data, a CUDA graph."""
-    settings, source, device = experiment.settings.trainer, experiment.source, experiment.device
+def prepare_tasks(experiment: Experiment) -> Callable[[int], Episode]:
+    """Return a function from a step to its tasks, which the step's number alone determines.
 
-    def seed_of(step: int) -> int:
-        return seed_for(experiment.settings.seed, "train", step)
+    Pictures that are not in the device's memory are fetched while the step before runs.
+    """
+    settings, source, device = experiment.settings, experiment.source, experiment.device
 
-    def drawn(generator: torch.Generator) -> Episode:
-        return source.sample(settings.tasks_per_step, generator)
+    def tasks_of(step: int) -> Episode:
+        generator = generator_for(settings.seed, "train", step, device=device)
+        return source.sample(settings.trainer.tasks_per_step, generator)
 
-    def drawn_for(step: int) -> Episode:
-        return drawn(torch.Generator(device).manual_seed(seed_of(step)))
+    return Prefetch(tasks_of, device) if needs_copies(source, device) else tasks_of
 
-    def descend(tasks: Episode) -> Metrics:
-        return descended(experiment.algo, state, tasks, executor, settings)
 
-    elsewhere = is_elsewhere(source, device)
-    tasks_of = Ahead(drawn_for, device) if elsewhere else drawn_for
-
-    def plainly(step: int) -> Metrics:
-        return descend(tasks_of(step))
-
-    if device.type != "cuda" or not settings.cuda_graph:
-        return tasks_of, plainly
+def choose_capture(
+    experiment: Experiment, state: State, meta_gradient: MetaGradient, ranks: Ranks
+) -> Callable[[Step], Step]:
+    """Return what records a whole step as one CUDA graph; elsewhere the step stays as it is, and on a GPU the log says
+    why.
+    """
+    device, optimizer = experiment.device, state.optimizer
+    if device.type != "cuda" or not experiment.settings.trainer.cuda_graph:
+        return run_eagerly
+    name = experiment.settings.optimizer["name"]
     obstacles = {
         "several processes share a step": ranks.count > 1,
-        "the data is not on the device": elsewhere,
-        f"optimizer={experiment.settings.optimizer['name']} has its rate on the host": not all(
-            isinstance(group["lr"], Tensor) for group in state.optimizer.param_groups
+        f"optimizer={name} has its rate on the host": any(
+            not isinstance(group["lr"], Tensor) for group in optimizer.param_groups
         ),
     }
     if reasons := [reason for reason, holds in obstacles.items() if holds]:
         say.info("of a step only the gradient is recorded as a CUDA graph: %s", ", ".join(reasons))
-        return tasks_of, plainly
-    executor.records = False
+        return run_eagerly
+    meta_gradient.record = False
+    return lambda step: Captured(
+        "step",
+        step,
+        gradient=lambda metrics: [p.grad for group in optimizer.param_groups for p in group["params"]],
+        changed=lambda: tree_leaves((state.theta, dict(optimizer.state))),
+    )
 
-    def instead(step: int) -> Metrics:
-        executor.records = True
-        return plainly(step)
 
-    return tasks_of, CapturedStep(lambda generator: descend(drawn(generator)), seed_of, state, device, instead)
-
-
-def _log(settings: Settings, folder: RunFolder | None, about: dict[str, Any], step: int) -> Log:
+def open_log(settings: Settings, folder: RunFolder | None, about: dict[str, Any], step: int) -> Log:
+    """Return the log of a run's folder, continued after `step`; a silent one without a folder."""
     if folder is None:
         return Silence()
     logger: Logger = build("logger", settings.logger)
@@ -149,12 +154,14 @@ def _log(settings: Settings, folder: RunFolder | None, about: dict[str, Any], st
     return RunLog(folder.path, logger, step)
 
 
-def _restored(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) -> State:
-    """The state that the last checkpoint holds, or a new one."""
-    if not ranks.agreed(folder is not None and folder.last.exists()):
+def restore_state(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) -> State:
+    """Return the state of the last checkpoint, or a new one; the same on every rank."""
+    if not ranks.broadcast(folder is not None and folder.last.exists()):
         theta = experiment.initial_theta()
+        if ranks.count > 1:
+            theta = experiment.trainable(ranks.broadcast(tree_map(lambda p: p.detach().cpu(), theta)))
         return State(theta, experiment.optimizer(theta))
-    tensors, facts = loaded(experiment, folder.last if folder else None, ranks)
+    tensors, facts = load_checkpoint(experiment, folder.last if folder else None, ranks)
     theta = experiment.trainable(tensors["theta"])
     optimizer = experiment.optimizer(theta)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors["optimizer"]["state"]})
@@ -164,16 +171,79 @@ def _restored(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) ->
     return state
 
 
-def loaded(experiment: Experiment, path: Path | None, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors, on the device, and facts of a checkpoint that rank 0 reads.
+def load_checkpoint(experiment: Experiment, path: Path | None, ranks: Ranks) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the tensors, on the device, and the facts of a checkpoint that rank 0 reads.
 
-    Raises ConfigError where it is of another model.
+    Raises ConfigError if it belongs to another model.
     """
 
-    def shapes(theta: Theta) -> dict[str, dict[str, Any]]:
+    def shapes(theta: Theta) -> dict[str, dict[str, torch.Size]]:
         return {component: {name: p.shape for name, p in params.items()} for component, params in theta.items()}
 
-    tensors, facts = ranks.agreed(checkpoint.load(path) if path else ({}, {}))
+    tensors, facts = ranks.broadcast(checkpoint.load(path) if path else ({}, {}))
     if shapes(tensors["theta"]) != shapes(draw_theta(experiment.algo, experiment.settings.seed)):
         raise ConfigError(f"the checkpoint {path} is of another model: its weights have other names or shapes")
     return tree_map(lambda value: value.to(experiment.device) if isinstance(value, Tensor) else value, tensors), facts
+
+
+def load_models(
+    experiment: Experiment, folder: RunFolder | None, ranks: Ranks
+) -> tuple[list[Model], list[dict[str, Any]]]:
+    """Return the model that `eval.checkpoint` names, or each of an ensemble, and the facts of their checkpoints.
+
+    Raises ConfigError.
+    """
+    name = experiment.settings.eval.checkpoint
+    paths: list[Path] = []
+    if folder:
+        paths = folder.leaders() if name == "ensemble" else [folder.checkpoint(name)]
+    count = ranks.broadcast(len(paths))
+    if count == 0:
+        raise ConfigError("eval.checkpoint is ensemble: there are no checkpoints best-STEP.pt")
+    models, facts = [], []
+    for i in range(count):
+        tensors, about = load_checkpoint(experiment, paths[i] if folder else None, ranks)
+        models.append(Model(tensors["theta"], tensors["statistics"] or experiment.statistics(tensors["theta"])))
+        facts.append(about)
+    return models, facts
+
+
+def check_ensemble(experiment: Experiment) -> None:
+    """Raise ConfigError if an ensemble is asked for and cannot be."""
+    settings = experiment.settings
+    if settings.eval.checkpoint != "ensemble":
+        return
+    if settings.trainer.keep_best == 1:
+        raise ConfigError("eval.checkpoint is ensemble: trainer.keep_best is 1, and must be at least 2 in training")
+    if experiment.source.spec.kind != "classification":
+        raise ConfigError("eval.checkpoint is ensemble: it averages class probabilities, and this is regression")
+
+
+def score_rows(
+    experiment: Experiment, models: list[Model], plan: Plan, folder: RunFolder | None, ranks: Ranks
+) -> dict[str, Row]:
+    """Test the models on every row of the result. Writes the scores into the folder, if there is one.
+
+    Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so.
+    """
+    rows = {}
+    for name, row in experiment.rows().items():
+        started = time.perf_counter()
+        scores = experiment.tester(row, "test").score(models, row.tasks, plan.execution, ranks)
+        if folder:
+            write_scores(folder.path / "scores" / f"{name}.csv", scores)
+        rows[name] = Row(
+            metrics={metric: Estimate(**values) for metric, values in scores.summarise().items()},
+            ways=row.ways,
+            shots=row.shots,
+            queries=row.queries,
+            tasks=scores.tasks,
+            task_hash=scores.task_hash,
+            algo=row.algo,
+            transductive=is_transductive(row, experiment.has_norm),
+            ensemble=len(models),
+            seconds=round(time.perf_counter() - started, 1),
+        )
+    if folder:
+        draw_vectors(folder.path / "scores", rows)
+    return rows

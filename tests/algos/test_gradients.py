@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metarun.config.registry import known, traits_of
-from metarun.core.batch import over_tasks
+from metarun.core.batch import map_tasks
 from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import (
     BACKBONES,
@@ -74,7 +74,7 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
             for component, params in theta.items()
         }
         with torch.no_grad():
-            return over_tasks(lambda task: algo.task_loss(moved, task)[0], tasks, "loop").mean()
+            return map_tasks(lambda task: algo.task_loss(moved, task)[0], tasks, "loop").mean()
 
     slope = sum((g * d).sum() for g, d in zip(leaves(gradient), leaves(direction)))
     step = 1e-7  # small enough that no ReLU or max-pool changes sides

@@ -10,9 +10,9 @@ from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.load import load_settings, plain
 from metarun.engine.build import Experiment
-from metarun.engine.distributed import ALONE
-from metarun.engine.evaluate import Scores, fixed_tasks
+from metarun.engine.evaluate import Model, Scores, draw_fixed_tasks
 from metarun.runs.folder import RunFolder
+from metarun.runs.result import Row
 from metarun.runs.run import run
 from tests.support.tiny import nearest_by_pixels
 
@@ -91,20 +91,20 @@ def configured(name: str, *overrides: str) -> dict[str, Any]:
     return plain(compose([f"algo={name}", *COMMON, *SETTINGS.get(name, ()), *overrides]))
 
 
-def trained(values: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+def trained(values: dict[str, Any], folder: RunFolder) -> Row:
     """The result of its test, 1-shot."""
     run(load_settings(values), folder, values, {})
     result = folder.result()
     assert result is not None
-    row = result["test"]["test"]
-    assert (row["ways"], row["shots"]) == (values["ways"], 1)
+    row = result.rows["test"]
+    assert (row.ways, row.shots) == (values["ways"], 1)
     return row
 
 
 def untrained(experiment: Experiment) -> Scores:
     """The same test, of the weights that training starts from."""
-    theta = experiment.initial_theta()
-    return experiment.tested(experiment.eval_rows()["test"], [(theta, experiment.statistics(theta))], "vmap", ALONE)
+    theta, row = experiment.initial_theta(), experiment.rows()["test"]
+    return experiment.tester(row, "test").score([Model(theta, experiment.statistics(theta))], row.tasks, "vmap")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -114,8 +114,8 @@ def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: 
         values = change(values, [f"backbone.filters={[16] * len(filters) if isinstance(filters, list) else 16}"])
     after = trained(values, RunFolder(place / "run"))
     before = untrained(Experiment.of(load_settings(values)))
-    assert after["task_hash"] == before.task_hash
-    start, end = before.summary()["accuracy"], after["accuracy"]
+    assert after.task_hash == before.task_hash
+    start, end = before.summarise()["accuracy"], after.to_json()["accuracy"]
     assert end["mean"] - end["ci95"] > start["mean"] + start["ci95"]
     assert end["mean"] - end["ci95"] > 1 / values["ways"]  # chance
 
@@ -124,9 +124,9 @@ def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: 
 @pytest.mark.parametrize("name", [name for name in METHODS if name not in (*READERS, "ml3")])  # new networks per task
 def test_a_training_tells_more_than_pixels_do(place: Path, name: str) -> None:
     values = configured(name)
-    accuracy = trained(values, RunFolder(place / "run"))["accuracy"]
+    accuracy = trained(values, RunFolder(place / "run")).to_json()["accuracy"]
     experiment = Experiment.of(load_settings(values))
-    test = experiment.eval_rows()["test"]
-    tasks = fixed_tasks(experiment.tester(test, "test").source, test.tasks, test.seed, "test")
+    test = experiment.rows()["test"]
+    tasks = draw_fixed_tasks(experiment.tester(test, "test").source, test.tasks, test.seed, "test")
     by_pixels = torch.cat([nearest_by_pixels(block) for block in tasks]).mean()
     assert accuracy["mean"] - accuracy["ci95"] > by_pixels

@@ -12,6 +12,7 @@ from metarun.core.objectives import adapted, answers
 from metarun.core.types import Episode
 from metarun.engine.build import Experiment
 from metarun.engine.ensemble import Ensemble
+from metarun.engine.evaluate import is_transductive
 from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 
@@ -79,7 +80,10 @@ def test_an_ensemble_adapts_to_the_queries_as_its_members_do() -> None:
 @pytest.mark.parametrize("backbone", [["backbone=conv4_strided"], ["backbone=mlp", "backbone.hidden=[8]"]])
 def test_results_say_what_is_transductive(place: Path, backbone) -> None:
     experiment = Experiment.of(load_settings(plain(compose(["algo=metal", *backbone, "device=cpu"]))))
-    rows = experiment.eval_rows()
-    assert {name: experiment.transductive(row) for name, row in rows.items()} == {"test": True, "test_inductive": False}
+    rows = experiment.rows()
+    assert {name: is_transductive(row, experiment.has_norm) for name, row in rows.items()} == {
+        "test": True,
+        "test_inductive": False,
+    }
     assert (rows["test"].algo["transductive"], rows["test"].algo["norm"]) == (True, "batch")
     assert (rows["test_inductive"].algo["transductive"], rows["test_inductive"].algo["norm"]) == (False, "per_query")

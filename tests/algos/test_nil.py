@@ -12,7 +12,7 @@ from metarun.config.load import load_settings
 from metarun.core.batch import unstack
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
-from metarun.engine.evaluate import fixed_tasks
+from metarun.engine.evaluate import draw_fixed_tasks
 from metarun.runs.folder import RunFolder
 from tests.conftest import TINY, Command
 from tests.reference.nil import plain_logits
@@ -39,10 +39,10 @@ def scores(path: Path, row: str) -> list[float]:
 def by_hand(folder: Path) -> list[float]:
     """Each test task's accuracy from the checkpoint's weights, by the plain form."""
     experiment = Experiment.of(load_settings(RunFolder(folder).config()))
-    row = experiment.eval_rows()["nil"]
+    row = experiment.rows()["nil"]
     source = experiment.tester(row, "test").source
     theta = checkpoint.load(folder / "checkpoints/best.pt")[0]["theta"]
-    tasks = [task for block in fixed_tasks(source, row.tasks, row.seed, "test") for task in unstack(block)]
+    tasks = [task for block in draw_fixed_tasks(source, row.tasks, row.seed, "test") for task in unstack(block)]
     with torch.no_grad():
         return [
             (plain_logits("conv4_strided", theta, task).argmax(-1) == task.query.y).float().mean().item()

@@ -99,7 +99,7 @@ def test_training_tasks_have_numbers_and_tests_have_none() -> None:
     assert all((of_all == of_all[..., :1]).all() for of_all in numbers)
     first = torch.cat([of_all[..., 0].flatten() for of_all in numbers])
     assert first.unique().numel() == first.numel()
-    tester = experiment.tester(experiment.eval_rows()["test"], "val")
+    tester = experiment.tester(experiment.rows()["test"], "val")
     assert tester.source.sample(1, generator_for(0)).query.x.shape[2:] == (1, 16, 16)
 
 

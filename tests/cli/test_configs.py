@@ -18,7 +18,7 @@ from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
-from metarun.config.registry import GROUPS, known
+from metarun.config.registry import GROUPS
 from metarun.datasets import texts
 from metarun.datasets.storage import known_sets as collections
 from metarun.runs.folder import RunFolder
@@ -104,12 +104,13 @@ def test_a_file_takes_a_step_and_a_test(
 
     result = folder.result()
     assert result is not None
-    assert result["training"]["steps"] == 1
-    assert {"test", *values["eval"]["variants"]} <= result["test"].keys()
-    for row in result["test"].values():
-        figure = next(row[metric] for metric in known("metric") if metric in row)
-        assert row["tasks"] == 2
-        assert math.isfinite(figure["mean"])
+    assert result.training.steps == 1
+    assert {"test", *values["eval"]["variants"]} <= result.rows.keys()
+    for name, row in result.rows.items():
+        mean = result.estimate(name).mean
+        assert row.tasks == 2
+        assert isinstance(mean, float)
+        assert math.isfinite(mean)
 
 
 def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -166,6 +166,6 @@ def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Pa
     if dataset(name) in REAL and (data_folder is None or not Path(data_folder, REAL[dataset(name)]).is_dir()):
         pytest.skip(f"{dataset(name)} is real data: set METARUN_DATA to the folder that has it")
     experiment = Experiment.of(load_settings({**shrunk(values_of(name)), "data_dir": data_folder}))
-    for how in experiment.eval_rows().values():
+    for how in experiment.rows().values():
         experiment.tester(how, "test")
-    experiment.tester(experiment.eval_rows()["test"], "val")
+    experiment.tester(experiment.rows()["test"], "val")

@@ -9,7 +9,7 @@ import torch
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import build
-from metarun.core.batch import over_tasks, unstack
+from metarun.core.batch import map_tasks, unstack
 from metarun.core.seeding import generator_for
 from metarun.core.sequences import NOTHING, STRINGS, Labels, figures, letters, read, sequence
 from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
@@ -216,7 +216,7 @@ def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps) ->
             p.grad = g
         optimizer.step()
     with torch.no_grad():
-        found = over_tasks(lambda task: algo.task_metrics(theta, task), points(1000), "vmap")
+        found = map_tasks(lambda task: algo.task_metrics(theta, task), points(1000), "vmap")
     by_instance = found["accuracy_by_instance"].mean(0)
     assert by_instance[1:].min() > 0.85
     assert by_instance[0] < 0.78  # two standard deviations of 1000 tasks

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -12,27 +13,29 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metarun.backbones.resnet12 import drop_block
 from metarun.config.errors import Failed
 from metarun.config.registry import traits_of
-from metarun.core.types import Episode, TaskShape
+from metarun.core.batch import Execution
+from metarun.core.types import Episode, Metrics, TaskShape, TaskSource
 from metarun.datasets.sampling.augment import View
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.table import Table
 from metarun.datasets.sinusoid import SinusoidTasks
 from metarun.engine import capture as graphs
-from metarun.engine.capture import WARM_UP, CapturedPart, CapturedStep
-from metarun.engine.gradient import meta_gradient, sums
-from metarun.engine.loop import descended, set_rates
-from metarun.engine.plan import Executor
+from metarun.engine.capture import WARM_UP, Captured
+from metarun.engine.gradient import meta_gradient, sum_tasks
+from metarun.engine.loop import Step, descend, set_rates
+from metarun.engine.plan import MetaGradient
 from metarun.engine.state import State
 from metarun.runs.log import say
-from tests.engine.test_plan import settings
+from tests.engine.test_plan import make_settings
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
+OnTape = Callable[[Callable[[], list[torch.Tensor]]], None]
 STEPS = WARM_UP + 3
 PICTURES = Table.even(torch.randint(256, (6, 5, 3, 8, 8), dtype=torch.uint8))
 
 
-def place(value):
+def place(value: Any) -> Any:
     """A tensor's memory and its shape now, which may be changed in place."""
     return value.detach() if isinstance(value, torch.Tensor) else value
 
@@ -44,9 +47,9 @@ class Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entries = []
+        self.entries: list[tuple[Any, ...]] = []
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.lift_fresh.default):
             raise RuntimeError(f"operation not permitted when stream is capturing: {function}")
         places = tree_map(place, (args, kwargs or {}))
@@ -65,11 +68,11 @@ class Tape(TorchDispatchMode):
 
 
 @pytest.fixture
-def on_tape(monkeypatch: pytest.MonkeyPatch):
+def on_tape(monkeypatch: pytest.MonkeyPatch) -> OnTape:
     """CUDA graphs by tape: what is recorded has no effect until it is replayed."""
 
     def with_effects_on(changed: Callable[[], list[torch.Tensor]]) -> None:
-        def recorded(function, generator=None):
+        def record(function: Callable[[], Any]) -> Callable[[], Any]:
             before, tape = [tensor.detach().clone() for tensor in changed()], Tape()
             with tape:
                 outputs = function()
@@ -77,74 +80,87 @@ def on_tape(monkeypatch: pytest.MonkeyPatch):
                 for tensor, value in zip(changed(), before, strict=True):
                     tensor.copy_(value)
 
-            def launch():
+            def launch() -> Any:
                 tape.replay()
                 return tree_map(torch.clone, outputs)
 
             return launch
 
-        monkeypatch.setattr(graphs, "recorded", recorded)
+        monkeypatch.setattr(graphs, "record", record)
 
-    monkeypatch.setattr(graphs, "aside", lambda function: function())
+    monkeypatch.setattr(graphs, "run_aside", lambda function: function())
     monkeypatch.setattr(
         import_module("torch.optim.adam"), "_get_capturable_supported_devices", lambda **_: ["cpu", "cuda"]
     )
     return with_effects_on
 
 
-def drawn(generator: torch.Generator) -> Episode:
-    """Tasks in float64 from the generator alone."""
+def draw(number: int, device: str = "cpu") -> Episode:
+    """Draw the tasks of a step in float64."""
+    generator = torch.Generator(device).manual_seed(100 + number)
     return tree_map(
         lambda x: (
-            torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
+            torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device)
             if x.is_floating_point()
-            else x.to(generator.device)
+            else x.to(device)
         ),
         episodes(3),
     )
 
 
-def stepper(name: str, backbone: str, execution: str, device: str = "cpu"):
-    """A state, and the step of a training from a generator: clipped, by an Adam whose rate a graph can read."""
+def build_step(name: str, backbone: str, execution: Execution, device: str = "cpu") -> tuple[State, Step]:
+    """A state, and the step of a training: clipped, by an Adam whose rate a graph can read."""
     algo, theta = algo_and_theta(name, backbone)
     algo.backbone.to(device)
     theta = {c: {n: p.detach().to(device).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
-    learned = [p for c, params in theta.items() if c not in traits_of(algo).carried for p in params.values()]
+    carried = traits_of(algo).carried
+    learned = [p for c, params in theta.items() if c not in carried for p in params.values()]
     optimizer = torch.optim.Adam(learned, lr=torch.tensor(1e-2, device=device), capturable=True)
     optimizer.param_groups[0]["initial_lr"] = 1e-2
-    state, executor = State(theta, optimizer), Executor(algo, settings(execution=execution, clip_norm=0.1))
-    executor.records = False
-    return state, lambda generator: descended(algo, state, drawn(generator), executor, executor.settings)
+    meta_gradient = MetaGradient(algo, make_settings(execution=execution, clip_norm=0.1))
+    meta_gradient.record = False
+
+    def step(tasks: Episode) -> Metrics:
+        loss, metrics, gradient = meta_gradient(theta, tasks)
+        descend(theta, gradient, optimizer, meta_gradient.settings, carried)
+        return {"loss": loss, **metrics}
+
+    return State(theta, optimizer), step
 
 
-def trained(state: State, meta_step) -> list[dict]:
+def train(state: State, step: Step, device: str = "cpu") -> list[Metrics]:
+    """Take some steps, each with another rate."""
     found = []
     for number in range(STEPS):
         set_rates(state.optimizer, 1 / (1 + number))
-        found.append(meta_step(number))
+        found.append(step(draw(number, device)))
     return found
 
 
-def seeded(number: int, device: str = "cpu") -> torch.Generator:
-    return torch.Generator(device).manual_seed(100 + number)
+def changed(state: State) -> list[torch.Tensor]:
+    return tree_leaves((state.theta, dict(state.optimizer.state)))
 
 
-def captured(state: State, step, device: str = "cpu") -> CapturedStep:
-    def never(number: int) -> None:
-        raise AssertionError("the step was not recorded")
+def capture(state: State, step: Step) -> Captured[Metrics]:
+    def gradient(metrics: Metrics) -> list[torch.Tensor]:
+        return [p.grad for group in state.optimizer.param_groups for p in group["params"]]
 
-    return CapturedStep(step, lambda number: 100 + number, state, torch.device(device), never)
+    return Captured("step", step, gradient, lambda: changed(state))
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_recorded_step_replays_as_the_steps_that_python_would_take(name, backbone, execution, on_tape) -> None:
+def test_a_recorded_step_replays_as_the_steps_that_python_would_take(
+    name: str, backbone: str, execution: Execution, on_tape: OnTape
+) -> None:
     """Other tasks, another rate and another step of Adam each time: nothing of them is frozen in the recording."""
-    state, step = stepper(name, backbone, execution)
-    expected = trained(state, lambda number: step(seeded(number)))
-    again, step = stepper(name, backbone, execution)
-    on_tape(lambda: tree_leaves((again.theta, dict(again.optimizer.state))))
-    found = trained(again, captured(again, step))
+    state, step = build_step(name, backbone, execution)
+    expected = train(state, step)
+    again, step = build_step(name, backbone, execution)
+    on_tape(lambda: changed(again))
+    captured = capture(again, step)
+    found = train(again, captured)
+    assert step not in captured.programs.values()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
     torch.testing.assert_close(leaves(again.theta), leaves(state.theta), rtol=1e-10, atol=1e-13)
 
@@ -152,11 +168,13 @@ def test_a_recorded_step_replays_as_the_steps_that_python_would_take(name, backb
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_step_as_a_cuda_graph_is_the_step(name, backbone, execution) -> None:
-    state, step = stepper(name, backbone, execution, "cuda")
-    expected = trained(state, lambda number: step(seeded(number, "cuda")))
-    again, step = stepper(name, backbone, execution, "cuda")
-    found = trained(again, captured(again, step, "cuda"))
+def test_a_step_as_a_cuda_graph_is_the_step(name: str, backbone: str, execution: Execution) -> None:
+    state, step = build_step(name, backbone, execution, "cuda")
+    expected = train(state, step, "cuda")
+    again, step = build_step(name, backbone, execution, "cuda")
+    captured = capture(again, step)
+    found = train(again, captured, "cuda")
+    assert step not in captured.programs.values()
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(leaves(again.theta), leaves(state.theta), rtol=1e-9, atol=1e-12)
 
@@ -164,61 +182,64 @@ def test_a_step_as_a_cuda_graph_is_the_step(name, backbone, execution) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
 @pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
-def test_a_gradient_as_a_cuda_graph_is_the_gradient(name, backbone, execution) -> None:
+def test_a_gradient_as_a_cuda_graph_is_the_gradient(name: str, backbone: str, execution: Execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
     algo.backbone.cuda()
     theta = {c: {n: p.detach().cuda().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
-    part = CapturedPart(sums(algo, execution))
-    for seed in (0, 1):
+    part = Captured("gradient", sum_tasks(algo, execution), lambda outputs: outputs[1])
+    for seed in range(WARM_UP + 2):
         tasks = tree_map(torch.Tensor.cuda, episodes(3, seed=seed))
         found = meta_gradient(algo, theta, tasks, execution=execution, part=part)
         eager = meta_gradient(algo, theta, tasks, execution=execution)
         torch.testing.assert_close(leaves(found[2]), leaves(eager[2]), rtol=1e-10, atol=1e-13)
-    assert part.part not in part.programs.values()
+    assert part.function not in part.programs.values()
 
 
-def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(on_tape) -> None:
+def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(on_tape: OnTape) -> None:
     on_tape(list)
     algo, theta = algo_and_theta("maml", "mlp")
-    part = CapturedPart(sums(algo, "vmap"))
-    for seed in (0, 1):
+    part = Captured("gradient", sum_tasks(algo, "vmap"), lambda outputs: outputs[1])
+    for seed in range(WARM_UP + 2):
         tasks = episodes(3, seed=seed)
-        found, expected = part(theta, tasks), sums(algo, "vmap")(theta, tasks)
+        found, expected = part(theta, tasks), sum_tasks(algo, "vmap")(theta, tasks)
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
         theta = {c: {n: (1.1 * p).detach().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
     assert len(part.programs) == 1
+    assert part.function not in part.programs.values()
 
 
 def test_a_step_that_waits_for_the_device_goes_on_without_and_says_why(
-    on_tape, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    on_tape: OnTape, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(say, "propagate", True)
     caplog.set_level("INFO", say.name)
-    state, step = stepper("maml", "mlp", "vmap")
-    expected = trained(state, lambda number: step(seeded(number)))
-    again, step = stepper("maml", "mlp", "vmap")
-    on_tape(lambda: tree_leaves((again.theta, dict(again.optimizer.state))))
+    state, step = build_step("maml", "mlp", "vmap")
+    expected = train(state, step)
+    again, step = build_step("maml", "mlp", "vmap")
+    on_tape(lambda: changed(again))
 
-    def waiting(generator: torch.Generator):
-        means = step(generator)
+    def wait(tasks: Episode) -> Metrics:
+        means = step(tasks)
         assert math.isfinite(means["loss"].item())
         return means
 
-    def plainly(number: int):
-        return waiting(seeded(number))
-
-    found = trained(again, CapturedStep(waiting, lambda number: 100 + number, again, torch.device("cpu"), plainly))
+    found = train(again, capture(again, wait))
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert "step not recorded as a CUDA graph: operation not permitted" in caplog.text
 
 
-def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a graph would that drew the tasks of one step for ever."""
-    state, step = stepper("maml", "mlp", "vmap")
-    on_tape(lambda: tree_leaves((state.theta, dict(state.optimizer.state))))
-    run = captured(state, lambda generator: step(seeded(run.calls)))
+def test_a_recording_that_freezes_a_number_is_refused(on_tape: OnTape) -> None:
+    """Python holds a number that changes from call to call: the graph would keep the one of its recording."""
+    state, step = build_step("maml", "mlp", "vmap")
+    on_tape(lambda: changed(state))
+    calls = []
+
+    def drift(tasks: Episode) -> Metrics:
+        calls.append(1)
+        return step(tree_map(lambda x: x * (1 + len(calls)) if x.is_floating_point() else x, tasks))
+
     with pytest.raises(Failed, match="the CUDA graph's meta-gradient differs from the eager one"):
-        trained(state, lambda number: run(number + (run.calls >= WARM_UP)))
+        train(state, capture(state, drift))
 
 
 @pytest.mark.parametrize(
@@ -242,19 +263,20 @@ def test_a_recording_that_freezes_a_number_is_refused(on_tape, monkeypatch: pyte
     ],
     ids=["sinusoid", "numbered pictures", "changed pictures of uneven classes", "minibatches"],
 )
-def test_sampling_can_be_recorded(source, on_tape) -> None:
-    """Nothing is read from the device, nothing sent to it, and each replay draws what its seed says."""
+def test_sampling_can_be_recorded(source: TaskSource, on_tape: OnTape) -> None:
+    """Nothing is read from the device and nothing sent to it: a sampler does not wait either."""
     on_tape(list)
-    generator = seeded(0)
-    launch = graphs.recorded(lambda: source.sample(4, generator))
+    generator = torch.Generator()
+    launch = graphs.record(lambda: source.sample(4, generator))
     for number in (5, 6):
         generator.manual_seed(100 + number)
-        torch.testing.assert_close(launch(), source.sample(4, seeded(number)), rtol=0, atol=0)
+        expected = source.sample(4, torch.Generator().manual_seed(100 + number))
+        torch.testing.assert_close(launch(), expected, rtol=0, atol=0)
 
 
-def test_dropping_features_can_be_recorded(on_tape) -> None:
+def test_dropping_features_can_be_recorded(on_tape: OnTape) -> None:
     on_tape(list)
     x, numbers = torch.rand(5, 4, 6, 6), torch.arange(5.0)
-    launch = graphs.recorded(lambda: drop_block(x, numbers, 0.3, 2))
+    launch = graphs.record(lambda: drop_block(x, numbers, 0.3, 2))
     numbers += 5
     torch.testing.assert_close(launch(), drop_block(x, numbers, 0.3, 2), rtol=0, atol=0)

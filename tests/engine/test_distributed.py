@@ -1,20 +1,20 @@
 """Several processes train one model: the same numbers to rounding, whoever started them."""
 
 import json
-import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from metarun.config.errors import ConfigError
-from metarun.engine.distributed import ALONE, Ranks, joined, worker_count
+from metarun.engine.distributed import ALONE, Ranks, count_workers, join_ranks, start_ranks
 from metarun.engine.gradient import meta_gradient
 from tests.conftest import TINY, Command
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
@@ -23,7 +23,7 @@ CASES = [(name, backbone, execution) for name, backbone in ONE_BACKBONE for exec
 TASKS = 5  # which two ranks cannot share evenly
 
 
-def gradients(ranks: Ranks) -> list:
+def gradients(ranks: Ranks) -> list[Any]:
     torch.set_num_threads(1)
     found = []
     for name, backbone, execution in CASES:
@@ -33,24 +33,21 @@ def gradients(ranks: Ranks) -> list:
     return found
 
 
-def second(port: int) -> None:
-    with joined(1, 2, dist.TCPStore("127.0.0.1", port, 2, is_master=False)) as ranks:
+def second(rank: int, count: int, port: int, threads: int) -> None:
+    with join_ranks(rank, count, port, threads) as ranks:
         gradients(ranks)
-        ranks.gathered(3)
-        ranks.agreed(None)
+        ranks.gather(3)
+        ranks.broadcast(None)
         ranks.any(True)
 
 
+@pytest.mark.integration
 def test_two_ranks_have_the_meta_gradient_of_one() -> None:
-    store = dist.TCPStore("127.0.0.1", 0, 2, is_master=True, wait_for_workers=False)
-    process = multiprocessing.get_context("spawn").Process(target=second, args=(store.port,), daemon=True)
-    process.start()
-    with joined(0, 2, store) as ranks:
+    with start_ranks(2, torch.device("cpu"), second, ()) as ranks:
         shared = gradients(ranks)
-        assert ranks.gathered(2) == [2, 3]
-        assert ranks.agreed("mine") == "mine"
+        assert ranks.gather(2) == [2, 3]
+        assert ranks.broadcast("mine") == "mine"
         assert ranks.any(False)
-    process.join(30)
     for case, ours, alone in zip(CASES, shared, gradients(ALONE), strict=True):
         torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13, msg=lambda text, case=case: f"{case}: {text}")
 
@@ -65,16 +62,16 @@ def test_shares_cover_everything_once() -> None:
 def test_auto_gives_each_worker_two_tasks_and_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
     cpu = torch.device("cpu")
-    assert [worker_count("auto", tasks, cpu) for tasks in (1, 2, 3, 4, 8, 64)] == [1, 1, 1, 2, 4, 4]
-    assert worker_count("auto", 64, torch.device("cuda")) == 1
+    assert [count_workers("auto", tasks, cpu) for tasks in (1, 2, 3, 4, 8, 64)] == [1, 1, 1, 2, 4, 4]
+    assert count_workers("auto", 64, torch.device("cuda")) == 1
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-    assert worker_count("auto", 64, cpu) == 1
+    assert count_workers("auto", 64, cpu) == 1
     with pytest.raises(ConfigError, match="started processes already"):
-        worker_count(2, 64, cpu)
+        count_workers(2, 64, cpu)
 
 
-def results(folder: Path) -> tuple[list[dict], dict]:
+def results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return lines, json.loads((folder / "result.json").read_text())
 
@@ -87,6 +84,7 @@ def assert_alike(one: Path, other: Path) -> None:
     assert our_result["test"]["test"]["task_hash"] == their_result["test"]["test"]["task_hash"]
 
 
+@pytest.mark.integration
 def test_workers_and_torchrun_train_as_one_process_does(metarun_process: Command, place: Path) -> None:
     tiny = [*TINY, "trainer.tasks_per_step=4", "eval.tasks=120", "algo=protonet"]
     for workers in (1, 2):
@@ -107,6 +105,7 @@ def metarun_lines(output: str) -> int:
     return len(set(re.findall(r"^(?:step \d+: val|test\w*) .*accuracy", output, flags=re.MULTILINE)))
 
 
+@pytest.mark.integration
 def test_a_lost_worker_ends_the_run_with_one_line_and_the_run_goes_on_later(place: Path) -> None:
     arguments = [*TINY, "trainer.steps=100000", "trainer.tasks_per_step=4", "trainer.workers=2", "hydra.run.dir=run"]
     code = "from metarun.cli.main import main; main()"
@@ -114,6 +113,7 @@ def test_a_lost_worker_ends_the_run_with_one_line_and_the_run_goes_on_later(plac
     run = subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.PIPE, text=True)
     while not (place / "run" / "checkpoints" / "last.pt").exists():
         assert run.poll() is None, run.communicate()
+        time.sleep(0.05)
     children = subprocess.run(["pgrep", "-P", str(run.pid), "-f", "spawn_main"], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
     _, errors = run.communicate(timeout=60)

@@ -16,8 +16,7 @@ from metarun.core.types import Episode, Examples, TaskSpec
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.ensemble import Ensemble
-from metarun.engine.evaluate import fixed_tasks
-from metarun.engine.loop import leads
+from metarun.engine.evaluate import draw_fixed_tasks
 from metarun.engine.state import Progress
 from metarun.runs.folder import RunFolder
 from tests.conftest import TINY, Command
@@ -55,8 +54,8 @@ def test_of_equal_scores_the_earlier_stays_also_after_a_restart() -> None:
     for step, score in enumerate([0.5, 0.7, 0.6, 0.6, 0.8, 0.1]):
         progress = Progress(**json.loads(json.dumps(asdict(progress))))  # as a checkpoint holds it
         progress.step = step
-        kept.append(leads(progress, score, places=3))
-    assert kept == [True, True, True, True, True, False]
+        kept.append(progress.rank(score, places=3))
+    assert kept == [["best", "best-0"], ["best", "best-1"], ["best-2"], ["best-3"], ["best", "best-4"], []]
     assert progress.leaders == [[0.8, 4], [0.7, 1], [0.6, 2]]
 
 
@@ -79,8 +78,10 @@ def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any],
 
     settings = load_settings(RunFolder(place / "run").config())
     experiment = Experiment.of(settings)
-    tester = experiment.tester(experiment.eval_rows()["test"], "test")
-    tasks = [task for block in fixed_tasks(tester.source, 20, settings.eval.seed, "test") for task in unstack(block)]
+    tester = experiment.tester(experiment.rows()["test"], "test")
+    tasks = [
+        task for block in draw_fixed_tasks(tester.source, 20, settings.eval.seed, "test") for task in unstack(block)
+    ]
     probabilities: torch.Tensor | float = 0.0
     for step in best:  # each with its own weights and running statistics
         tensors = checkpoint.load(place / f"run/checkpoints/best-{step}.pt")[0]
@@ -112,6 +113,7 @@ def test_where_there_can_be_none(metarun: Command, place: Path, changes: list[st
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.integration
 def test_several_processes_test_it_together(metarun_process: Command, place: Path) -> None:
     done = metarun_process(*KEPT, "trainer.tasks_per_step=4", "trainer.workers=2")
     assert done.code == 0, done.err

@@ -2,14 +2,16 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from metarun.engine.evaluate import Scores
-from metarun.runs.artifacts import draw_curves, draw_vectors, result_lines, write_scores
+from metarun.runs.artifacts import describe_result, draw_curves, draw_vectors, write_scores
 from metarun.runs.log import RunLog
 from metarun.runs.loggers import NoLogger
+from metarun.runs.result import Checkpoint, Estimate, Evaluation, Row
 
 
 def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
@@ -33,7 +35,7 @@ def test_the_table_has_a_column_for_every_metric(tmp_path: Path) -> None:
         {"step": "1", "split": "train", "loss": "0.5", "lr": "0.1", "accuracy": ""},
         {"step": "2", "split": "val", "loss": "", "lr": "", "accuracy": "0.25"},
     ]
-    draw_curves(tmp_path)
+    draw_curves(tmp_path, "accuracy")
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -48,13 +50,16 @@ def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: 
 
 
 def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_are(tmp_path: Path) -> None:
-    vector = {"mean": [0.25, 0.75], "ci95": [0.01, 0.02]}
-    about = {"ways": 5, "shots": 1, "queries": 1, "tasks": 9, "transductive": False}
-    rows = {
-        "test": about | {"accuracy": {"mean": 0.75, "ci95": 0.02}, "accuracy_by_instance": vector},
-        "other": about | {"accuracy": {"mean": 0.75, "ci95": 0.02}, "accuracy_by_step": vector},
-    }
+    vector, accuracy = Estimate([0.25, 0.75], [0.01, 0.02]), Estimate(0.75, 0.02)
+    row = Row({"accuracy": accuracy, "accuracy_by_instance": vector}, 5, 1, 1, 9, "", {}, False)
+    rows = {"test": row, "other": replace(row, metrics={"accuracy": accuracy, "accuracy_by_step": vector})}
     draw_vectors(tmp_path, rows)
     assert {file.name for file in tmp_path.iterdir()} == {"accuracy_by_instance.png", "accuracy_by_step.png"}
-    lines = result_lines({"test": rows})
-    assert [line.split("class: ")[1] for line in lines if "class: " in line] == ["25.0 75.0 %"]
+    test = Evaluation(headline="accuracy", kind="classification", rows=rows, checkpoint=Checkpoint("best", 1))
+    task = "(5-way 1-shot, 1 query per class, 9 tasks, inductive)"
+    assert [" ".join(line.split()) for line in describe_result(test)] == [
+        f"test accuracy 75.00 ± 2.00 % {task}",
+        "accuracy by instance: 25.00 75.00 %",
+        f"other accuracy 75.00 ± 2.00 % {task}",
+        "accuracy by step: 25.00 75.00 %",
+    ]

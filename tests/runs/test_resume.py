@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ TINY = [
     "eval.tasks=20",
     "eval.val_tasks=10",
 ]
+Undisturbed = Callable[[str], Path]
 METHODS = {
     "maml": ["algo=maml"],
     "protonet": ["algo=protonet", "trainer.execution=loop"],
@@ -36,7 +38,7 @@ METHODS = {
 }
 
 
-def start(folder: Path, *overrides: str, command: tuple[str, ...] = ()) -> subprocess.Popen:
+def start(folder: Path, *overrides: str, command: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     arguments = command or (*TINY, *overrides, f"hydra.run.dir={folder}")
     code = "from metarun.cli.main import main; main()"
     return subprocess.Popen(
@@ -49,12 +51,12 @@ def start(folder: Path, *overrides: str, command: tuple[str, ...] = ()) -> subpr
     )
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
     output, _ = process.communicate(timeout=240)
     return process.returncode, output
 
 
-def wait_for_step(folder: Path, step: int, process: subprocess.Popen) -> None:
+def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> None:
     """Until the metrics file has a line of that step or a later one."""
     file = folder / "metrics.jsonl"
     for _ in range(6000):
@@ -92,7 +94,7 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory):
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     """Method -> folder of a run that nothing stopped, made when first asked for."""
     made: dict[str, Path] = {}
 
@@ -107,11 +109,12 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory):
     return run
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     "method",
     [pytest.param(name, marks=[pytest.mark.slow] if "compiled" in name else []) for name in METHODS],  # takes minutes
 )
-def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path: Path) -> None:
+def test_killed_at_a_random_step_and_started_again(method: str, undisturbed: Undisturbed, tmp_path: Path) -> None:
     expected, folder = undisturbed(method), tmp_path / "killed"
     process = start(folder, *METHODS[method])
     wait_for_step(folder, random.Random().choice([14, 28, 42, 63, 84, 98]), process)
@@ -123,8 +126,11 @@ def test_killed_at_a_random_step_and_started_again(method, undisturbed, tmp_path
     assert_same_run(folder, expected)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["maml", "maml, two workers"])
-def test_sigterm_saves_between_checkpoints_and_resume_continues(method, undisturbed, tmp_path: Path) -> None:
+def test_sigterm_saves_between_checkpoints_and_resume_continues(
+    method: str, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
     expected, folder = undisturbed(method), tmp_path / "stopped"
     process = start(folder, *METHODS[method])
     wait_for_step(folder, 49, process)
@@ -140,6 +146,7 @@ def test_sigterm_saves_between_checkpoints_and_resume_continues(method, undistur
     assert_same_run(folder, expected)
 
 
+@pytest.mark.integration
 def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "diverging"
     code, output = finish(
@@ -151,7 +158,8 @@ def test_a_diverging_run_says_so_and_keeps_the_last_good_checkpoint(tmp_path: Pa
     assert not (folder / "result.json").exists()
 
 
-def test_checkpoints_hold_nothing_but_tensors_and_json(undisturbed) -> None:
+@pytest.mark.integration
+def test_checkpoints_hold_nothing_but_tensors_and_json(undisturbed: Undisturbed) -> None:
     content = torch.load(undisturbed("maml") / "checkpoints" / "best.pt", weights_only=True)
     assert set(content) == {"tensors", "facts"}
     facts = checkpoint.load(undisturbed("maml") / "checkpoints" / "best.pt")[1]
