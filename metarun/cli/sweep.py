@@ -88,7 +88,7 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
             folder.check_same(plain(config))
             if (result := folder.result()) is not None:
                 folder.forget_error()
-                return finite(result.validation and result.validation.best, worst)
+                return finite(result.validation.best if result.validation else None, worst)
             print(job.label, flush=True)
             if config.device in ("auto", "cuda"):
                 claim_gpu()
