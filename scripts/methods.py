@@ -18,7 +18,7 @@ from metarun.cli.hydra_app import CONFIGS
 from metarun.config.load import plain
 from metarun.config.registry import declaration
 from metarun.reports.collect import Cell, make_cells, read_runs
-from metarun.reports.text import markdown_table
+from metarun.reports.text import format_table
 
 ROOT = Path(__file__).parents[1]
 README, PAGE, RESULTS = ROOT / "README.md", ROOT / "docs" / "methods.md", ROOT / "docs" / "results"
@@ -108,13 +108,13 @@ def reproductions(tested: Iterable[Cell]) -> Iterator[str]:
 
 
 def table_of_methods(methods: list[Method]) -> str:
-    return markdown_table(HEADER, methods)
+    return format_table(HEADER, methods)
 
 
 def table_of_families(methods: list[Method]) -> str:
     names = {family: [method.algo for method in methods if method.family == family] for family in FAMILIES}
     rows = [(family, how, " ".join(names[family])) for family, how in FAMILIES.items() if names[family]]
-    return markdown_table(("family", "to solve a new task, they", "`algo=`"), rows)
+    return format_table(("family", "to solve a new task, they", "`algo=`"), rows)
 
 
 def insert(document: str, content: str) -> str:

@@ -44,8 +44,10 @@ class Run:
         try:
             run = cls(file.parent, Result.from_json(json.loads(file.read_text(encoding="utf-8"))))
             run._check()
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{type(error).__name__}: {error}") from error
+        except KeyError as error:
+            raise ConfigError(f"it has no {error}") from error
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise ConfigError(str(error)) from error
         return run
 
     def _check(self) -> None:
@@ -253,7 +255,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
         try:
             runs.append(Run.read(file))
         except ConfigError as error:
-            say.warning("skipped %s: not a run's result: %s", file, str(error).splitlines()[0])
+            say.warning("skipped %s: damaged, or not a run's result: %s", file, str(error).splitlines()[0])
     if not runs:
         problem = "no result.json can be read" if files else "there is no result.json"
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}: {problem}")

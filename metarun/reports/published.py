@@ -55,7 +55,7 @@ class Figure:
     tolerance: float | None  # in place of the metric's
     read: str  # key of READ
     where: str  # the table
-    source: str  # key of `sources`
+    source: str  # key of `read_sources`
     transductive: bool | None
     queries: int | None
     steps: int | None
@@ -104,21 +104,21 @@ class Figure:
 
 
 @cache
-def papers() -> dict[str, Any]:
+def read_papers() -> dict[str, Any]:
     """The content of published.yaml."""
     text = files("metarun.reports").joinpath("published.yaml").read_text(encoding="utf-8")
     return dict(yaml.safe_load(text))
 
 
-def sources() -> dict[str, str]:
+def read_sources() -> dict[str, str]:
     """Key -> citation with its address."""
-    return {key: f"{paper['citation']}, {paper['url']}" for key, paper in papers().items()}
+    return {key: f"{paper['citation']}, {paper['url']}" for key, paper in read_papers().items()}
 
 
 @cache
-def figures() -> tuple[Figure, ...]:
+def read_figures() -> tuple[Figure, ...]:
     """Every published figure, in the order of the file."""
-    tables = ((source, table) for source, paper in papers().items() for table in paper["tables"])
+    tables = ((source, table) for source, paper in read_papers().items() for table in paper["tables"])
     return tuple(figure for source, table in tables for figure in _read_table(source, table))
 
 
@@ -164,7 +164,7 @@ def _shots(cell: str) -> int:
 
 def find_figure(setup: Setup) -> Figure | None:
     """The figure for a row of a run; of several the one whose protocol the run follows best."""
-    here = (figure for figure in figures() if figure.matches(setup))
+    here = (figure for figure in read_figures() if figure.matches(setup))
     return min(here, key=lambda figure: len(figure.deviations(setup)), default=None)
 
 
@@ -175,4 +175,4 @@ def find_entries(setup: Setup, by: str) -> dict[int, float]:
     def belongs(figure: Figure) -> bool:
         return place == (figure.algo, figure.dataset, figure.cell, figure.metric, figure.by)
 
-    return {figure.entry: figure.value for figure in figures() if figure.entry is not None and belongs(figure)}
+    return {figure.entry: figure.value for figure in read_figures() if figure.entry is not None and belongs(figure)}

@@ -10,7 +10,7 @@ import numpy as np
 from metarun.config.registry import metric
 from metarun.config.traits import Metric
 from metarun.reports.collect import Cell, Run, find_differences, make_cells
-from metarun.reports.published import READ, Figure, figures, find_entries, sources
+from metarun.reports.published import READ, Figure, find_entries, read_figures, read_sources
 from metarun.reports.statistics import Comparison, compare, mean_ranks
 
 HEADER = (
@@ -71,27 +71,27 @@ class Report:
 
     @cached_property
     def overview(self) -> Table:
-        return Table(HEADER, [_line(cell) for cell in self.cells])
+        return Table(HEADER, [_make_line(cell) for cell in self.cells])
 
     @cached_property
     def papers(self) -> list[Section]:
         """The papers' tables for the datasets of the runs: our result beside each figure, or "no run"."""
-        return [_paper_table(dataset, self.cells) for dataset in self.datasets if _results_on(dataset)]
+        return [_make_paper_table(dataset, self.cells) for dataset in self.datasets if _find_results(dataset)]
 
     @cached_property
     def steps(self) -> list[Section]:
         """Metrics with several values per task: after each inner step, or at each instance of a class."""
-        return [_vector_table(cell, by) for cell in self.cells for by in cell.vectors if by in VECTORS]
+        return [_make_vector_table(cell, by) for cell in self.cells for by in cell.vectors if by in VECTORS]
 
     @cached_property
     def differing(self) -> list[Section]:
         """For each dataset a line per setting, with the values that are not the same in all."""
-        return list(_difference_tables(self.cells))
+        return list(_make_difference_tables(self.cells))
 
     @cached_property
     def comparisons(self) -> list[Section]:
         """For each group of methods on the same tasks: mean ranks, and pairs in the order of rank."""
-        return [_comparison(group) for group in _comparable(self.cells)]
+        return [_compare_group(group) for group in _group_comparable(self.cells)]
 
     @cached_property
     def notes(self) -> list[str]:
@@ -110,10 +110,10 @@ class Report:
         """How to read the report, with the tolerances of its metrics."""
         metrics = dict.fromkeys(cell.headline for cell in self.cells)
         own: dict[tuple[float, str], dict[str, None]] = {}
-        for figure in figures():
+        for figure in read_figures():
             if figure.tolerance is not None and figure.dataset in self.datasets:
                 own.setdefault((figure.tolerance, figure.dataset), {})[figure.cell] = None
-        tolerances = [_tolerance(name, metric(name)) for name in metrics]
+        tolerances = [_format_tolerance(name, metric(name)) for name in metrics]
         tolerances += [f"{value:g} for {', '.join(cells)} on {dataset}" for (value, dataset), cells in own.items()]
         return READING.format(tolerances="; ".join(tolerances))
 
@@ -122,9 +122,9 @@ class Report:
         """Key -> citation, for the papers of all figures shown."""
         shown: dict[str, dict[str, None]] = {}
         for dataset in self.datasets:
-            for figure in _results_on(dataset):
+            for figure in _find_results(dataset):
                 shown.setdefault(figure.source, {})[figure.where + READ[figure.read]] = None
-        return {key: f"{text}: {'; '.join(shown[key])}" for key, text in sources().items() if key in shown}
+        return {key: f"{text}: {'; '.join(shown[key])}" for key, text in read_sources().items() if key in shown}
 
     @cached_property
     def commands(self) -> list[str]:
@@ -134,7 +134,7 @@ class Report:
 # the results ---------------------------------------------------------------------------------------------------------
 
 
-def _line(cell: Cell) -> tuple[str, ...]:
+def _make_line(cell: Cell) -> tuple[str, ...]:
     """The entries of a cell, in the order of HEADER."""
     figure, summary, shown = cell.published, cell.summary, cell.metric
     training = [run.result.training for run in cell.runs]
@@ -145,7 +145,7 @@ def _line(cell: Cell) -> tuple[str, ...]:
         cell.dataset,
         cell.task,
         cell.score,
-        "" if summary.over_seeds is None else f"± {_number(shown, summary.over_seeds)}",
+        "" if summary.over_seeds is None else f"± {_format_number(shown, summary.over_seeds)}",
         "" if figure is None else f"{figure}[^{figure.source}]",
         "" if figure is None else f"{shown.scale * summary.mean - figure.value:+.{shown.decimals}f}",
         f"{cell.verdict} †" if cell.deviations else cell.verdict,
@@ -161,7 +161,7 @@ def _line(cell: Cell) -> tuple[str, ...]:
     )
 
 
-def _number(metric: Metric, value: float) -> str:
+def _format_number(metric: Metric, value: float) -> str:
     """A value in shown units, without the unit."""
     return f"{metric.scale * value:.{metric.decimals}f}"
 
@@ -180,7 +180,7 @@ def _abbreviate(commit: str | None) -> str:
     return "-".join([digest[:7], *dirty])
 
 
-def _tolerance(name: str, metric: Metric) -> str:
+def _format_tolerance(name: str, metric: Metric) -> str:
     if metric.relative:
         return f"{100 * metric.tolerance:g} % relative for {name}"
     return f"{metric.tolerance:g}{f' {metric.unit}' if metric.unit else ''} absolute for {name}"
@@ -189,23 +189,23 @@ def _tolerance(name: str, metric: Metric) -> str:
 # the papers' tables --------------------------------------------------------------------------------------------------
 
 
-def _results_on(dataset: str) -> list[Figure]:
+def _find_results(dataset: str) -> list[Figure]:
     """The published figures on a dataset: one per cell and mode. Of figures by inner step, the last."""
-    shown = (figure for figure in figures() if figure.dataset == dataset and figure.is_result)
+    shown = (figure for figure in read_figures() if figure.dataset == dataset and figure.is_result)
     return list({(figure.source, figure.algo, figure.cell, figure.mode): figure for figure in shown}.values())
 
 
-def _paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
+def _make_paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
     ours: dict[Figure, list[Cell]] = {}
     for cell in cells:
         if cell.published:
             ours.setdefault(cell.published, []).append(cell)
-    found = _results_on(dataset)
+    found = _find_results(dataset)
     columns = tuple(dict.fromkeys(figure.cell for figure in found))
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for figure in found:
         row = rows.setdefault((figure.algo, figure.mode, figure.source), {})
-        row[figure.cell] = f"{_beside_figure(ours.get(figure, []))} ({figure})"
+        row[figure.cell] = f"{_format_ours(ours.get(figure, []))} ({figure})"
     lines = [
         (f"{algo}[^{source}]", mode, *(row.get(cell, "") for cell in columns))
         for (algo, mode, source), row in rows.items()
@@ -213,14 +213,14 @@ def _paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
     return Section(f"The papers' figures on {dataset}", [Table(("algo", "mode", *columns), lines)])
 
 
-def _beside_figure(cells: list[Cell]) -> str:
+def _format_ours(cells: list[Cell]) -> str:
     """Our result. Of several settings none is shown: to choose by their test would flatter us."""
     if len(cells) != 1:
         return f"{len(cells)} settings, above" if cells else "no run"
     return f"{cells[0].score} †" if cells[0].deviations else cells[0].score
 
 
-def _vector_table(cell: Cell, by: str) -> Section:
+def _make_vector_table(cell: Cell, by: str) -> Section:
     numbers, start = VECTORS[by]
     found, printed = cell.vectors[by], find_entries(cell.setup, by)
     assert isinstance(found.mean, list)
@@ -228,7 +228,7 @@ def _vector_table(cell: Cell, by: str) -> Section:
     content = [
         (
             str(number),
-            f"{_number(cell.metric, mean)} ± {_number(cell.metric, ci95)}",
+            f"{_format_number(cell.metric, mean)} ± {_format_number(cell.metric, ci95)}",
             f"{printed[number]:g}" if number in printed else "",
         )
         for number, (mean, ci95) in enumerate(zip(found.mean, found.ci95), start)
@@ -237,7 +237,7 @@ def _vector_table(cell: Cell, by: str) -> Section:
     return Section(heading, [Table((numbers, cell.headline, "published"), content)])
 
 
-def _difference_tables(cells: Iterable[Cell]) -> Iterator[Section]:
+def _make_difference_tables(cells: Iterable[Cell]) -> Iterator[Section]:
     settings: dict[str, dict[str, Run]] = {}
     for cell in cells:
         settings.setdefault(cell.first.dataset, {})[cell.name] = cell.first
@@ -252,7 +252,7 @@ def _difference_tables(cells: Iterable[Cell]) -> Iterator[Section]:
 # comparisons ---------------------------------------------------------------------------------------------------------
 
 
-def _comparable(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
+def _group_comparable(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
     """Groups of cells that were tested on the same tasks, with the same metric, and kept finite scores."""
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -262,22 +262,22 @@ def _comparable(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
     return (group for group in found.values() if len(group) > 1)
 
 
-def _comparison(group: list[Cell]) -> Section:
+def _compare_group(group: list[Cell]) -> Section:
     shown = group[0].metric
     sign = shown.scale if shown.higher_is_better else -shown.scale  # the higher the better
     scores = {f"{cell.name} {cell.row}": sign * cell.scores for cell in group if cell.scores is not None}
     order = dict(sorted(mean_ranks(scores).items(), key=lambda entry: entry[1]))
     by_rank = Table(("method", "mean rank"), [(name, f"{rank:.2f}") for name, rank in order.items()])
-    pairs = [_pair(entry, shown.decimals) for entry in compare({name: scores[name] for name in order})]
+    pairs = [_format_pair(entry, shown.decimals) for entry in compare({name: scores[name] for name in order})]
     by_pair = Table(("first", "second", "difference", "p", "p, corrected"), pairs)
     tasks = f"{group[0].summary.tasks} tasks: {group[0].dataset}, {group[0].task}"
     return Section(f"Compared on the same {tasks}", [by_rank, by_pair])
 
 
-def _pair(entry: Comparison, places: int) -> tuple[str, ...]:
+def _format_pair(entry: Comparison, places: int) -> tuple[str, ...]:
     difference = f"{entry.difference:+.{places}f} ± {entry.ci95:.{places}f}"
-    return entry.first, entry.second, difference, _chance(entry.p), _chance(entry.corrected)
+    return entry.first, entry.second, difference, _format_chance(entry.p), _format_chance(entry.corrected)
 
 
-def _chance(p: float) -> str:
+def _format_chance(p: float) -> str:
     return "< 1e-300" if p < 1e-300 else f"{p:.2g}"  # smaller numbers would be shown as 0

@@ -25,12 +25,12 @@ def to_markdown(report: Report) -> str:
     sections = [
         "# Results",
         "Written by `metarun report` from the runs' own files.",
-        markdown_table(*report.overview),
-        *map(_section, [*report.papers, *report.steps, *report.comparisons]),
+        format_table(*report.overview),
+        *map(_format_section, [*report.papers, *report.steps, *report.comparisons]),
         "## Where runs differ from the papers",
-        _bullets(report.notes) or "Nowhere, as far as it is known.",
+        _format_bullets(report.notes) or "Nowhere, as far as it is known.",
         "## What the rows are",
-        _bullets(f"`{row}`: {meaning}" for row, meaning in report.meanings.items()),
+        _format_bullets(f"`{row}`: {meaning}" for row, meaning in report.meanings.items()),
         "## How to read",
         report.reading,
         "## Commands",
@@ -40,17 +40,17 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(sections).rstrip() + "\n"
 
 
-def _section(part: Section) -> str:
-    return "\n\n".join([f"## {part.title}", *(markdown_table(*content) for content in part.tables)])
+def _format_section(part: Section) -> str:
+    return "\n\n".join([f"## {part.title}", *(format_table(*content) for content in part.tables)])
 
 
-def markdown_table(header: tuple[str, ...], content: Iterable[tuple[str, ...]]) -> str:
+def format_table(header: tuple[str, ...], content: Iterable[tuple[str, ...]]) -> str:
     """A table; a bar within an entry is escaped."""
     rows = [header, ("---",) * len(header), *content]
     return "\n".join(f"| {' | '.join(entry.replace('|', chr(92) + '|') for entry in row)} |" for row in rows)
 
 
-def _bullets(lines: Iterable[str]) -> str:
+def _format_bullets(lines: Iterable[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -65,13 +65,13 @@ def to_csv(cells: Iterable[Cell]) -> str:
         numbers = (found.mean, found.over_tasks, math.nan if found.over_seeds is None else found.over_seeds)
         written = ("" if math.isnan(number) else f"{shown.scale * number:.4f}" for number in numbers)
         printed = (None, None) if figure is None else (figure.value, figure.plus_minus)
-        about = map(_inert, (cell.name, cell.row, cell.first.dataset, cell.setup.cell, cell.mode))
-        kind = map(_inert, (cell.verdict, cell.headline, shown.unit))
+        about = map(_make_inert, (cell.name, cell.row, cell.first.dataset, cell.setup.cell, cell.mode))
+        kind = map(_make_inert, (cell.verdict, cell.headline, shown.unit))
         writer.writerow((*about, found.seeds, found.tasks, *written, *printed, *kind))
     return out.getvalue()
 
 
-def _inert(text: str) -> str:
+def _make_inert(text: str) -> str:
     return f"'{text}" if text.startswith(FORMULA) else text
 
 

@@ -12,7 +12,7 @@ from metarun.cli.compose import describe_options
 from metarun.config.load import load_settings, plain
 from metarun.config.registry import declaration
 from metarun.engine.build import Experiment
-from metarun.reports.published import Setup, figures, find_figure
+from metarun.reports.published import Setup, find_figure, read_figures
 from tests.cli.test_configs import REAL, SAME_CODE, composed, shrunk
 
 EXPERIMENTS = describe_options("experiment")  # name -> its first line
@@ -99,7 +99,7 @@ def trials(dataset: str, settings: Mapping[str, Any]) -> str:
 def printed() -> dict[CellKey, set[Printed]]:
     """All that published.yaml has for a cell: in both modes, or after several numbers of inner steps."""
     found: dict[CellKey, set[Printed]] = {}
-    for figure in figures():
+    for figure in read_figures():
         place = trials(figure.dataset, figure.data)
         found.setdefault((figure.algo, place, figure.cell), set()).add((figure.value, figure.plus_minus))
     return found

@@ -1,4 +1,4 @@
-"""Reports say what the runs' files say, beside what the papers printed."""
+"""Reports show the content of the run folders beside the published figures."""
 
 import csv
 import json
@@ -13,7 +13,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import metric
 from metarun.reports import write_report
 from metarun.reports.collect import Cell, make_cells, read_runs
-from metarun.reports.published import figures, find_figure, papers, sources
+from metarun.reports.published import find_figure, read_figures, read_papers, read_sources
 from metarun.reports.tables import Report
 from metarun.reports.text import to_csv, to_latex, to_markdown
 from metarun.reports.web import MOST_CHARTS
@@ -65,7 +65,7 @@ def test_the_page_shows_sources_inner_steps_deviations_and_commands(outputs: Pat
 
 
 def test_accuracy_by_instance_stands_beside_the_papers(tmp_path: Path) -> None:
-    """Of a table by instance, the headline of 1-shot tasks is the second entry."""
+    """In a table by instance, the result of 1-shot tasks is the second entry."""
     result = omniglot_result()
     result["choices"] = {"experiment": "mann/omniglot_5w", "algo": "mann"}
     row = result["test"].pop("test_inductive") | {"queries": 9, "algo": {"name": "mann"}}
@@ -145,7 +145,7 @@ def test_papers_cells_without_a_run_are_blank_and_say_so(outputs: Path) -> None:
 
 
 def test_settings_that_share_a_name_are_told_apart(tmp_path: Path) -> None:
-    """By what differs, where that is little; which of them did best at the test is not chosen."""
+    """By up to three values that differ, else by a number. The best of them at the test is not chosen."""
     for lr in (0.1, 0.2):
         result = omniglot_result()
         result["config"]["optimizer"] = {"name": "adam", "lr": lr}
@@ -187,19 +187,19 @@ def test_every_published_figure_has_a_source_and_a_known_method() -> None:
     from metarun.cli.compose import describe_options
 
     known = describe_options("algo").keys()
-    for entry in figures():
-        assert "https://" in sources()[entry.source]
+    for entry in read_figures():
+        assert "https://" in read_sources()[entry.source]
         assert entry.algo in known
         assert entry.read in ("primary", "elsewhere", "recalled")
         assert metric(entry.metric)
         assert (entry.by is None) == (entry.entry is None)
-    assert len(figures()) > 80
+    assert len(read_figures()) > 80
 
 
 def test_published_yaml_has_no_key_that_nothing_reads() -> None:
     """A mistyped key would be passed over: a tolerance, say, or the data of a table."""
     required = {"dataset", "where", "read", "protocol", "figures"}
-    for paper in papers().values():
+    for paper in read_papers().values():
         assert paper.keys() == {"citation", "url", "tables"}
         for table in paper["tables"]:
             assert required <= table.keys() <= required | {"metric", "by", "interval", "data", "tolerance"}
@@ -245,12 +245,12 @@ def test_an_ensemble_is_its_own_checkpoint_and_mode(tmp_path: Path) -> None:
 def test_a_verdict_is_by_the_metrics_own_tolerance_and_direction(
     name: str, value: float, tolerance: float | None, verdicts: dict[float, str]
 ) -> None:
-    figure = replace(figures()[0], metric=name, value=value, plus_minus=None, tolerance=tolerance)
+    figure = replace(read_figures()[0], metric=name, value=value, plus_minus=None, tolerance=tolerance)
     assert {mean: figure.judge(mean, 0.0001, metric(name)) for mean in verdicts} == verdicts
 
 
 def test_five_ways_on_omniglot_have_half_a_point_and_other_figures_the_metrics_tolerance() -> None:
-    for figure in figures():
+    for figure in read_figures():
         half = figure.dataset == "omniglot" and figure.cell in ("5w1s", "5w5s")
         assert figure.tolerance == (0.5 if half else None)
 
@@ -298,7 +298,7 @@ def test_a_damaged_or_foreign_result_is_named_and_skipped(
     (outputs / "c" / "result.json").write_text(content)
     assert page(outputs) == whole
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"skipped {outputs / 'c' / 'result.json'}: not a run's result: ")
+    assert record.getMessage().startswith(f"skipped {outputs / 'c' / 'result.json'}: damaged, or not a run's result: ")
     assert "\n" not in record.getMessage()
     with pytest.raises(ConfigError, match=r"no finished run in .*c: no result.json can be read"):
         read_runs([outputs / "c"])
@@ -336,7 +336,7 @@ def test_names_are_escaped_in_latex(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("settings", "seeds"), [(20, 5), (100, 1)])
 def test_two_thousand_runs_take_less_than_ten_seconds(tmp_path: Path, settings: int, seeds: int) -> None:
-    """Of processor time: of 400 settings with five seeds, and of a sweep of 2,000, each with 4,000 tasks' scores."""
+    """Processor time for 400 settings with five seeds and for a sweep of 2,000, each with 4,000 scores of tasks."""
     write_sweep(tmp_path / "runs", algos=20, settings=settings, seeds=seeds, tasks=2000)
     before = time.process_time()
     files = list(write_report([tmp_path / "runs"], tmp_path))

@@ -1,4 +1,4 @@
-"""The page of a report: whole, inert and by itself, and in a real browser readable wherever it is opened."""
+"""The page of a report: complete, inert, a single file, and readable in a real browser at several widths."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from metarun.reports import charts, web
 from metarun.reports.collect import read_runs
 from metarun.reports.tables import Report
-from tests.support.browser import CHROMIUM, Tab, browser
+from tests.support.browser import CHROMIUM, Tab, open_browser
 from tests.support.tiny_runs import omniglot_result, sinusoid_result, write_course, write_run, write_seeds
 
 HOSTILE = """<script>document.title="hit"</script><img src=x onerror='document.title="hit"'> "quoted" & so on"""
@@ -27,7 +27,7 @@ def in_a_browser(test: Callable[..., None]) -> Callable[..., None]:
 
 
 class Seen(HTMLParser):
-    """What a browser would make of the page: tags, attributes and text."""
+    """The tags, attributes and text that a browser would read from the page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class Seen(HTMLParser):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Several seeds and methods with curves and scores; a regression; one with neither; names that do their worst."""
+    """Several seeds and methods with curves and scores; a regression; one with neither; hostile and long names."""
     place = tmp_path_factory.mktemp("runs")
     rng = np.random.default_rng(0)
     hard = rng.integers(2, 6, size=200) / 5
@@ -74,7 +74,7 @@ def text(runs: Path) -> str:
     return web.to_html(Report(read_runs([runs])))
 
 
-def test_the_page_says_all_that_the_other_forms_do(runs: Path, text: str) -> None:
+def test_the_page_has_every_entry_of_the_other_formats(runs: Path, text: str) -> None:
     report, seen = Report(read_runs([runs])), Seen(text)
     told = re.sub(r"\s+", " ", seen.text)
     tables = [report.overview, *(table for part in report.papers + report.comparisons for table in part.tables)]
@@ -104,7 +104,7 @@ def test_names_are_inert(text: str) -> None:
 
 
 def test_nothing_is_fetched(text: str) -> None:
-    """Links lead to papers and to places in the page, and the page forbids the browser all else."""
+    """Links lead to papers or to places in the page, and the page forbids the browser to load anything."""
     seen = Seen(text)
     assert not seen.all("src")
     links, places = seen.all("href"), seen.all("id")
@@ -253,7 +253,7 @@ CONTRAST = """
 
 @pytest.fixture(scope="module")
 def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tab]:
-    with browser(tmp_path_factory.mktemp("profile")) as tab:
+    with open_browser(tmp_path_factory.mktemp("profile")) as tab:
         yield tab
 
 
@@ -268,36 +268,36 @@ def page(text: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_the_page_is_readable(tab: Tab, page: Path, width: int, scheme: str, tmp_path: Path) -> None:
-    """No sideways scrolling but within tables, everything legible (WCAG 2.2 AA), nothing asked for, nothing run."""
-    tab.asked.clear()
+    """Only tables scroll sideways, all text is legible (WCAG 2.2 AA), nothing is requested and no script runs."""
+    tab.requested.clear()
     tab.open(page, width, scheme)
-    assert tab.value("innerWidth") == width
-    assert tab.value("document.documentElement.scrollWidth") <= width
-    assert tab.value("[...document.querySelectorAll('.box')].some(box => box.scrollWidth > box.clientWidth)")
-    dark = tab.value("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
+    assert tab.evaluate("innerWidth") == width
+    assert tab.evaluate("document.documentElement.scrollWidth") <= width
+    assert tab.evaluate("[...document.querySelectorAll('.box')].some(box => box.scrollWidth > box.clientWidth)")
+    dark = tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 23, 26)"
     assert dark == (scheme == "dark")
-    ratios = tab.value(CONTRAST)
+    ratios = tab.evaluate(CONTRAST)
     assert len(ratios) > 20
     assert {"train line", "val line", "text line", "bars bars", "SPAN.key train line"} <= ratios.keys()
     needed = {"text": 4.5, "line": 3.0, "bars": 2.0}  # bars have a line for their mean and figures beside them
     assert {kind: ratio for kind, ratio in ratios.items() if ratio < needed[kind.split()[-1]]} == {}
     assert (
-        tab.value("document.querySelector('figure').clientWidth") > 0.9 * charts.CURVES[0]
+        tab.evaluate("document.querySelector('figure').clientWidth") > 0.9 * charts.CURVES[0]
     )  # its letters have 11 pixels
-    assert tab.value("document.title") == "metarun: results"
-    assert (tab.asked, tab.said) == ([page.as_uri()], [])
-    tab.photograph(tmp_path / "page.png")
+    assert tab.evaluate("document.title") == "metarun: results"
+    assert (tab.requested, tab.console) == ([page.as_uri()], [])
+    tab.save_screenshot(tmp_path / "page.png")
     assert (tmp_path / "page.png").stat().st_size > 20_000
 
 
 @in_a_browser
 def test_the_browser_itself_would_refuse_what_got_in(tab: Tab, text: str, tmp_path: Path) -> None:
-    """Were a name not escaped: no script is run, no picture fetched."""
+    """If a name were not escaped, the browser would run no script and load no picture."""
     file = tmp_path / "report.html"
     attack = '<script>document.title = "hit"</script><img src="https://example.invalid/picture.png">'
     file.write_text(text.replace("<h1>", f"{attack}<h1>"), encoding="utf-8")
     tab.open(file, 1366, "light")
-    assert tab.value("document.title") == "metarun: results"
+    assert tab.evaluate("document.title") == "metarun: results"
     assert tab.refused == ["csp"]
-    assert len([entry for entry in tab.said if "Content Security Policy" in str(entry)]) == 2
-    tab.said.clear()
+    assert len([entry for entry in tab.console if "Content Security Policy" in str(entry)]) == 2
+    tab.console.clear()
