@@ -22,15 +22,15 @@ STEPS = 10  # timed; two more warm up
 
 
 class Profile(NamedTuple):
-    """Where time goes: milliseconds of the parts of a step, to which validation is shared out, and of the test."""
+    """Where the time of a run goes."""
 
-    parts: dict[str, float]
-    test: float  # of all its rows, as if each task took as long as one of validation
+    parts: dict[str, float]  # part of a step -> milliseconds; validation and logging are shared out over the steps
+    test: float  # milliseconds of all rows, as if each task took as long as one of validation
     execution: str
 
 
-def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = None) -> Profile:
-    """Timed in this one process, over `steps` steps and a validation of as many tasks as the run's or `val_tasks`."""
+def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None) -> Profile:
+    """Time the parts of a run in this one process, over `steps` steps and at most `val_tasks` validation tasks."""
     experiment = Experiment.of(settings)
     algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
     theta = experiment.initial_theta()
@@ -81,9 +81,9 @@ def profiled(settings: Settings, steps: int = STEPS, val_tasks: int | None = Non
     return Profile(parts, test, f"{meta_gradient.plan.execution}, tasks_per_chunk: {chunk}")
 
 
-def profile(settings: Settings) -> list[str]:
-    """A table of the parts of a training step in this one process, and what the rest of a run costs beside them."""
-    trainer, (parts, _, execution) = settings.trainer, profiled(settings)
+def describe(settings: Settings) -> list[str]:
+    """Return a table of the parts of a training step in this one process."""
+    trainer, (parts, _, execution) = settings.trainer, measure(settings)
     whole = sum(parts.values())
     return [
         f"{'part of a step':24}{'ms':>10}{'share':>8}",
@@ -97,7 +97,7 @@ def profile(settings: Settings) -> list[str]:
 
 
 def _milliseconds(part: Callable[[], object], device: torch.device, steps: int) -> float:
-    """The mean over some calls, with all that they leave to the device."""
+    """Return the mean over some calls, with the work that they leave to the device."""
     for _ in range(min(2, steps)):
         part()
     _wait(device)

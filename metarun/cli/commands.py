@@ -105,9 +105,9 @@ def profile(words: Sequence[str]) -> None:
     arguments = parser.read(words)
     config = compose(arguments.overrides, arguments.config_dir)
     settings = load_settings(plain(config))
-    from metarun.analysis.profile import profile as profiled
+    from metarun.analysis.profile import describe
 
-    print(*profiled(settings), sep="\n")
+    print(*describe(settings), sep="\n")
 
 
 def explain(words: Sequence[str]) -> None:

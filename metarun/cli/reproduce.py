@@ -88,8 +88,8 @@ def setting(values: dict[str, Any]) -> str:
 
 def measure(values: dict[str, Any]) -> float:
     """Seconds of a run from its beginning, by a few steps and validation tasks."""
-    from metarun.analysis.profile import profiled
+    from metarun.analysis.profile import measure as measure_parts
 
     settings = load_settings(values)
-    parts, test, _ = profiled(settings, STEPS, TASKS)
+    parts, test, _ = measure_parts(settings, STEPS, TASKS)
     return (sum(parts.values()) * settings.trainer.steps + test) / 1000

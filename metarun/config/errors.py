@@ -1,4 +1,4 @@
-"""What can go wrong in words for the user: shown as they are, without a traceback. Never imports torch."""
+"""Errors whose text is meant for the user, shown without a traceback. Never imports torch."""
 
 import difflib
 import os
@@ -20,7 +20,7 @@ class Busy(ConfigError):
 
 
 class Failed(Exception):
-    """The run itself went wrong, through no mistake in its settings."""
+    """The run itself went wrong: its settings hold no mistake."""
 
     exit_code = FAILURE
 
@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 
 def reported(error: BaseException) -> int:
-    """One line for what the user can understand, a traceback for what only we can. Returns the exit code."""
+    """Print one line for an error that the user can act on, a traceback for any other. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILURE
     if isinstance(error, BrokenPipeError):  # the reader of our output left, as head does
@@ -54,11 +54,11 @@ def quantity(count: int, one: str, many: str) -> str:
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:
-    """' (did you mean X?)', or nothing when no known word is near."""
+    """Return " (did you mean X?)", or nothing if no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
 
 
 def instead(word: str, known: Collection[str]) -> str:
-    """The nearest known word, or all of them when none is near."""
+    """Return a hint at the nearest known word, or at all of them if none is near."""
     return did_you_mean(word, known) or (f": choose from {', '.join(known)}" if known else "")

@@ -14,22 +14,20 @@ from metarun.config.schema import EvalSettings, Settings, at_meta_test
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
-
-
 ONCE = ("val_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
 
 def load_settings(values: Mapping[str, Any]) -> Settings:
-    """Settings from a composed configuration. Raises ConfigError that lists every problem in it."""
+    """Check and convert a composed configuration. Raises ConfigError, which lists every problem in it."""
     problems: list[str] = []
     settings: Settings = convert(values, Settings, "", problems)
-    checked = {}
+    checked: dict[str, Any] = {}
     for group in GROUPS:
         if isinstance(values.get(group), Mapping):
             checked[group] = {"name": values[group].get("name"), **check(group, values[group], problems)}
     if not problems:
         _check_logger(settings.logger["name"], problems)
-        meta_test = replace(settings.eval, variants=_meta_test_variants(settings, problems))
+        meta_test = replace(settings.eval, variants=_convert_variants(settings, problems))
         settings = replace(settings, eval=meta_test, **checked)
     if problems:
         raise ConfigError("\n".join(sorted(set(problems))))
@@ -42,8 +40,8 @@ def _check_logger(name: str, problems: list[str]) -> None:
         problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
 
 
-def _meta_test_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """The variants with their declared types; also checks `eval.algo`, theirs and the common one."""
+def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:
+    """Convert the variants to their declared types; check `eval.algo` as well, theirs and the common one."""
     hints = get_type_hints(EvalSettings, include_extras=True)
     variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
     common = at_meta_test(settings.algo, settings.eval.algo)
@@ -61,7 +59,7 @@ def _meta_test_variants(settings: Settings, problems: list[str]) -> dict[str, di
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The job's part of a composed configuration, resolved. Raises ConfigError."""
+    """Return the job's part of a composed configuration, resolved. Raises ConfigError."""
     try:
         values = {str(key): config[key] for key in config if key != "hydra"}
         return {
@@ -72,7 +70,7 @@ def plain(config: DictConfig) -> dict[str, Any]:
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything that a run's numbers depend on."""
+    """Return everything that a run's numbers depend on."""
     dataset = values["dataset"]
     where = {"placement"} if dataset.get("collection") == "folder" else {"placement", "path"}  # one's own path counts
     dataset = {key: value for key, value in dataset.items() if key not in where}

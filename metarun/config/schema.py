@@ -1,4 +1,4 @@
-"""Typed settings, and the check of composed values against their types. Never imports torch.
+"""What may be set, with the type of each setting. Never imports torch.
 
 A setting's type is an ordinary annotation: `int`, `float`, `bool`, `str`, `Literal[...]`, `X | None`,
 `list[X]`, `dict[str, X]`, a dataclass of settings, or one of the ranges named below.
@@ -22,6 +22,7 @@ class Range:
         return text + (f" and at most {self.high:g}" if self.high is not None else "")
 
     def holds(self, value: float) -> bool:
+        """Return whether the value is within the bounds."""
         above = value > self.low if self.open else value >= self.low
         return above and (self.high is None or value <= self.high)
 
@@ -44,7 +45,7 @@ class TrainerSettings:
     execution: Literal["auto", "vmap", "loop"]
     workers: Count | Literal["auto"]  # processes on the CPU that share the tasks of a step
     compile: bool
-    cuda_graph: bool  # on a GPU, the whole step recorded
+    cuda_graph: bool  # record the step once and launch it as one, on a GPU
     precision: Literal["float32", "tf32", "bfloat16"]
     channels_last: bool  # memory order of convolution weights
     clip_norm: Positive | dict[str, Positive] | None  # of the whole gradient, or per component of theta
@@ -52,7 +53,7 @@ class TrainerSettings:
     log_every: Count
     eval_every: Count
     patience: Count | None  # validations without improvement after which training stops
-    keep_best: Count  # checkpoints to keep of those that validated best, for an ensemble
+    keep_best: Count  # checkpoints to keep, the best by validation, for an ensemble
 
 
 @dataclass(frozen=True)
@@ -92,5 +93,5 @@ class Settings:
 
 
 def at_meta_test(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """An algorithm's settings with those that differ at meta-test; another `name` brings all settings of its own."""
+    """Return an algorithm's settings with those that differ at meta-test; another `name` brings all its own settings."""
     return {**changes} if changes.get("name", trained["name"]) != trained["name"] else {**trained, **changes}

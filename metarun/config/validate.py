@@ -1,4 +1,4 @@
-"""The check of composed values against their declared types."""
+"""The check of composed values against their declared types. Never imports torch."""
 
 import math
 import types
@@ -10,7 +10,7 @@ from metarun.config.errors import did_you_mean, instead
 
 
 def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
-    """`value` as the type `kind`; what does not fit is added to `problems` under `key`."""
+    """Convert `value` to the type `kind`; add what does not fit to `problems` under `key`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
         before = len(problems)
@@ -21,14 +21,14 @@ def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     if kind is Any:
         return value
     if is_dataclass(kind):
-        return _dataclass(value, kind, key, problems)
+        return _convert_dataclass(value, kind, key, problems)
     if origin in (Union, types.UnionType):
-        return _either(value, args, key, problems)
+        return _convert_union(value, args, key, problems)
     if origin is Literal:
         if value not in args:
             options = ", ".join(map(str, args))
             problems.append(
-                f"{key} is {_shown(value)}: choose from {options}{did_you_mean(str(value), [str(a) for a in args])}"
+                f"{key} is {_show(value)}: choose from {options}{did_you_mean(str(value), [str(a) for a in args])}"
             )
         return value
     if origin is dict:
@@ -43,14 +43,14 @@ def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
             return kind(value)
     elif isinstance(value, kind):
         return value
-    problems.append(f"{key} is {_shown(value)}: it must be {_described(kind)}")
+    problems.append(f"{key} is {_show(value)}: it must be {_describe(kind)}")
     return value
 
 
 def convert_fields(
     values: Mapping[str, Any], declared: Mapping[str, Any], key: str, problems: list[str]
 ) -> dict[str, Any]:
-    """Check a mapping against field name -> type: unknown, missing and ill-typed keys are all reported."""
+    """Convert a mapping by field name -> type; add unknown, missing and ill-typed keys to `problems`."""
     prefix = f"{key}." if key else ""
     for name in values.keys() - declared.keys():
         problems.append(f"{prefix}{name}: no such setting{instead(name, declared.keys())}")
@@ -61,9 +61,9 @@ def convert_fields(
     }
 
 
-def _dataclass(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
+def _convert_dataclass(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     if not isinstance(value, Mapping):
-        problems.append(f"{key} is {_shown(value)}: it must be a group of settings")
+        problems.append(f"{key} is {_show(value)}: it must be a group of settings")
         return value
     before = len(problems)
     hints = get_type_hints(kind, include_extras=True)
@@ -72,7 +72,7 @@ def _dataclass(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     return kind(**converted) if len(problems) == before else value
 
 
-def _either(value: Any, options: tuple[Any, ...], key: str, problems: list[str]) -> Any:
+def _convert_union(value: Any, options: tuple[Any, ...], key: str, problems: list[str]) -> Any:
     attempts = []
     for option in options:
         if option is type(None):
@@ -87,24 +87,24 @@ def _either(value: Any, options: tuple[Any, ...], key: str, problems: list[str])
     if len(attempts) == 1:
         problems.extend(attempts[0])
     else:
-        kinds = " or ".join(_described(option) for option in options)
-        problems.append(f"{key} is {_shown(value)}: it must be {kinds}")
+        kinds = " or ".join(_describe(option) for option in options)
+        problems.append(f"{key} is {_show(value)}: it must be {kinds}")
     return value
 
 
-def _shown(value: Any) -> str:
+def _show(value: Any) -> str:
     return repr(value) if isinstance(value, str) else "null" if value is None else str(value)
 
 
-def _described(kind: Any) -> str:
+def _describe(kind: Any) -> str:
     origin, args = get_origin(kind), get_args(kind)
     if origin is Annotated:
-        return f"{_described(args[0])} {args[1]}"
+        return f"{_describe(args[0])} {args[1]}"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
     if origin is list:
-        return f"a list, each {_described(args[0])}"
+        return f"a list, each {_describe(args[0])}"
     if origin is dict:
-        return "a mapping of names" + ("" if args[1] is Any else f", each to {_described(args[1])}")
+        return "a mapping of names" + ("" if args[1] is Any else f", each to {_describe(args[1])}")
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}
     return "anything" if kind is Any else names.get(kind, str(kind))

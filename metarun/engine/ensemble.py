@@ -1,7 +1,8 @@
-"""Several checkpoints of one run as one model: each adapts to a task by itself, their class probabilities are averaged.
+"""Several checkpoints of one run as one model: each adapts to a task by itself, and their class probabilities are
+averaged.
 
-Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, test MAML++ so, with the five checkpoints that validated best
-(their code averages logits). Such a figure is no single model's: its rows say how many models it took.
+Antoniou et al. 2019, https://arxiv.org/abs/1810.09502, test MAML++ in this way, with the five checkpoints that
+validated best (their code averages logits). The rows of such a test say how many models it took.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ class Ensemble:
     spec: TaskSpec
 
     def probabilities(self, episode: Episode) -> Tensor:
-        """[n, N] of the queries: the mean of the members' softmax."""
+        """Return the mean of the members' softmax for the queries: [n, N]."""
         found = []
         for algo, theta in self.members:
             phi = adapted(algo, theta, episode)
@@ -30,5 +31,5 @@ class Ensemble:
         return torch.stack(found).mean(0)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure; `theta` is not read, the members have theirs."""
+        """Return the headline metric; `theta` is not read, because the members have theirs."""
         return headline(self.spec, self.probabilities(episode), episode.query.y)

@@ -1,4 +1,4 @@
-"""What a process does before it imports torch."""
+"""What a process knows and does before it imports torch."""
 
 import ctypes
 import os
@@ -6,12 +6,12 @@ import sys
 
 
 def launched() -> int | None:
-    """This process's rank where torchrun, or another launcher that sets its variables, started several."""
+    """Return this process's rank if torchrun, or another launcher that sets its variables, started several."""
     return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 
 
 def prepare_cpu() -> None:
-    """Two habits of the C libraries that cost small training steps dearly; they must change before torch loads.
+    """Change two habits of the C libraries that cost small training steps dearly, before torch loads.
 
     glibc returns each large tensor's memory to the kernel and faults it in again (1.3 to 1.75 times slower, and as
     much again with 84x84 pictures where it keeps no more than 2 GiB, the largest threshold that mallopt takes);

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: the factor on the outer optimiser's rate, from the step alone."""
+"""Learning-rate schedules: a factor on the outer optimiser's rate that depends on the step alone."""
 
 import math
 from dataclasses import dataclass
