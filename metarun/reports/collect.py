@@ -19,6 +19,7 @@ from metarun.config.load import identity
 from metarun.config.traits import HEADLINES, Metric
 from metarun.reports.published import Figure, Setup, find_figure
 from metarun.reports.statistics import Scores, Summary, summarise
+from metarun.runs.folder import RunFolder
 from metarun.runs.result import Estimate, Result, Row
 
 NAMED = 3  # settings in a name
@@ -39,22 +40,17 @@ class Run:
     result: Result
 
     @classmethod
-    def read(cls, file: Path) -> "Run":
-        """Read `result.json`. Raises ConfigError if it is not the whole result of a run."""
+    def read(cls, folder: Path) -> "Run":
+        """Read a finished run. Raises ConfigError if its `result.json` is damaged, or is not the result of a run."""
+        result = RunFolder(folder).result()
+        if result is None:
+            raise ConfigError(f"{folder} is not the folder of a finished run: it has no result.json")
+        run = cls(folder, result)
         try:
-            run = cls(file.parent, Result.from_json(json.loads(file.read_text(encoding="utf-8"))))
-            run._check()
-        except KeyError as error:
-            raise ConfigError(f"it has no {error}") from error
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            raise ConfigError(str(error)) from error
+            _ = run.algo, run.dataset, run.seed, run.setting, result.metric, [run.estimate(row) for row in result.rows]
+        except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
+            raise ConfigError(f"{folder / 'result.json'} is damaged: {error!r}") from error
         return run
-
-    def _check(self) -> None:
-        """Touch everything that a report reads. Raises KeyError, TypeError, ValueError or ConfigError."""
-        _ = self.algo, self.dataset, self.seed, self.setting, self.result.metric, self.result.kind
-        for row in self.result.rows:
-            _ = self.estimate(row)
 
     @property
     def algo(self) -> str:
@@ -245,19 +241,19 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
 
     Logs one line for each result.json that cannot be read. Raises ConfigError if there is no finished run.
     """
-    files: dict[Path, Path] = {}
+    places: dict[Path, Path] = {}
     for folder in folders:
         for file in sorted(folder.rglob("result.json")):
             if "tests" not in file.relative_to(folder).parts:
-                files.setdefault(file.resolve(), file)
+                places.setdefault(file.parent.resolve(), file.parent)
     runs = []
-    for file in files.values():
+    for place in places.values():
         try:
-            runs.append(Run.read(file))
+            runs.append(Run.read(place))
         except ConfigError as error:
-            say.warning("skipped %s: damaged, or not a run's result: %s", file, str(error).splitlines()[0])
+            say.warning("skipped: %s", " ".join(str(error).split()))
     if not runs:
-        problem = "no result.json can be read" if files else "there is no result.json"
+        problem = "no result.json can be read" if places else "there is no result.json"
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}: {problem}")
     return sorted(runs, key=lambda run: (run.name, run.dataset, run.setting, run.seed, str(run.result.commit)))
 

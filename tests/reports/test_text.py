@@ -298,7 +298,7 @@ def test_a_damaged_or_foreign_result_is_named_and_skipped(
     (outputs / "c" / "result.json").write_text(content)
     assert page(outputs) == whole
     (record,) = caplog.records
-    assert record.getMessage().startswith(f"skipped {outputs / 'c' / 'result.json'}: damaged, or not a run's result: ")
+    assert record.getMessage().startswith(f"skipped: {outputs / 'c' / 'result.json'} is damaged")
     assert "\n" not in record.getMessage()
     with pytest.raises(ConfigError, match=r"no finished run in .*c: no result.json can be read"):
         read_runs([outputs / "c"])
