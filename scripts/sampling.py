@@ -32,7 +32,7 @@ Draw = Callable[[], Any]  # [T] tasks: support [T, N*K, C, H, W] and queries [T,
 
 def by_metarun(images: Tensor, shape: TaskShape, tasks: int) -> Draw:
     """metarun's sampler over a table in memory."""
-    sampler, generator = EpisodeSampler(Table.even(images), shape), torch.Generator().manual_seed(0)
+    sampler, generator = EpisodeSampler(Table.from_classes(images), shape), torch.Generator().manual_seed(0)
 
     def draw() -> Any:
         support, query = sampler.sample(tasks, generator)

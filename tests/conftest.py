@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from metarun.cli import main as cli
-from metarun.datasets.storage.known_sets import COLLECTIONS
+from metarun.datasets.storage.known_sets import KNOWN_SETS
 from metarun.engine.process import prepare_cpu
 from metarun.runs.log import say
 from tests.support.tiny_pictures import CLASSES, PER_CLASS
@@ -74,8 +74,8 @@ def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -
 def picture_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of one's own, and a miniImageNet no larger than the copies in tests/support/tiny_pictures.py."""
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    small = replace(COLLECTIONS["miniimagenet"], classes=tuple(CLASSES.values()), per_class=PER_CLASS)
-    monkeypatch.setitem(COLLECTIONS, "miniimagenet", small)
+    small = replace(KNOWN_SETS["miniimagenet"], classes=tuple(CLASSES.values()), per_class=PER_CLASS)
+    monkeypatch.setitem(KNOWN_SETS, "miniimagenet", small)
     return tmp_path / "cache"
 
 

@@ -1,7 +1,7 @@
-"""FS-Mol: which molecules are active in an assay? Each of thousands of assays is a task of two unequal classes.
+"""FS-Mol: which molecules are active in an assay? Each of thousands of assays is a task with two unbalanced classes.
 
-Stanley et al. 2021, NeurIPS Datasets and Benchmarks, https://github.com/microsoft/FS-Mol. Of each molecule only its
-SMILES string is read, as a bag of hashed n-grams.
+Stanley et al. 2021, NeurIPS Datasets and Benchmarks, https://github.com/microsoft/FS-Mol. A molecule's input is a bag
+of hashed n-grams of its SMILES string; unlike the authors, we do not use its graph or fingerprint.
 """
 
 import gzip
@@ -21,28 +21,34 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
+from metarun.config.words import count
 from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
-from metarun.datasets.sampling.episodes import distinct
-from metarun.datasets.sampling.table import Table, span
+from metarun.datasets.sampling.episodes import draw_distinct
+from metarun.datasets.sampling.table import Table, format_range
 from metarun.datasets.storage.archives import contents, fingerprint, names
-from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.layouts import SPLITS
 from metarun.datasets.storage.ngrams import Bag
 
-PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
+PACKING = 1  # raise it when packing changes: then files of older versions are not used
 FILE = re.compile(r"(?:.*/)?(train|valid|test)/(CHEMBL\d+)\.jsonl(\.gz)?")
+FOLDERS: dict[str, Split] = {"train": "train", "valid": "val", "test": "test"}
 SOURCE = "the folders train, valid and test of https://github.com/microsoft/FS-Mol, or a tar of them"
 
 
 class Assay(NamedTuple):
+    """One assay, which is one task."""
+
     split: Split
     name: str
     size: int  # measurements
 
 
 class Packed(NamedTuple):
+    """All assays, with each distinct molecule encoded once."""
+
     rows: Tensor  # [molecules, width] int32
-    molecules: Tensor  # [measurements], assay by assay
+    molecules: Tensor  # [measurements], positions in `rows`, assay by assay
     active: Tensor  # [measurements] bool
     assays: list[Assay]
     sha256: str
@@ -51,7 +57,7 @@ class Packed(NamedTuple):
 @register("dataset", "fs_mol", DatasetTraits(kind="classification", metric="delta_auprc"))
 @dataclass(frozen=True)
 class FSMol:
-    """Assays as tasks, `shots` and `queries` being molecules of both kinds; see configs/dataset/fs_mol.yaml."""
+    """Assays as tasks; `shots` and `queries` count molecules of both classes. See configs/dataset/fs_mol.yaml."""
 
     path: str | None
     characters: list[Count]
@@ -60,22 +66,22 @@ class FSMol:
     device: torch.device
 
     def prepare(self) -> None:
-        """Raises ConfigError where there is nothing, or it is damaged."""
+        """Encode the molecules. Raises ConfigError if the set is missing or damaged."""
         _ = self._packed
 
     def tasks(self, split: Split, shape: TaskShape) -> "AssaySampler":
-        """Raises ConfigError where the shape asks for more than there is."""
+        """Raises ConfigError if the shape asks for more molecules than an assay of the split has."""
         packed = self._packed
         here = torch.tensor([assay.split == split for assay in packed.assays])
         sizes = torch.tensor([assay.size for assay in packed.assays])
         chosen = here.repeat_interleave(sizes)
         labels = torch.arange(int(here.sum())).repeat_interleave(sizes[here])
         rows = packed.rows.to(self.device)
-        table = Table.of(rows, labels, packed.molecules[chosen], self.device)
+        table = Table.from_labels(rows, labels, packed.molecules[chosen], self.device)
         return AssaySampler(table, packed.active[chosen].to(self.device), shape)
 
     def describe(self) -> str:
-        """Where the assays are and how many. Only reads."""
+        """Where the assays are, and their number. Only reads."""
         if not self._place.exists():
             return f"nothing at {self._place}: {self._remedy}"
         packed_in = cache_dir() / self._cache_name
@@ -84,7 +90,8 @@ class FSMol:
         lines = [f"{self._place}, packed: {packed_in}"]
         for split in SPLITS:
             sizes = [assay.size for assay in self._packed.assays if assay.split == split]
-            lines.append(f"{split}: {len(sizes)} assays of {span(sizes)} molecules, {sum(sizes)} in all")
+            number = count(len(sizes), "assay")
+            lines.append(f"{split}: {number} of {format_range(sizes)} molecules, {sum(sizes)} in all")
         return "\n".join(lines)
 
     def identity(self) -> dict[str, Any]:
@@ -105,7 +112,7 @@ class FSMol:
 
     @cached_property
     def _place(self) -> Path:
-        """The archive, where the folder has it, or the folder."""
+        """The archive if the folder has it, otherwise the folder."""
         root = Path(self.path).expanduser() if self.path else self.data_dir / "fs-mol-lite"
         archive = root / "fs-mol-lite.tar.xz"
         return archive if archive.is_file() else root
@@ -122,21 +129,21 @@ class FSMol:
     def _packed(self) -> Packed:
         if not self._place.exists():
             raise ConfigError(f"dataset=fs_mol: nothing at {self._place}: {self._remedy}")
-        folder = prepared(self._cache_name, self._pack)
+        folder = ensure(self._cache_name, self._pack)
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
 
-        def mapped(name: str) -> Tensor:
-            """Copied where it is written, which it never is: so all processes share it."""
+        def map_array(name: str) -> Tensor:
+            """Copy on write, and nobody writes: all processes share it."""
             return torch.from_numpy(np.load(folder / f"{name}.npy", mmap_mode="c"))
 
         assays = [Assay(*assay) for assay in index["assays"]]
-        return Packed(mapped("rows"), mapped("molecules"), mapped("active"), assays, index["sha256"])
+        return Packed(map_array("rows"), map_array("molecules"), map_array("active"), assays, index["sha256"])
 
     def _pack(self, folder: Path) -> None:
         assays, smiles, active = self._read()
         number = {string: i for i, string in enumerate(dict.fromkeys(smiles))}
         arrays = {
-            "rows": self._bag.rows([*number], "fs_mol"),
+            "rows": self._bag.encode([*number], "fs_mol"),
             "molecules": np.array([number[string] for string in smiles], dtype=np.int64),
             "active": np.array(active, dtype=bool),
         }
@@ -147,54 +154,56 @@ class FSMol:
         index = {"assays": assays, "sha256": digest.hexdigest()}
         (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
-    def _names(self) -> dict[str, re.Match[str]]:
-        """The files of assays and what their names say."""
+    def find_files(self) -> dict[str, re.Match[str]]:
+        """The files of assays, each with the match of its name by FILE. Raises ConfigError."""
         return {name: match for name in names(self._place) if (match := FILE.fullmatch(name))}
 
     def _read(self) -> tuple[list[Assay], list[str], list[bool]]:
-        """The assays, sorted, and of each measurement, assay by assay, the molecule's SMILES and whether it is active.
+        """The sorted assays; and for each measurement, assay by assay, the molecule's SMILES and whether it is active.
 
         Raises ConfigError.
         """
-        found = self._names()
+        files = self.find_files()
         measured: dict[tuple[str, str], list[tuple[str, bool]]] = {}
-        for name, content in contents(self._place, found):
-            folder, assay, zipped = found[name].groups()
-            try:
-                lines = (gzip.decompress(content) if zipped else content).splitlines()
-                rows = [json.loads(line) for line in lines]
-                measured[folder, assay] = [(str(row["SMILES"]), float(row["Property"]) > 0.5) for row in rows]
-            except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-                raise ConfigError(f"{name} in {self._place} is damaged ({error!r}): {self._remedy}") from error
-            if len({active for _, active in measured[folder, assay]}) < 2:
-                raise ConfigError(
-                    f"{name} in {self._place} needs molecules of both kinds, active and not: leave it out"
-                )
-        parts: dict[str, Split] = {"train": "train", "valid": "val", "test": "test"}
-        missing = parts.keys() - {folder for folder, _ in measured}
+        for name, content in contents(self._place, files):
+            folder, assay, zipped = files[name].groups()
+            measured[folder, assay] = self._read_assay(name, content, bool(zipped))
+        missing = FOLDERS.keys() - {folder for folder, _ in measured}
         if missing:
             raise ConfigError(f"{self._place} has no assays in {', '.join(sorted(missing))}: {self._remedy}")
-        assays = [Assay(parts[folder], name, len(measured[folder, name])) for folder, name in sorted(measured)]
+        assays = [Assay(FOLDERS[folder], name, len(measured[folder, name])) for folder, name in sorted(measured)]
         smiles, active = zip(*(row for key in sorted(measured) for row in measured[key]))
         return assays, list(smiles), list(active)
+
+    def _read_assay(self, name: str, content: bytes, zipped: bool) -> list[tuple[str, bool]]:
+        """SMILES and activity of each measurement. Raises ConfigError."""
+        try:
+            lines = (gzip.decompress(content) if zipped else content).splitlines()
+            rows = [json.loads(line) for line in lines]
+            measured = [(str(row["SMILES"]), float(row["Property"]) > 0.5) for row in rows]
+        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{name} in {self._place} is damaged ({error!r}): {self._remedy}") from error
+        if len({active for _, active in measured}) < 2:
+            raise ConfigError(f"{name} in {self._place} needs both active and inactive molecules: leave it out")
+        return measured
 
 
 @dataclass(frozen=True)
 class AssaySampler:
-    """Assays drawn at random; of each, support molecules in its own balance of active ones, and queries of the rest."""
+    """Draws assays; of each, support molecules with the assay's own share of active ones, and queries from the rest."""
 
     table: Table  # its classes are the assays
     active: Tensor  # [m] bool, of the table's rows
-    shape: TaskShape  # its ways have no meaning
+    shape: TaskShape  # `ways` has no meaning
 
     def __post_init__(self) -> None:
         _, shots, queries = self.shape
         if shots < 2:
-            raise ConfigError(f"shots is {shots}: of an assay it is all molecules of the support, at least 2")
+            raise ConfigError(f"shots is {shots}: of an assay it counts all molecules of the support, at least 2")
         if shots + queries > self.table.least:
             raise ConfigError(
                 f"shots + queries is {shots} + {queries} = {shots + queries}: "
-                f"the smallest assay of this split has {self.table.least} molecules"
+                f"the smallest assay of this split has {count(self.table.least, 'molecule')}"
             )
 
     @property
@@ -205,13 +214,14 @@ class AssaySampler:
         """support.x [T, shots, width], query.x [T, queries, width]; labels 1 where the molecule is active."""
         table, (_, shots, queries) = self.table, self.shape
         assays = torch.randint(len(table), (num_tasks,), generator=generator, device=generator.device)
-        members = distinct(table.most, table.most, (num_tasks,), generator, below=table.sizes(assays))
+        members = draw_distinct(table.most, table.most, (num_tasks,), generator, below=table.sizes(assays))
         assays, members = assays.to(table.device), members.to(table.device)
         sizes, starts = table.counts[assays][:, None], table.starts[assays][:, None]  # [T, 1]
-        real = torch.arange(table.most, device=table.device) < sizes  # [T, most]: what an assay lacks comes last
+        real = torch.arange(table.most, device=table.device) < sizes  # [T, most]: padding comes last
         active = self.active[torch.where(real, starts + members, 0)] & real
-        wanted = (shots * active.sum(1, keepdim=True) / sizes).round().clamp(1, shots - 1)  # active ones in the support
-        nth = torch.where(active, active.cumsum(1), (real & ~active).cumsum(1))  # of its kind, from 1
+        # Active molecules in the support, at least one of each class; then each molecule's number within its class.
+        wanted = (shots * active.sum(1, keepdim=True) / sizes).round().clamp(1, shots - 1)
+        nth = torch.where(active, active.cumsum(1), (real & ~active).cumsum(1))  # from 1
         support = real & (nth <= torch.where(active, wanted, shots - wanted))
         order = (~support).to(torch.uint8).argsort(dim=1, stable=True)[:, : shots + queries]
         x, y = table.take(assays, members.gather(1, order)), active.gather(1, order).long()

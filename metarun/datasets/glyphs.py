@@ -1,8 +1,8 @@
-"""Glyphs: hand-drawn-looking characters made by the program, so that the first run needs no download.
+"""Glyphs: generated characters that look hand-drawn, so that the first run needs no download.
 
-A class is a character: a few smooth strokes. A drawing of it bends the strokes a little, writes the whole
-larger, slanted, turned or off centre, and takes another pen: what also tells two drawings of one Omniglot
-character apart. The same settings give the same bytes (another kind of CPU may round a pixel differently).
+A class is a character: a few smooth strokes. Drawings of it differ, as in Omniglot, in how the strokes are bent, in
+size, slant, rotation and position, and in the pen. The same settings give the same bytes (another kind of CPU may
+round a pixel differently).
 """
 
 import hashlib
@@ -21,24 +21,25 @@ from tqdm import tqdm
 from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Whole
 from metarun.config.traits import DatasetTraits
+from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
-from metarun.datasets.sampling.episodes import EpisodeSampler, distinct
+from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct
 from metarun.datasets.sampling.table import Table
-from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.cache import cache_dir, ensure
 
-VERSION = 1  # of the drawing below: raise it when the same settings give other images
+VERSION = 1  # of the code below: raise it when the same settings give other images
 
-# Lengths are in characters (a character fills the square -1..1), the pen's in images (also -1..1).
-STROKES = (2, 4)  # fewest and most in a character
-BEND = 0.6  # spread of a stroke's inner control points around the straight line
+# Units: a character fills the square -1..1, and so does an image, in which the pen is measured.
+STROKES = (2, 4)  # least and most in a character
+BEND = 0.6  # standard deviation of a stroke's inner control points from the straight line
 SIZE = 0.6  # of a character in its image
 PEN = (0.05, 0.08)  # thinnest and thickest radius
-NODES = torch.cartesian_prod(torch.arange(-1.0, 2.0), torch.arange(-1.0, 2.0))  # [9, 2], where strokes end
+NODES = torch.cartesian_prod(torch.arange(-1.0, 2.0), torch.arange(-1.0, 2.0))  # [9, 2], the ends of strokes
 
 
 @contextmanager
-def single_threaded() -> Iterator[None]:
-    """For many small operations: threads would gain nothing, and wait long for each other on busy cores."""
+def use_one_thread() -> Iterator[None]:
+    """For many small operations, which several threads do not make faster, and slower on busy cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -50,7 +51,7 @@ def single_threaded() -> Iterator[None]:
 @register("dataset", "glyphs", DatasetTraits(kind="classification"))
 @dataclass(frozen=True)
 class Glyphs:
-    """Characters drawn by the program; splits never share a class."""
+    """Generated characters; no class is in two splits."""
 
     classes_train: Count
     classes_val: Count
@@ -63,20 +64,20 @@ class Glyphs:
     device: torch.device
 
     def prepare(self) -> None:
-        """Draw the images where the cache has none. Raises ConfigError where it cannot be written."""
-        self._folder()
+        """Draw the images if the cache does not have them. Raises ConfigError if it cannot be written."""
+        self._ensure_images()
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
-        """Tasks over images [classes, drawings, 1, S, S]. ConfigError where `shape` asks for too many."""
+        """Tasks of images [1, S, S]. Raises ConfigError if the shape asks for more than the split has."""
         start, stop = self._rows[split]
-        return EpisodeSampler(Table.even(self._table[start:stop].to(self.device)), shape)
+        return EpisodeSampler(Table.from_classes(self._table[start:stop].to(self.device)), shape)
 
     def describe(self) -> str:
         size, folder = self.image_size, cache_dir() / self._name
         state = f"kept in {folder}" if folder.is_dir() else f"drawn at first use, in seconds, into {folder}"
         return "\n".join(
             [f"glyphs: characters drawn by metarun, {self.drawings} drawings of each, {size}x{size}; {state}"]
-            + [f"  {split}: {count} classes" for split, count in self._classes.items()]
+            + [f"  {split}: {count(classes, 'class')}" for split, classes in self._classes.items()]
         )
 
     def identity(self) -> dict[str, Any]:
@@ -99,7 +100,7 @@ class Glyphs:
 
     @property
     def _rows(self) -> dict[Split, tuple[int, int]]:
-        """Where each split starts and stops; test leads, so that `classes_train` does not change it."""
+        """First row and end of each split. Test comes first, so that `classes_train` does not change it."""
         test, val = self.classes_test, self.classes_test + self.classes_val
         return {"test": (0, test), "val": (test, val), "train": (val, val + self.classes_train)}
 
@@ -108,66 +109,68 @@ class Glyphs:
         key = json.dumps([VERSION, self._settings], sort_keys=True)
         return f"glyphs-{hashlib.sha256(key.encode()).hexdigest()[:16]}"
 
-    def _folder(self) -> Path:
-        return prepared(self._name, lambda folder: torch.save(self._draw(), folder / "images.pt"))
+    def _ensure_images(self) -> Path:
+        """The folder of images.pt, in the cache."""
+        return ensure(self._name, lambda folder: torch.save(self._draw(), folder / "images.pt"))
 
     @cached_property
     def _table(self) -> Tensor:
         """[classes, drawings, 1, S, S] uint8, on the CPU."""
-        return torch.load(self._folder() / "images.pt", weights_only=True)
+        images: Tensor = torch.load(self._ensure_images() / "images.pt", weights_only=True)
+        return images
 
-    @single_threaded()
+    @use_one_thread()
     def _draw(self) -> Tensor:
-        """The table, one class at a time: that bounds the memory, and a class takes milliseconds."""
+        """Draw the table class by class, which bounds the memory; a class takes milliseconds."""
         generator = torch.Generator().manual_seed(self.generator_seed)
         classes = sum(self._classes.values())
         table = torch.empty(classes, self.drawings, 1, self.image_size, self.image_size, dtype=torch.uint8)
         for row in tqdm(table, desc="drawing glyphs", unit="class", leave=False, disable=None):
-            strokes = character(generator)
-            drawn = redrawn(strokes, self.drawings, self.jitter, self.warp, generator)
-            row[:, 0] = rasterised(drawn, self.image_size, generator)
+            strokes = draw_character(generator)
+            drawings = redraw(strokes, self.drawings, self.jitter, self.warp, generator)
+            row[:, 0] = rasterise(drawings, self.image_size, generator)
         return table
 
 
-def character(generator: torch.Generator) -> Tensor:
-    """A new character: the control points [strokes, 4, 2] of its cubic Bezier curves, filling -1..1.
+def draw_character(generator: torch.Generator) -> Tensor:
+    """Draw a new character: the control points [strokes, 4, 2] of its cubic Bezier curves, filling -1..1.
 
-    Strokes run between nodes of a grid, as in writing: hence they meet, and are neither tiny nor a tangle.
+    Strokes run between nodes of a grid, so that they meet and none is tiny.
     """
     fewest, most = STROKES
-    count = int(torch.randint(fewest, most + 1, (), generator=generator))
-    start, stop = NODES[distinct(len(NODES), 2, (count,), generator)].unbind(1)  # [strokes, 2] each
+    number = int(torch.randint(fewest, most + 1, (), generator=generator))
+    start, stop = NODES[draw_distinct(len(NODES), 2, (number,), generator)].unbind(1)  # [strokes, 2] each
     strokes = torch.stack([start, start.lerp(stop, 1 / 3), start.lerp(stop, 2 / 3), stop], dim=1)
-    strokes[:, 1:3] += BEND * torch.randn(count, 2, 2, generator=generator)
-    left_top, right_bottom = bezier(strokes, 64).flatten(0, 1).aminmax(dim=0)  # [2] each
+    strokes[:, 1:3] += BEND * torch.randn(number, 2, 2, generator=generator)
+    left_top, right_bottom = trace_bezier(strokes, 64).flatten(0, 1).aminmax(dim=0)  # [2] each
     return (strokes - (left_top + right_bottom) / 2) * 2 / (right_bottom - left_top).amax()
 
 
-def redrawn(strokes: Tensor, count: int, jitter: float, warp: float, generator: torch.Generator) -> Tensor:
-    """The character [strokes, 4, 2] drawn `count` times: [count, strokes, 4, 2].
+def redraw(strokes: Tensor, times: int, jitter: float, warp: float, generator: torch.Generator) -> Tensor:
+    """Draw the character [strokes, 4, 2] several times: [times, strokes, 4, 2].
 
-    Control points stray by `jitter`; then a random affine map, whose six numbers stray by `warp` from those
-    of the identity, turns, slants, scales and shifts the whole.
+    Control points deviate by `jitter`. Then a random affine map, whose six numbers deviate by `warp` from those of the
+    identity, rotates, slants, scales and shifts the whole.
     """
-    bent = strokes + jitter * torch.randn(count, *strokes.shape, generator=generator)
-    affine = torch.eye(3, 2) + warp * torch.randn(count, 3, 2, generator=generator)  # last row: the shift
+    bent = strokes + jitter * torch.randn(times, *strokes.shape, generator=generator)
+    affine = torch.eye(3, 2) + warp * torch.randn(times, 3, 2, generator=generator)  # last row: the shift
     return bent @ affine[:, None, :2] + affine[:, None, 2:]
 
 
-def rasterised(strokes: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def rasterise(strokes: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """strokes [n, strokes, 4, 2] -> images [n, size, size] uint8, ink 255 on 0, each with its own pen."""
-    curve = SIZE * bezier(strokes, 2 * size).flatten(1, 2)  # [n, P, 2]
+    curve = SIZE * trace_bezier(strokes, 2 * size).flatten(1, 2)  # [n, P, 2]
     thin, thick = PEN
     pen = thin + (thick - thin) * torch.rand(len(strokes), 1, 1, generator=generator)
-    centres = (torch.arange(size) + 0.5) / size * 2 - 1  # of the pixels, along either axis
+    centres = (torch.arange(size) + 0.5) / size * 2 - 1  # of the pixels, along each axis
     across, down = (centres[:, None, None] - curve[:, None]).square().unbind(-1)  # [n, size, P] each
     distance = (across[:, None, :] + down[:, :, None]).amin(-1).sqrt()  # [n, size, size] to the nearest point
     ink = ((pen - distance) * size / 2 + 0.5).clamp(0, 1)  # fades over one pixel: anti-aliased
     return (255 * ink).round().to(torch.uint8)
 
 
-def bezier(control: Tensor, points: int) -> Tensor:
-    """control [..., 4, 2] -> that many points on each cubic curve: [..., points, 2]."""
+def trace_bezier(control: Tensor, points: int) -> Tensor:
+    """control [..., 4, 2] -> `points` points on each cubic curve: [..., points, 2]."""
     t = torch.linspace(0, 1, points)
     s = 1 - t
     return torch.stack([s**3, 3 * s**2 * t, 3 * s * t**2, t**3], dim=-1) @ control

@@ -1,6 +1,6 @@
-"""Pictures of any size in folders, tables, archives or pickles, and the published sets that come so.
+"""Pictures of any size in folders, tables, archives or pickles: a user's own, and the published sets.
 
-The first run packs them into the cache, all of one size; later ones map that file.
+The first run packs them into the cache, all of one size; later runs map that file.
 """
 
 import random
@@ -17,19 +17,20 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Positive, Whole
 from metarun.config.traits import DatasetTraits
+from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
-from metarun.datasets.sampling.augment import View
+from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
-from metarun.datasets.sampling.table import Table, placed, span
+from metarun.datasets.sampling.table import Table, format_range, place
 from metarun.datasets.storage import layouts
 from metarun.datasets.storage.archives import fingerprint
-from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.download import download
-from metarun.datasets.storage.known_sets import COLLECTIONS
+from metarun.datasets.storage.known_sets import KNOWN_SETS, KnownSet
 from metarun.datasets.storage.layouts import SPLITS, Classes
 from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
 
-PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
+PACKING = 1  # raise it when packing changes: then files of older versions are not used
 
 
 @register("dataset", "images", DatasetTraits(kind="classification"))
@@ -70,55 +71,57 @@ class Images:
                 )
 
     def prepare(self) -> None:
-        """Fetch what can be, verify and pack. Raises ConfigError where there is nothing, or it is not whole."""
+        """Download if that is possible, verify and pack. Raises ConfigError if pictures are missing or damaged."""
         _ = self._packed
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
-        """Episodes of pictures [channels, image_size, image_size]; changed at random where `split` is train.
+        """Episodes of pictures [channels, image_size, image_size]; those of `train` are changed at random.
 
-        Raises ConfigError where the shape asks for more than there is, and as `prepare` does.
+        Raises ConfigError if the shape asks for more than the split has, and as `prepare` does.
         """
-        packed, classes = self._packed, self._large_enough(split, shape)
+        packed, classes = self._packed, self._choose_classes(split, shape)
         numbers = np.full(len(packed.classes), -1)
         numbers[classes] = np.arange(len(classes))
         labels = numbers[packed.labels]
         chosen = torch.from_numpy(np.flatnonzero(labels >= 0))
-        pictures, rows = placed(packed.pictures, chosen, self.placement, self.device)
-        table = Table.of(pictures, torch.from_numpy(labels)[chosen], rows, self.device)
-        view = View(mean=self.mean, std=self.std)
+        pictures, rows = place(packed.pictures, chosen, self.placement, self.device)
+        table = Table.from_labels(pictures, torch.from_numpy(labels)[chosen], rows, self.device)
+        transform = PictureTransform(mean=self.mean, std=self.std)
         if split == "train":
-            table = replace(table, turned=self.rotations_train == "classes")
-            view = replace(view, crop=self.crop, flip=self.flip, jitter=self.jitter)
-        return EpisodeSampler(table, shape, view=view)
+            table = replace(table, rotated=self.rotations_train == "classes")
+            transform = replace(transform, crop=self.crop, flip=self.flip, jitter=self.jitter)
+        return EpisodeSampler(table, shape, transform=transform)
 
     def describe(self) -> str:
-        """Where the pictures are, what was packed, and what is wrong or remarkable. Only reads."""
+        """Where the pictures are, what was packed, and what is wrong with them. Only reads."""
         if not self._root.exists():
             return f"nothing at {self._root}: {self._remedy}"
         try:
             packed_in = cache_dir() / self._cache_name
             if not packed_in.is_dir():
-                listing = self._listing()
-                sizes = {split: len(classes) for split, classes in listing.items()}
-                return f"{self._root}: {sizes}, not packed yet: the first run does it, into {packed_in}"
-            return "\n".join([f"{self._root}, packed: {packed_in}", *self._remarks(Packed.load(packed_in))])
+                found = ", ".join(
+                    count(len(classes), "class") + (f" of {split}" if split else "")
+                    for split, classes in self._list_pictures().items()
+                )
+                return f"{self._root}: {found}, not packed yet: the first run does it, into {packed_in}"
+            return "\n".join([f"{self._root}, packed: {packed_in}", *self._describe_splits()])
         except ConfigError as error:
             return f"{self._root}: unusable: {error}"
 
     def identity(self) -> dict[str, Any]:
-        """The settings and counts that tell two uses apart, and the hash of all pixels. Prepares the data."""
+        """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
         packed = self._packed
         return {
             "name": self.collection,
-            "classes": {split: len(self._classes(packed, split)) for split in SPLITS},
+            "classes": {split: len(classes) for split, classes in self.split_classes().items()},
             "pictures": len(packed.labels),
             "form": packed.about["form"],
             "sha256": packed.about["sha256"],
         }
 
     @property
-    def _known(self) -> Any:
-        return COLLECTIONS.get(self.collection)
+    def _known(self) -> KnownSet | None:
+        return KNOWN_SETS.get(self.collection)
 
     @cached_property
     def _root(self) -> Path:
@@ -150,76 +153,75 @@ class Images:
             download(url, self._root / url.rpartition("/")[2], md5)
         if not self._root.exists():
             raise ConfigError(f"dataset={self.collection}: nothing at {self._root}: {self._remedy}")
-        return Packed.load(prepared(self._cache_name, self._pack, resumable=True))
+        return Packed.load(ensure(self._cache_name, self._pack))
 
     def _pack(self, folder: Path) -> None:
-        listing = self._listing()
+        listing = self._list_pictures()
         classes = {ClassOf(split, name): found for split, part in listing.items() for name, found in part.items()}
         pack(classes, self._form, lenient=self._known is None, about=self.collection, folder=folder)
 
-    def _listing(self) -> dict[Split | None, Classes]:
-        """Raises ConfigError where there are no pictures, or a published set is not whole."""
+    def _list_pictures(self) -> dict[Split | None, Classes]:
+        """Split -> class -> pictures. Raises ConfigError if there are no pictures, or a published set is not whole."""
         if self._known is not None:
-            listing = self._known.found(self._root)
-            lack = "it is in none of the known forms" if listing is None else self._known.lacks(listing)
-            if listing is None or lack:
-                raise ConfigError(f"dataset={self.collection}: {self._root} is not whole, {lack}: {self._remedy}")
+            listing = self._known.find(self._root)
+            gap = "it is in none of the known forms" if listing is None else self._known.find_gap(listing)
+            if listing is None or gap:
+                raise ConfigError(f"dataset={self.collection}: {self._root} is not whole, {gap}: {self._remedy}")
             return dict(listing.items())
-        divided = layouts.divided(self._root)
-        if divided is not None:
-            return dict(divided.items())
-        classes = layouts.whole(self._root)
+        splits = layouts.find_splits(self._root)
+        if splits is not None:
+            return dict(splits.items())
+        classes = layouts.find_classes(self._root)
         if not classes:
             raise ConfigError(f"{self._root} has no pictures in class folders (<class>/<picture>.jpg): {self._remedy}")
         return {None: classes}
 
-    def _classes(self, packed: Packed, split: Split) -> list[int]:
-        """The numbers of a split's classes; drawn from `split_seed` where nothing says which these are."""
-        listed = [number for number, (where, _) in enumerate(packed.classes) if where == split]
-        free = [number for number, (where, _) in enumerate(packed.classes) if where is None]
+    def split_classes(self) -> dict[Split, list[int]]:
+        """The numbers of each split's packed classes; classes without a split are drawn by `split_seed`."""
+        given = {split: [i for i, (where, _) in enumerate(self._packed.classes) if where == split] for split in SPLITS}
+        free = [i for i, (where, _) in enumerate(self._packed.classes) if where is None]
         rng = random.Random(self.split_seed)
-        free.sort(key=lambda _: rng.random())  # not shuffle(): only of random() does Python promise the same numbers
+        free.sort(key=lambda _: rng.random())  # not rng.shuffle(): Python guarantees the numbers of random() only
         ends = [round(len(free) * sum(self.split_fractions[:i])) for i in range(4)]
-        i = SPLITS.index(split)
-        return sorted([*listed, *free[ends[i] : ends[i + 1]]])
+        return {split: sorted([*given[split], *free[ends[i] : ends[i + 1]]]) for i, split in enumerate(SPLITS)}
 
-    def _large_enough(self, split: Split, shape: TaskShape) -> list[int]:
-        """The classes that have the pictures a task takes. Raises ConfigError where some have not."""
-        packed, needed = self._packed, shape.shots + shape.queries
-        classes = self._classes(packed, split)
-        sizes = packed.sizes()
+    def _choose_classes(self, split: Split, shape: TaskShape) -> list[int]:
+        """The classes with enough pictures for a task. Raises ConfigError if others are not to be skipped."""
+        classes, needed, sizes = self.split_classes()[split], shape.shots + shape.queries, self._packed.sizes()
         small = sorted((sizes[number], number) for number in classes if sizes[number] < needed)
         if small and self.small_classes == "refuse":
             size, number = small[0]
             raise ConfigError(
                 f"shots + queries is {shape.shots} + {shape.queries} = {needed}: {len(small)} of the {len(classes)} "
-                f"classes of {split} have fewer pictures, {packed.classes[number].name} only {size}: ask for fewer, "
-                "or set dataset.small_classes=skip"
+                f"classes of {split} have fewer pictures, {self._packed.classes[number].name} only {size}: "
+                "ask for fewer, or set dataset.small_classes=skip"
             )
         return [number for number in classes if sizes[number] >= needed]
 
-    def _remarks(self, packed: Packed) -> Iterator[str]:
-        sizes = packed.sizes()
-        for split in SPLITS:
-            counts = [sizes[number] for number in self._classes(packed, split)]
+    def _describe_splits(self) -> Iterator[str]:
+        sizes = self._packed.sizes()
+        for split, classes in self.split_classes().items():
+            counts = [sizes[number] for number in classes]
             if counts:
-                yield f"{split}: {len(counts)} classes of {span(counts)} pictures, {sum(counts)} in all"
+                held = count(len(counts), "class")
+                yield f"{split}: {held} of {format_range(counts)} pictures, {sum(counts)} in all"
             else:
                 yield f"{split}: no classes"
-        broken = packed.about["broken"]
+        broken = self._packed.about["broken"]
         if broken["count"]:
-            yield f"{broken['count']} pictures could not be used, as {'; '.join(broken['first'][:3])}"
-        yield from self._equals(packed)
+            examples = "; ".join(broken["first"][:3])
+            yield f"{count(broken['count'], 'picture')} could not be used, for example {examples}"
+        yield from self._describe_equals()
 
-    def _equals(self, packed: Packed) -> Iterator[str]:
-        """Pictures that are there more than once: across splits they spoil a test."""
-        split_of = {number: split for split in SPLITS for number in self._classes(packed, split)}
+    def _describe_equals(self) -> Iterator[str]:
+        """Groups of equal pictures; across splits they spoil a test."""
+        split_of = {number: split for split, classes in self.split_classes().items() for number in classes}
         kinds: dict[str, list[list[int]]] = {}
-        for rows in packed.about["equal"]:
-            splits = sorted({split_of[packed.labels[row]] for row in rows}, key=SPLITS.index)
+        for rows in self._packed.about["equal"]:
+            splits = sorted({split_of[self._packed.labels[row]] for row in rows}, key=SPLITS.index)
             kind = f"across {' and '.join(splits)}" if len(splits) > 1 else f"within {splits[0]}"
             kinds.setdefault(kind, []).append(rows)
-        names = packed.names() if kinds else []
+        names = self._packed.names() if kinds else []
         for kind, groups in kinds.items():
             first = " = ".join(names[row] for row in groups[0])
-            yield f"equal pictures {kind}: {len(groups)} groups, as {first}"
+            yield f"equal pictures {kind}: {count(len(groups), 'group')}, for example {first}"

@@ -5,7 +5,7 @@ Science 350, 2015; split `vinyals`: Vinyals et al. 2016, https://arxiv.org/abs/1
 Snell et al. 2017, https://arxiv.org/abs/1703.05175, published.
 
 The drawings are read from the official zips, repacked ones or unpacked folders, and packed once into a table
-in the cache. Copies are judged by what they hold, not by checksum: repacked zips are as good.
+in the cache. A copy is checked by its content, not by a checksum: repacked zips are as good.
 """
 
 import hashlib
@@ -23,19 +23,20 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Whole
 from metarun.config.traits import DatasetTraits
+from metarun.config.words import count
 from metarun.core.types import Episode, Examples, Split, TaskShape
+from metarun.datasets.omniglot_files import DRAWINGS, PARTS, find_parts, list_characters, load, pack
+from metarun.datasets.omniglot_runs import RUN, locate_runs
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
-from metarun.datasets.sampling.omniglot_runs import RUN, where
 from metarun.datasets.sampling.table import Table
 from metarun.datasets.storage.archives import fingerprint
-from metarun.datasets.storage.cache import cache_dir, prepared
+from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.download import download
-from metarun.datasets.storage.omniglot_files import DRAWINGS, PARTS, find, listed, load, pack
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"  # the one torchvision uses
-PACKING = 1  # raise it when `pack` changes, so that tables of older versions are not taken for new ones
+PACKING = 1  # raise it when `pack` changes: then tables of older versions are not used
 
-# The published lists, in short: whole alphabets, but for Gurmukhi, whose other 41 characters are trained on.
+# The published lists in short form: whole alphabets, except Gurmukhi, whose other 41 characters are for training.
 # fmt: off
 VINYALS_VAL = {"Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)"}
 VINYALS_TEST = {"Kannada", "Keble", "Malayalam", "Manipuri", "Mongolian", "Old_Church_Slavonic_(Cyrillic)",
@@ -64,15 +65,15 @@ class Omniglot:
     def prepare(self) -> None:
         """Download what is missing, verify and pack it.
 
-        Raises ConfigError where the files are damaged or incomplete, cannot be downloaded, or the data
-        folder or the cache cannot be written.
+        Raises ConfigError if the files are damaged or incomplete, cannot be downloaded, or the data folder or the
+        cache cannot be written.
         """
         _ = self._packed
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler | FixedEpisodes:
         """Episodes of images [1, image_size, image_size].
 
-        Raises ConfigError where the shape asks for more than the split has, and as `prepare` does.
+        Raises ConfigError if the shape asks for more than the split has, and as `prepare` does.
         """
         if split == "test" and self.test_tasks == "runs":
             return self._runs(shape)
@@ -81,14 +82,14 @@ class Omniglot:
         images = images[rows].to(self.device)
         rotations = self._rotations(split)
         if rotations != "none":
-            turned = [torch.rot90(images, turns, (-2, -1)) for turns in range(4)]
-            images = torch.stack(turned, dim=1).flatten(0, 1)  # rows 4c..4c+3: the rotations of character c
+            rotated = [torch.rot90(images, quarters, (-2, -1)) for quarters in range(4)]
+            images = torch.stack(rotated, dim=1).flatten(0, 1)  # rows 4c..4c+3: the rotations of character c
         if self.ink == 1:
             images = 255 - images
-        return EpisodeSampler(Table.even(images), shape, variants=4 if rotations == "episode" else 1)
+        return EpisodeSampler(Table.from_classes(images), shape, variants=4 if rotations == "episode" else 1)
 
     def _runs(self, shape: TaskShape) -> FixedEpisodes:
-        """The published one-shot runs, upright whatever the rotations of other tasks. Raises ConfigError."""
+        """The published one-shot runs, which are upright whatever `rotations_test` is. Raises ConfigError."""
         if self.split != "lake":
             raise ConfigError(
                 f"dataset.test_tasks is runs, and dataset.split={self.split} trains on characters of theirs: "
@@ -100,14 +101,14 @@ class Omniglot:
                 f"the test of dataset.test_tasks=runs has {RUN.ways}, {RUN.shots} and {RUN.queries}"
             )
         images, index = self._packed
-        x = images[where(index["characters"])].to(self.device)  # [T, N, 2, 1, S, S]
+        x = images[locate_runs(index["characters"])].to(self.device)  # [T, N, 2, 1, S, S]
         support, query = ((255 - x if self.ink == 1 else x).float() / 255).unbind(2)
         y = torch.arange(RUN.ways, device=self.device).expand(len(x), -1)
         return FixedEpisodes(Episode(Examples(support, y), Examples(query, y)), shape)
 
     def describe(self) -> str:
-        """Where the files and the packed table are, and the counts; what is wrong or missing. Only reads."""
-        places = find(self._root)
+        """Where the files and the packed table are, the counts, and what is wrong or missing. Only reads."""
+        places = find_parts(self._root)
         lines = [f"{part}: {places.get(part) or f'not found in {self._root}'}" for part in PARTS]
         if len(places) < len(PARTS):
             lines.append(f"the first run downloads what is missing from {URL}, or put the zips there by hand")
@@ -115,17 +116,17 @@ class Omniglot:
         try:
             packed = cache_dir() / self._cache_name(places)
             done = packed.is_dir()
-            characters = load(packed)[1]["characters"] if done else listed(places)
+            characters = load(packed)[1]["characters"] if done else list_characters(places)
         except ConfigError as error:
             return "\n".join([*lines, f"unusable: {error}"])
         lines.append(f"packed: {packed}" if done else f"not packed yet: the first run does it, into {packed}")
         for split, rows in divide(characters, self.split, self.split_seed).items():
             classes = len(rows) * (4 if self._rotations(split) == "classes" else 1)
-            lines.append(f"{split}: {len(rows)} characters, {classes} classes of {DRAWINGS} images")
+            lines.append(f"{split}: {count(len(rows), 'character')}, {count(classes, 'class')} of {DRAWINGS} images")
         return "\n".join(lines)
 
     def identity(self) -> dict[str, Any]:
-        """The settings and counts that tell two uses apart, and the hash of all pixels. Prepares the data."""
+        """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
         index = self._packed[1]
         splits = divide(index["characters"], self.split, self.split_seed)
         return {
@@ -154,25 +155,26 @@ class Omniglot:
 
     @cached_property
     def _packed(self) -> tuple[Tensor, dict[str, Any]]:
-        places = find(self._root)
+        places = find_parts(self._root)
         for part in [part for part in PARTS if part not in places]:
             target = self._root / f"{part}.zip"
             download(f"{URL}/{target.name}", target, PARTS[part].md5)
-        places = find(self._root)
-        return load(prepared(self._cache_name(places), partial(pack, places, self.image_size, self.filter)))
+        places = find_parts(self._root)
+        return load(ensure(self._cache_name(places), partial(pack, places, self.image_size, self.filter)))
 
 
 def divide(characters: Sequence[str], split: str, seed: int) -> dict[Split, list[int]]:
     """The rows of each split, ascending. characters: "images_background/<Alphabet>/characterNN" and so on.
 
-    `lake` trains on background less 100 characters drawn for validation, and tests on evaluation.
+    `lake` tests on the evaluation part, validates on 100 characters drawn from the background part, and trains on the
+    rest of it.
     """
     rng = random.Random(seed)
-    # Not shuffle(): only of random() does Python promise the same numbers in every version.
+    # Not rng.shuffle(): Python guarantees the same numbers in every version for random() only.
     rows = sorted(range(len(characters)), key=lambda _: rng.random())
     if split == "vinyals":
-        listed = [_vinyals(character) for character in characters]
-        train, val, test = ([row for row in rows if listed[row] == name] for name in get_args(Split))
+        splits = [_find_vinyals_split(character) for character in characters]
+        train, val, test = ([row for row in rows if splits[row] == name] for name in get_args(Split))
     elif split == "lake":
         background = [row for row in rows if characters[row].startswith("images_background/")]
         train, val, test = background[100:], background[:100], list(set(rows) - set(background))
@@ -181,7 +183,7 @@ def divide(characters: Sequence[str], split: str, seed: int) -> dict[Split, list
     return {"train": sorted(train), "val": sorted(val), "test": sorted(test)}
 
 
-def _vinyals(character: str) -> Split:
+def _find_vinyals_split(character: str) -> Split:
     _, alphabet, number = character.split("/")
     if alphabet in VINYALS_VAL:
         return "val"

@@ -1,8 +1,8 @@
-"""Regression of sine waves, generated on the device."""
+"""Regression of sine waves, generated as they are needed."""
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,16 +15,16 @@ from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
 @register("dataset", "sinusoid", DatasetTraits(kind="regression"))
 @dataclass(frozen=True)
 class Sinusoid:
-    """y = A sin(x - p): amplitude, phase and inputs are drawn anew for every task (Finn et al. 2017, section 5.1).
+    """y = A sin(x - p), with amplitude, phase and inputs drawn for every task (Finn et al. 2017, section 5.1).
 
-    A uniform in [0.1, 5], p in [0, pi], x in [-5, 5], for support and query alike. Splits differ only in the
-    random numbers. `ways` has no meaning here.
+    A is uniform in [0.1, 5], p in [0, pi], x in [-5, 5], in support and query alike. Splits differ only in the random
+    numbers. `ways` has no meaning here.
     """
 
     device: torch.device
 
     def prepare(self) -> None:
-        """Nothing to prepare."""
+        """Do nothing: tasks are generated."""
 
     def describe(self) -> str:
         return "sinusoid: generated while training, nothing to fetch"
@@ -38,16 +38,21 @@ class Sinusoid:
 
 @dataclass(frozen=True)
 class SinusoidTasks:
+    """One sine wave per task, and points on it."""
+
     shape: TaskShape
     device: torch.device
-    spec: ClassVar[TaskSpec] = TaskSpec("regression", (1,), 1)
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec("regression", (1,), 1)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """support.x and support.y [T, K, 1], query.x and query.y [T, Q, 1]."""
 
         def uniform(low: float, high: float, *size: int) -> Tensor:
-            draw = torch.rand(num_tasks, *size, generator=generator, device=generator.device)
-            return (low + (high - low) * draw).to(self.device)
+            numbers = torch.rand(num_tasks, *size, generator=generator, device=generator.device)
+            return (low + (high - low) * numbers).to(self.device)
 
         _, shots, queries = self.shape
         amplitude, phase = uniform(0.1, 5.0, 1, 1), uniform(0.0, math.pi, 1, 1)

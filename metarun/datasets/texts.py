@@ -1,4 +1,4 @@
-"""What people say to an assistant, by what they want: sets of short texts, read as they were published."""
+"""Short texts by intent (what a person wants from an assistant), read from files as published."""
 
 import csv
 import hashlib
@@ -19,25 +19,30 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
+from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
-from metarun.datasets.sampling.augment import Stored
+from metarun.datasets.sampling.augment import NgramTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
-from metarun.datasets.sampling.table import Table, span
+from metarun.datasets.sampling.table import Table, format_range
 from metarun.datasets.storage.archives import fingerprint
-from metarun.datasets.storage.cache import cache_dir, prepared
-from metarun.datasets.storage.known_sets import lists
+from metarun.datasets.storage.cache import cache_dir, ensure
+from metarun.datasets.storage.known_sets import read_class_lists
 from metarun.datasets.storage.ngrams import Bag
 
-PACKING = 1  # raise it when packing changes, so that older files are not taken for new ones
+PACKING = 1  # raise it when packing changes: then files of older versions are not used
 
 
-def clinc150(root: Path) -> Iterator[tuple[str, str]]:
-    """Class and text of its three splits, which divide the texts of every class; not what is out of its scope."""
+def read_clinc150(root: Path) -> Iterator[tuple[str, str]]:
+    """Class and text of all three published splits, without the texts that are out of scope.
+
+    The published splits divide the texts of every class, so they do not matter here.
+    """
     content = json.loads((root / "data_full.json").read_text(encoding="utf-8"))
     return ((label, text) for split in ("train", "val", "test") for text, label in content[split])
 
 
-def banking77(root: Path) -> Iterator[tuple[str, str]]:
+def read_banking77(root: Path) -> Iterator[tuple[str, str]]:
+    """Class and text of both published files."""
     for name in ("train.csv", "test.csv"):
         for row in csv.DictReader(io.StringIO((root / name).read_text(encoding="utf-8"), newline="")):
             yield row["category"], row["text"]
@@ -46,22 +51,24 @@ def banking77(root: Path) -> Iterator[tuple[str, str]]:
 class Corpus(NamedTuple):
     """A published set."""
 
-    read: Callable[[Path], Iterator[tuple[str, str]]]
-    texts: int
-    source: str
+    read: Callable[[Path], Iterator[tuple[str, str]]]  # class and text
+    texts: int  # of a whole copy
+    source: str  # where a user gets it
 
 
 CORPORA = {
-    "clinc150": Corpus(clinc150, 22_500, "data_full.json of https://github.com/clinc/oos-eval"),
+    "clinc150": Corpus(read_clinc150, 22_500, "data_full.json of https://github.com/clinc/oos-eval"),
     "banking77": Corpus(
-        banking77, 13_083, "train.csv and test.csv of https://github.com/PolyAI-LDN/task-specific-datasets"
+        read_banking77, 13_083, "train.csv and test.csv of https://github.com/PolyAI-LDN/task-specific-datasets"
     ),
 }
 
 
 class Packed(NamedTuple):
+    """Texts as bags of n-grams."""
+
     rows: Tensor  # [texts, width] int32, class by class
-    labels: Tensor  # [texts], of the classes' order
+    labels: Tensor  # [texts], positions in `classes`
     classes: list[str]
     sha256: str
 
@@ -80,36 +87,39 @@ class Texts:
     device: torch.device
 
     def prepare(self) -> None:
-        """Raises ConfigError where there is nothing, or it is not whole."""
+        """Encode the texts. Raises ConfigError if the set is missing, damaged or not whole."""
         _ = self._packed
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
-        """Episodes of rows [width]. Raises ConfigError where the shape asks for more than there is."""
-        packed, numbers = self._packed, {name: number for number, name in enumerate(lists(self.collection)[split])}
+        """Episodes of rows [width]. Raises ConfigError if the shape asks for more than the split has."""
+        packed, classes = self._packed, read_class_lists(self.collection)[split]
+        numbers = {name: number for number, name in enumerate(classes)}
         labels = torch.tensor([numbers.get(name, -1) for name in packed.classes])[packed.labels]
         chosen = labels >= 0
         rows, labels = packed.rows[chosen].to(self.device), labels[chosen]
-        return EpisodeSampler(Table.of(rows, labels, torch.arange(len(labels)), self.device), shape, view=Stored())
+        table = Table.from_labels(rows, labels, torch.arange(len(labels)), self.device)
+        return EpisodeSampler(table, shape, transform=NgramTransform())
 
     def describe(self) -> str:
-        """Where the texts are and how many. Only reads."""
+        """Where the texts are, and their number. Only reads."""
         if not self._root.exists():
             return f"nothing at {self._root}: {self._remedy}"
         try:
-            found = self._read()
+            texts = self._read()
         except ConfigError as error:
             return f"{self._root}: unusable: {error}"
         lines = [f"{self._root}, packed: {cache_dir() / self._cache_name}"]
-        for split, classes in lists(self.collection).items():
-            sizes = [len(found[name]) for name in classes]
-            lines.append(f"{split}: {len(classes)} classes of {span(sizes)} texts, {sum(sizes)} in all")
+        for split, classes in read_class_lists(self.collection).items():
+            sizes = [len(texts[name]) for name in classes]
+            number = count(len(classes), "class")
+            lines.append(f"{split}: {number} of {format_range(sizes)} texts, {sum(sizes)} in all")
         return "\n".join(lines)
 
     def identity(self) -> dict[str, Any]:
         """The counts and the hash of all rows. Prepares the data."""
         return {
             "name": self.collection,
-            "classes": {split: len(classes) for split, classes in lists(self.collection).items()},
+            "classes": {split: len(classes) for split, classes in read_class_lists(self.collection).items()},
             "texts": len(self._packed.rows),
             "ngrams": str(self._bag),
             "sha256": self._packed.sha256,
@@ -135,21 +145,21 @@ class Texts:
     def _packed(self) -> Packed:
         if not self._root.exists():
             raise ConfigError(f"dataset={self.collection}: nothing at {self._root}: {self._remedy}")
-        folder = prepared(self._cache_name, self._pack)
+        folder = ensure(self._cache_name, self._pack)
         index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
         labels = torch.arange(len(index["sizes"])).repeat_interleave(torch.tensor([*index["sizes"].values()]))
         return Packed(torch.from_numpy(np.load(folder / "rows.npy")), labels, [*index["sizes"]], index["sha256"])
 
     def _pack(self, folder: Path) -> None:
-        found = self._read()
-        rows = self._bag.rows([text for texts in found.values() for text in texts], self.collection)
-        sizes = {name: len(texts) for name, texts in found.items()}
+        classes = self._read()
+        rows = self._bag.encode([text for texts in classes.values() for text in texts], self.collection)
+        sizes = {name: len(texts) for name, texts in classes.items()}
         digest = hashlib.sha256(json.dumps(sizes).encode() + rows.tobytes()).hexdigest()
         np.save(folder / "rows.npy", rows)
         (folder / "index.json").write_text(json.dumps({"sizes": sizes, "sha256": digest}), encoding="utf-8")
 
     def _read(self) -> dict[str, list[str]]:
-        """Class -> its texts, sorted. Raises ConfigError where the set is not whole."""
+        """Class -> its texts, sorted by class. Raises ConfigError if the set is damaged or not whole."""
         corpus, found = CORPORA[self.collection], defaultdict(list)
         try:
             for name, text in corpus.read(self._root):
@@ -158,11 +168,11 @@ class Texts:
             raise ConfigError(f"{error.filename} cannot be read ({error.strerror}): {self._remedy}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise ConfigError(f"{self._root} is damaged ({error!r}): {self._remedy}") from error
-        wanted = {name for names in lists(self.collection).values() for name in names}
-        count = sum(len(texts) for texts in found.values())
-        if found.keys() != wanted or count != corpus.texts:
+        wanted = {name for names in read_class_lists(self.collection).values() for name in names}
+        total = sum(len(texts) for texts in found.values())
+        if found.keys() != wanted or total != corpus.texts:
             raise ConfigError(
                 f"{self._root} is not whole, it has {len(found.keys() & wanted)} of {len(wanted)} classes "
-                f"and {count} of {corpus.texts} texts: {self._remedy}"
+                f"and {total} of {corpus.texts} texts: {self._remedy}"
             )
         return {name: found[name] for name in sorted(found)}

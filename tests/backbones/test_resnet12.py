@@ -11,7 +11,7 @@ from metarun.config.load import load_settings, plain
 from metarun.config.registry import build
 from metarun.core.seeding import generator_for, hashed
 from metarun.core.types import Episode, Examples
-from metarun.datasets.sampling.numbered import Numbered, numbered
+from metarun.datasets.sampling.numbered import Numbered, add_numbers
 from metarun.engine.build import Experiment
 from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import algo_and_theta, episodes, leaves
@@ -108,7 +108,7 @@ def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(na
     algo, theta = algo_and_theta(name, "resnet12")
     algo.backbone.drop_rate = 0.3
     plain_tasks, draw = episodes(2), generator_for(0)
-    tasks = Episode(*(Examples(numbered(x, draw), y) for x, y in plain_tasks))
+    tasks = Episode(*(Examples(add_numbers(x, draw), y) for x, y in plain_tasks))
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
     loss_by_loop, _, gradient_by_loop = meta_gradient(algo, theta, tasks, execution="loop")
     torch.testing.assert_close(loss, loss_by_loop)

@@ -20,7 +20,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
 from metarun.config.registry import GROUPS
 from metarun.datasets import texts
-from metarun.datasets.storage import known_sets as collections
+from metarun.datasets.storage import known_sets
 from metarun.runs.folder import RunFolder
 from metarun.runs.run import run
 from tests.support.tiny_assays import write_assays
@@ -97,7 +97,7 @@ def test_a_file_takes_a_step_and_a_test(
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
             pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
         values["data_dir"] = data_folder
-    elif data in (*collections.COLLECTIONS, *texts.CORPORA, "folder", "fs_mol"):
+    elif data in (*known_sets.KNOWN_SETS, *texts.CORPORA, "folder", "fs_mol"):
         values["dataset"]["path"] = str(stand_in(data, place / "data", monkeypatch))
     folder = RunFolder(place / "run")
     run(load_settings(values), folder, values, {})
@@ -123,8 +123,8 @@ def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_listed(root, "cifar_fs", per_class=6)
     elif data in ("cifar_fs", "fc100"):
         write_cifar(root, per_class=6)
-        small = dataclasses.replace(collections.COLLECTIONS[data], per_class=6)
-        monkeypatch.setitem(collections.COLLECTIONS, data, small)
+        small = dataclasses.replace(known_sets.KNOWN_SETS[data], per_class=6)
+        monkeypatch.setitem(known_sets.KNOWN_SETS, data, small)
     else:
         write_listed(root, data, per_class=6)
     return root

@@ -199,7 +199,7 @@ def test_omniglot_that_is_missing_and_cannot_be_downloaded(
     metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(omniglot, "URL", "http://127.0.0.1:9")
-    monkeypatch.setattr(download, "WAITS", (0.0, 0.0))
+    monkeypatch.setattr(download, "RETRIES", 0)
     answer = metarun("dataset=omniglot", f"data_dir={place}/data")
     target = place / "data/omniglot/images_background.zip"
     assert_told(answer, "cannot download http://127.0.0.1:9/images_background.zip (...")

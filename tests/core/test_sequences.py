@@ -15,7 +15,7 @@ from metarun.core.sequences import NOTHING, STRINGS, Labels, figures, letters, r
 from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
 from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
-from metarun.datasets.sampling.order import InOrder, shuffled
+from metarun.datasets.sampling.order import InOrder, shuffle
 from metarun.datasets.sampling.table import Table
 from metarun.engine.build import algorithm
 from metarun.engine.evaluate import evaluate
@@ -32,7 +32,7 @@ def sampler() -> EpisodeSampler:
     """Of class c, example e has the pixels c and e."""
     table = torch.zeros(10, 6, 1, 1, 2, dtype=torch.uint8)
     table[..., 0], table[..., 1] = torch.arange(10)[:, None, None, None], torch.arange(6)[:, None, None]
-    return EpisodeSampler(Table.even(table), SHAPE)
+    return EpisodeSampler(Table.from_classes(table), SHAPE)
 
 
 def contents(x: torch.Tensor, y: torch.Tensor) -> list[list[tuple[int, ...]]]:
@@ -104,7 +104,7 @@ def test_a_published_list_and_assays_can_be_read_in_order_too(sampler) -> None:
     listed = InOrder(FixedEpisodes(sampler.sample(7, torch.Generator()), SHAPE), mixed=True, strings=False)
     assert listed.sample(50, torch.Generator()).query.y.shape == (7, 12)
     rows = torch.arange(1, 61, dtype=torch.int32).view(2, 30, 1)
-    assays = AssaySampler(Table.even(rows), (torch.arange(60) % 3 == 0), TaskShape(1, 6, 8))
+    assays = AssaySampler(Table.from_classes(rows), (torch.arange(60) % 3 == 0), TaskShape(1, 6, 8))
     support, query = InOrder(assays, mixed=True, strings=False).sample(3, torch.Generator())
     assert (support.y.shape, query.y.shape) == ((3, 6), (3, 8))
     with pytest.raises(ConfigError, match="judged by delta_auprc need one_hot"):
@@ -201,7 +201,7 @@ def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps) ->
     def points(tasks: int) -> Episode:
         y = torch.arange(2).repeat_interleave(5).expand(tasks, -1)
         classes = torch.randn(tasks, 2, 6, generator=generator)
-        x, y = shuffled(Examples(classes.gather(1, y[..., None].expand(-1, -1, 6)), y), generator)
+        x, y = shuffle(Examples(classes.gather(1, y[..., None].expand(-1, -1, 6)), y), generator)
         return Episode(Examples(x[:, :2], y[:, :2]), Examples(x[:, 2:], y[:, 2:]))
 
     torch.manual_seed(0)

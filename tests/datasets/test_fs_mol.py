@@ -13,7 +13,7 @@ import torch
 
 from metarun.config.errors import ConfigError
 from metarun.core.seeding import generator_for
-from metarun.core.types import TaskShape
+from metarun.core.types import Split, TaskShape
 from metarun.datasets.storage.ngrams import Bag
 from tests.cli.test_errors import assert_told
 from tests.conftest import Command
@@ -35,17 +35,17 @@ def root(tmp_path: Path) -> Path:
 
 def owners(split: str) -> dict[tuple[int, ...], tuple[str, bool]]:
     """Of every row the assay that its molecule is of, and whether it is active there."""
-    found = {}
+    found: dict[tuple[int, ...], tuple[str, bool]] = {}
     for (folder, name), (active, inactive) in ASSAYS.items():
         if folder == split:
             numbers = range(active + inactive)
-            rows = Bag([2, 3], False, WIDTH).rows([molecule(name, number) for number in numbers], name)
+            rows = Bag([2, 3], False, WIDTH).encode([molecule(name, number) for number in numbers], name)
             found |= {tuple(row): (name, number < active) for number, row in zip(numbers, rows.tolist())}
     return found
 
 
 @pytest.mark.parametrize(("folder", "split"), [("train", "train"), ("valid", "val"), ("test", "test")])
-def test_a_task_is_one_assay_in_its_own_balance(folder, split, root) -> None:
+def test_a_task_is_one_assay_in_its_own_balance(folder: str, split: Split, root: Path) -> None:
     """Of 4 molecules an assay of 3 active ones in 12 gives 1, of 11 in 12 gives 3, for it must give both kinds."""
     owner = owners(folder)
     sampler = dataset(root, width=WIDTH).tasks(split, TaskShape(2, 4, 8))
@@ -63,7 +63,7 @@ def test_a_task_is_one_assay_in_its_own_balance(folder, split, root) -> None:
     assert drawn == {name for where, name in ASSAYS if where == folder}
 
 
-def test_every_molecule_of_a_large_assay_is_drawn_and_none_preferred(root) -> None:
+def test_every_molecule_of_a_large_assay_is_drawn_and_none_preferred(root: Path) -> None:
     """Of 15 active and 15 inactive molecules 2 + 2 are support, 8 of the other 26 queries."""
     owner = owners("valid")
     support, query = dataset(root, width=WIDTH).tasks("val", TaskShape(2, 4, 8)).sample(6000, generator_for("fair"))
@@ -73,7 +73,7 @@ def test_every_molecule_of_a_large_assay_is_drawn_and_none_preferred(root) -> No
         assert counts.tolist() == pytest.approx([share] * 30, abs=0.035)  # six standard deviations
 
 
-def test_every_form_holds_the_same(root, tmp_path: Path) -> None:
+def test_every_form_holds_the_same(root: Path, tmp_path: Path) -> None:
     zipped, archive = tmp_path / "zipped", tmp_path / "deep" / "fs-mol-lite.tar.xz"
     for name, content in files().items():
         (zipped / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,11 @@ def test_every_form_holds_the_same(root, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "told"),
     [
-        (TaskShape(2, 1, 4), "shots is 1: of an assay it is all molecules of the support, at least 2"),
+        (TaskShape(2, 1, 4), "shots is 1: of an assay it counts all molecules of the support, at least 2"),
         (TaskShape(2, 6, 7), "shots + queries is 6 + 7 = 13: the smallest assay of this split has 12 molecules"),
     ],
 )
-def test_a_shape_that_an_assay_cannot_have_is_refused(shape, told, root) -> None:
+def test_a_shape_that_an_assay_cannot_have_is_refused(shape: TaskShape, told: str, root: Path) -> None:
     with pytest.raises(ConfigError) as error:
         dataset(root).tasks("train", shape)
     assert str(error.value) == told
@@ -114,16 +114,16 @@ def broken(**changes: Any) -> bytes:
     [
         (b'{"SMILES"', r"train/CHEMBL1.jsonl in .* is damaged"),
         (broken(Property="active"), r"train/CHEMBL1.jsonl in .* is damaged"),
-        (broken(), r"train/CHEMBL1.jsonl in .* needs molecules of both kinds"),
+        (broken(), r"train/CHEMBL1.jsonl in .* needs both active and inactive molecules"),
     ],
 )
-def test_a_damaged_assay_is_named(content, told, root) -> None:
+def test_a_damaged_assay_is_named(content: bytes, told: str, root: Path) -> None:
     (root / "train/CHEMBL1.jsonl").write_bytes(content)
     with pytest.raises(ConfigError, match=told):
         dataset(root).prepare()
 
 
-def test_what_is_missing_is_told(root, tmp_path: Path) -> None:
+def test_what_is_missing_is_told(root: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nothing at .*/nowhere: put the folders train, valid and test of https"):
         dataset(tmp_path / "nowhere").prepare()
     assert dataset(tmp_path / "nowhere").describe().startswith("nothing at")
@@ -132,7 +132,7 @@ def test_what_is_missing_is_told(root, tmp_path: Path) -> None:
         dataset(root).prepare()
 
 
-def test_a_classifier_of_all_training_classes_is_refused(root, metarun: Command) -> None:
+def test_a_classifier_of_all_training_classes_is_refused(root: Path, metarun: Command) -> None:
     asked = ("dataset=fs_mol", f"dataset.path={root}", "shots=4", "queries=4", "algo=baseline", "device=cpu")
     told = "algo=baseline learns to tell all training classes apart: the tasks of dataset=fs_mol have none in common"
     assert_told(metarun(*asked), told)
@@ -142,8 +142,8 @@ def test_a_classifier_of_all_training_classes_is_refused(root, metarun: Command)
 def test_the_test_split_of_the_real_set_is_whole() -> None:
     """Packing all of it takes half a minute: the archive's names tell."""
     data = dataset(None, data_dir=Path(os.environ["METARUN_DATA"]))
-    if not data._place.exists():
+    if data.describe().startswith("nothing at"):
         pytest.skip("fs-mol-lite is not in METARUN_DATA")
-    found = data._names()
+    found = data.find_files()
     assert sum(match[1] == "test" for match in found.values()) == 157
     assert sum(match[1] == "train" for match in found.values()) >= 4935

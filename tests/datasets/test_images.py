@@ -5,6 +5,7 @@ import pickle
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ from PIL import Image
 
 from metarun.config.errors import ConfigError
 from metarun.core.types import TaskShape
-from metarun.datasets.storage import known_sets as collections
-from metarun.datasets.storage.packing import Form, brought
+from metarun.datasets.sampling.augment import PictureTransform
+from metarun.datasets.storage import known_sets
+from metarun.datasets.storage.packing import Form, convert
 from tests.support.tiny_pictures import (
     CLASSES,
     FORMS,
@@ -37,7 +39,7 @@ EXPECTED = sorted((f"{piece.split}/{piece.label}", piece.colour) for piece in pi
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_miniimagenet_holds_the_same_pictures(form, pictures: Path) -> None:
+def test_every_form_of_miniimagenet_holds_the_same_pictures(form: str, pictures: Path) -> None:
     FORMS[form](pictures)
     dataset = images("miniimagenet", pictures)
     assert sorted(colours(dataset)) == EXPECTED
@@ -45,13 +47,13 @@ def test_every_form_of_miniimagenet_holds_the_same_pictures(form, pictures: Path
 
 
 @pytest.mark.parametrize("form", ["class folders", "zips of class folders", "tables and a folder", "tables and tars"])
-def test_a_folder_of_ones_own_comes_in_them_too(form, pictures: Path) -> None:
+def test_a_folder_of_ones_own_comes_in_them_too(form: str, pictures: Path) -> None:
     FORMS[form](pictures)
     assert sorted(colours(images("folder", pictures))) == EXPECTED
 
 
 @pytest.mark.parametrize("split", [True, False])
-def test_an_archive_beside_class_folders_hides_none_of_them(split, pictures: Path) -> None:
+def test_an_archive_beside_class_folders_hides_none_of_them(split: bool, pictures: Path) -> None:
     write_folders(pictures, split)
     with zipfile.ZipFile(pictures / "old.zip", "w") as archive:
         archive.writestr("other/1.png", encoded((1, 2, 3)))
@@ -63,11 +65,11 @@ def test_classes_without_splits_are_divided_by_the_seed(pictures: Path) -> None:
     write_folders(pictures, split=False)
     parts = {"split_fractions": [0.5, 0.2, 0.3]}
     first, again, other = (images("folder", pictures, split_seed=seed, **parts) for seed in (1, 1, 2))
-    split = {name: first._classes(first._packed, name) for name in CLASSES}
+    split = first.split_classes()
     assert sorted(row for rows in split.values() for row in rows) == list(range(7))
     assert {name: len(rows) for name, rows in split.items()} == {"train": 4, "val": 1, "test": 2}
-    assert split == {name: again._classes(again._packed, name) for name in CLASSES}
-    assert split != {name: other._classes(other._packed, name) for name in CLASSES}
+    assert split == again.split_classes()
+    assert split != other.split_classes()
 
 
 def test_one_table_names_the_classes(pictures: Path) -> None:
@@ -81,9 +83,9 @@ def test_one_table_names_the_classes(pictures: Path) -> None:
 
 def test_tieredimagenets_pickles_and_lists(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(
-        collections.COLLECTIONS,
+        known_sets.KNOWN_SETS,
         "tieredimagenet",
-        replace(collections.COLLECTIONS["tieredimagenet"], classes=tuple(CLASSES.values())),
+        replace(known_sets.KNOWN_SETS["tieredimagenet"], classes=(3, 2, 2)),
     )
     for split in CLASSES:
         chosen = [piece for piece in pieces() if piece.split == split]
@@ -98,18 +100,18 @@ def test_tieredimagenets_pickles_and_lists(pictures: Path, monkeypatch: pytest.M
 @pytest.mark.parametrize("unpacked", [True, False])
 @pytest.mark.parametrize(("name", "train"), [("cifar_fs", "dolphin"), ("fc100", "ray")])
 def test_cifar100_by_the_published_lists(
-    name, train, unpacked, pictures: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, train: str, unpacked: bool, pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two pictures of each of the 100 classes; whole is 600."""
     names = write_cifar(pictures, per_class=2, unpacked=unpacked)
     with pytest.raises(ConfigError, match=r"is not whole, class \w+ of train has 2 pictures, not 600"):
         images(name, pictures).prepare()
-    known = collections.COLLECTIONS[name]
-    found = known.found(pictures)
+    known = known_sets.KNOWN_SETS[name]
+    found = known.find(pictures)
     assert found is not None
     assert {split: len(classes) for split, classes in found.items()} == dict(zip(CLASSES, known.classes))
     assert train in found["train"]
-    monkeypatch.setitem(collections.COLLECTIONS, name, replace(known, per_class=2))
+    monkeypatch.setitem(known_sets.KNOWN_SETS, name, replace(known, per_class=2))
     packed = images(name, pictures)._packed
     shown = {
         packed.classes[label].name: int(picture[0, 0, 0]) for label, picture in zip(packed.labels, packed.pictures)
@@ -123,10 +125,10 @@ def test_cifar100_by_the_published_lists(
 def test_a_picture_of_any_kind_becomes_a_square_of_colours() -> None:
     form = Form(size=2, channels=3, resize="squeeze", filter="box")
 
-    def pixels(image: Image.Image, format: str = "PNG", **options: object) -> list[list[list[int]]]:
+    def pixels(image: Image.Image, format: str = "PNG", **options: Any) -> Any:
         out = io.BytesIO()
         image.save(out, format, **options)
-        found = brought(out.getvalue(), form)
+        found = convert(out.getvalue(), form)
         assert isinstance(found, bytes), found
         return np.frombuffer(found, np.uint8).reshape(3, 2, 2).transpose(1, 2, 0).tolist()
 
@@ -144,9 +146,10 @@ def test_a_picture_of_any_kind_becomes_a_square_of_colours() -> None:
 
 def test_crop_takes_the_middle_and_squeeze_the_whole() -> None:
     striped = np.repeat(np.array([10, 20, 20, 30], dtype=np.uint8), 2)[None, :, None].repeat(4, 0).repeat(3, 2)  # 4 x 8
-    crop, squeeze = (brought(striped, Form(4, 1, how, "box")) for how in ("crop", "squeeze"))
-    assert np.frombuffer(crop, np.uint8).reshape(4, 4).tolist() == [[20] * 4] * 4
-    assert np.frombuffer(squeeze, np.uint8).reshape(4, 4).tolist() == [[10, 20, 20, 30]] * 4
+    for form, row in ((Form(4, 1, "crop", "box"), [20] * 4), (Form(4, 1, "squeeze", "box"), [10, 20, 20, 30])):
+        pixels = convert(striped, form)
+        assert isinstance(pixels, bytes), pixels
+        assert np.frombuffer(pixels, np.uint8).reshape(4, 4).tolist() == [row] * 4
 
 
 def test_broken_pictures_of_ones_own_are_left_out_and_told_of(
@@ -176,7 +179,7 @@ def test_a_published_set_must_be_whole(pictures: Path, picture_cache: Path) -> N
         images("miniimagenet", pictures).prepare()
     assert packings(picture_cache) == []
     broken.unlink()
-    with pytest.raises(ConfigError, match=rf"train.csv lists 1 pictures that are not in .*, as {broken.name}"):
+    with pytest.raises(ConfigError, match=rf"train.csv lists 1 picture not found in .*, for example {broken.name}"):
         images("miniimagenet", pictures).prepare()
 
 
@@ -188,8 +191,10 @@ def test_equal_pictures_are_found_within_and_across_splits(pictures: Path) -> No
     dataset = images("folder", pictures)
     dataset.prepare()
     told = dataset.describe()
-    assert "equal pictures within train: 1 groups" in told
-    assert f"equal pictures across train and val: 1 groups, as train/{train.label}/{pieces()[1].name} = " in told
+    assert "equal pictures within train: 1 group," in told
+    assert (
+        f"equal pictures across train and val: 1 group, for example train/{train.label}/{pieces()[1].name} = " in told
+    )
 
 
 # Tasks
@@ -207,7 +212,7 @@ def test_small_classes_are_refused_with_the_numbers_or_left_out(pictures: Path) 
         images("folder", pictures).tasks("train", shape)
     sampler = images("folder", pictures, small_classes="skip").tasks("train", shape)
     assert len(sampler.table) == 1
-    with pytest.raises(ConfigError, match="ways is 2: this split has 1 classes"):
+    with pytest.raises(ConfigError, match="ways is 2: this split has 1 class"):
         images("folder", pictures, small_classes="skip").tasks("train", TaskShape(2, 2, 4))
 
 
@@ -215,10 +220,11 @@ def test_only_training_changes_pictures_and_normalising_is_for_all(pictures: Pat
     write_folders(pictures)
     changes = {"flip": True, "crop": 2, "jitter": 0.5, "rotations_train": "classes"}
     dataset = images("folder", pictures, mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 0.2], **changes)
-    train, val = (dataset.tasks(split, TaskShape(2, 1, 1)) for split in ("train", "val"))
+    train, val = dataset.tasks("train", TaskShape(2, 1, 1)), dataset.tasks("val", TaskShape(2, 1, 1))
     assert (len(train.table), len(val.table)) == (12, 2)
-    assert (val.view.crop, val.view.flip, val.view.jitter) == (0, False, 0)
-    assert (train.view.crop, train.view.flip, train.view.jitter) == (2, True, 0.5)
+    normalised = PictureTransform(mean=[0.5, 0.4, 0.3], std=[0.5, 0.25, 0.2])
+    assert val.transform == normalised
+    assert train.transform == replace(normalised, crop=2, flip=True, jitter=0.5)
     x = val.sample(1, torch.Generator().manual_seed(0)).query.x[0, 0, :, 0, 0]
     stored = (x * torch.tensor([0.5, 0.25, 0.2]) + torch.tensor([0.5, 0.4, 0.3])) * 255
     assert tuple(stored.round().int().tolist()) in [piece.colour for piece in pieces() if piece.split == "val"]

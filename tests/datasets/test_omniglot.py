@@ -12,17 +12,17 @@ from PIL import Image
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import declaration
-from metarun.core.types import TaskShape
-from metarun.datasets import omniglot
-from metarun.datasets.omniglot import divide
-from metarun.datasets.sampling import omniglot_runs
+from metarun.core.types import Split, TaskShape
+from metarun.datasets import omniglot, omniglot_runs
+from metarun.datasets.omniglot import Omniglot, divide
+from metarun.datasets.omniglot_files import PARTS, read_image
 from metarun.datasets.sampling.episodes import EpisodeSampler
-from metarun.datasets.storage.omniglot_files import PARTS, grey
+from metarun.datasets.storage.layouts import SPLITS
 from tests.support.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
 
 
 @pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
@@ -34,7 +34,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def root(tiny, tmp_path: Path):
+def root(tiny: None, tmp_path: Path) -> Path:
     write_zips(tmp_path / "data")
     return tmp_path / "data"
 
@@ -42,30 +42,36 @@ def root(tiny, tmp_path: Path):
 # Tasks
 
 
+def sampler_of(data: Omniglot, split: Split, ways: int = 2, queries: int = 1) -> EpisodeSampler:
+    sampler = data.tasks(split, TaskShape(ways, 1, queries))
+    assert isinstance(sampler, EpisodeSampler)
+    return sampler
+
+
 def images_of(sampler: EpisodeSampler) -> torch.Tensor:
     """[classes, 20, 1, S, S]."""
-    return sampler.table.examples.unflatten(0, (len(sampler.table), -1))
+    return sampler.table.examples.view(len(sampler.table), 20, *sampler.table.example_shape)
 
 
 @pytest.mark.parametrize(("rotations", "rows", "variants"), [("none", 2, 1), ("classes", 8, 1), ("episode", 8, 4)])
-def test_rotation_modes(root, rotations, rows, variants) -> None:
+def test_rotation_modes(root: Path, rotations: str, rows: int, variants: int) -> None:
     data = dataset(root, rotations_train=rotations)
-    sampler = data.tasks("train", TaskShape(2, 1, 1))
+    sampler = sampler_of(data, "train")
     assert (len(sampler.table), sampler.variants) == (rows, variants)
-    assert len(data.tasks("test", TaskShape(2, 1, 1)).table) == 2  # the other setting
+    assert len(sampler_of(data, "test").table) == 2  # the other setting
     images = images_of(sampler)
     for row in range(rows):
         turned = torch.rot90(images[row - row % 4], row % 4, (-2, -1))
         assert rows == 2 or torch.equal(images[row], turned)
 
 
-def test_validation_rotates_as_the_test_does(root) -> None:
+def test_validation_rotates_as_the_test_does(root: Path) -> None:
     data = dataset(root, rotations_train="classes", rotations_test="episode")
-    assert [data.tasks(split, TaskShape(2, 1, 1)).variants for split in ("train", "val", "test")] == [1, 4, 4]
+    assert [sampler_of(data, split).variants for split in SPLITS] == [1, 4, 4]
 
 
-def test_an_episode_never_holds_two_rotations_of_a_character(root) -> None:
-    sampler = dataset(root, rotations_train="episode").tasks("train", TaskShape(2, 1, 2))
+def test_an_episode_never_holds_two_rotations_of_a_character(root: Path) -> None:
+    sampler = sampler_of(dataset(root, rotations_train="episode"), "train", queries=2)
     support = sampler.sample(64, torch.Generator().manual_seed(0)).support.x  # [T, 2, 1, S, S]
     table = images_of(sampler).float() / 255  # [8, 20, 1, S, S]
     same = (support[:, :, None, None] == table).flatten(4).all(-1).any(-1)  # [T, 2, 8]
@@ -77,16 +83,15 @@ def test_an_episode_never_holds_two_rotations_of_a_character(root) -> None:
         dataset(root, rotations_train="episode").tasks("train", TaskShape(3, 1, 1))
 
 
-def test_ink_is_one_or_zero_and_shares_the_packed_table(root, cache) -> None:
-    shape = TaskShape(2, 1, 1)
-    bright, dark = (images_of(dataset(root, ink=ink).tasks("train", shape)) for ink in (1, 0))
+def test_ink_is_one_or_zero_and_shares_the_packed_table(root: Path, cache: Path) -> None:
+    bright, dark = (images_of(sampler_of(dataset(root, ink=ink), "train")) for ink in (1, 0))
     assert torch.equal(bright, 255 - dark)
     assert bright[0, 0, 0, -1, -1] == 0  # paper
     assert bright.float().mean() < 128 < dark.float().mean()
     assert len(list(cache.rglob("images.npy"))) == 1
 
 
-def test_identity_is_json_and_tells_two_uses_apart(root) -> None:
+def test_identity_is_json_and_tells_two_uses_apart(root: Path) -> None:
     one, other = dataset(root).identity(), dataset(root, filter="nearest").identity()
     assert json.loads(json.dumps(one)) == one
     assert one["characters"] == {"train": 2, "val": 2, "test": 2}
@@ -103,14 +108,14 @@ def test_the_registry_knows_which_fields_yaml_sets() -> None:
 
 
 @pytest.fixture
-def one_shot(root, monkeypatch: pytest.MonkeyPatch):
+def one_shot(root: Path, monkeypatch: pytest.MonkeyPatch) -> Omniglot:
     """Two runs of the tiny copy's test alphabet, its characters in the other order."""
     monkeypatch.setattr(omniglot_runs, "RUNS", {"Kannada": (((5, 8), (3, 2)), (2, 1))})
     monkeypatch.setattr(omniglot, "RUN", TaskShape(2, 1, 1))
     return dataset(root, split="lake", test_tasks="runs", rotations_test="classes")
 
 
-def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot) -> None:
+def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot: Omniglot) -> None:
     tasks = one_shot.tasks("test", TaskShape(2, 1, 1)).sample(50, torch.Generator().manual_seed(7))
     images, index = one_shot._packed
     assert index["characters"][4:] == ["images_evaluation/Kannada/character01", "images_evaluation/Kannada/character02"]
@@ -120,12 +125,12 @@ def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot) -> None:
         assert torch.equal(part.x, (255 - torch.stack([torch.stack(run) for run in expected])).float() / 255)
 
 
-def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_shot, root) -> None:
+def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_shot: Omniglot, root: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval.ways, shots and queries are 2, 1 and 5: .* has 2, 1 and 1"):
         one_shot.tasks("test", TaskShape(2, 1, 5))
     with pytest.raises(ConfigError, match=r"dataset.split=vinyals trains on .*: use dataset.split=lake"):
         dataset(root, test_tasks="runs").tasks("test", TaskShape(2, 1, 1))
-    assert len(dataset(root, test_tasks="runs").tasks("val", TaskShape(2, 1, 5)).table) == 2  # validation as ever
+    assert len(sampler_of(dataset(root, test_tasks="runs"), "val", queries=5).table) == 2  # validation is drawn
 
 
 # Splits
@@ -136,7 +141,7 @@ CHARACTERS = [f"images_background/A{n % 30:02}/character{n // 30:02}" for n in r
 
 
 @pytest.mark.parametrize(("split", "sizes"), [("random", [1100, 100, 423]), ("lake", [864, 100, 659])])
-def test_seeded_splits_are_disjoint_and_of_their_sizes(split, sizes) -> None:
+def test_seeded_splits_are_disjoint_and_of_their_sizes(split: str, sizes: list[int]) -> None:
     one, again, other = (divide(CHARACTERS, split, seed) for seed in (1, 1, 2))
     assert [len(rows) for rows in one.values()] == sizes
     assert sorted(row for rows in one.values() for row in rows) == list(range(1623))
@@ -154,7 +159,7 @@ real = pytest.mark.skipif("METARUN_DATA" not in os.environ, reason="METARUN_DATA
 
 
 @pytest.fixture(scope="module")
-def omniglot_data(tmp_path_factory: pytest.TempPathFactory):
+def omniglot_data(tmp_path_factory: pytest.TempPathFactory) -> Omniglot:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
         data = dataset(Path(os.environ["METARUN_DATA"]) / "omniglot")
@@ -163,7 +168,8 @@ def omniglot_data(tmp_path_factory: pytest.TempPathFactory):
 
 
 @real
-def test_the_whole_collection_is_packed(omniglot_data) -> None:
+@pytest.mark.integration  # packs all of it
+def test_the_whole_collection_is_packed(omniglot_data: Omniglot) -> None:
     images, index = omniglot_data._packed
     assert images.shape == (1623, 20, 1, 28, 28)
     assert (index["alphabets"], index["images"]) == (50, 32460)
@@ -172,9 +178,10 @@ def test_the_whole_collection_is_packed(omniglot_data) -> None:
 
 
 @real
-def test_one_known_image_equals_an_independent_decoding(omniglot_data) -> None:
+@pytest.mark.integration  # packs all of it
+def test_one_known_image_equals_an_independent_decoding(omniglot_data: Omniglot) -> None:
     images, index = omniglot_data._packed
-    root, character = Path(omniglot_data.path), "images_evaluation/Tibetan/character07"
+    root, character = Path(str(omniglot_data.path)), "images_evaluation/Tibetan/character07"
     with zipfile.ZipFile(root / "omniglot-py" / "images_evaluation.zip") as archive:
         name = next(n for n in archive.namelist() if n.startswith(character) and n.endswith("_13.png"))
         pixels = np.asarray(Image.open(archive.open(name)), dtype=np.uint8) * 255
@@ -183,10 +190,11 @@ def test_one_known_image_equals_an_independent_decoding(omniglot_data) -> None:
 
 
 @real
-def test_vinyals_equals_the_published_lists(omniglot_data) -> None:
+@pytest.mark.integration  # packs all of it
+def test_vinyals_equals_the_published_lists(omniglot_data: Omniglot) -> None:
     characters = omniglot_data._packed[1]["characters"]
     for split, rows in divide(characters, "vinyals", 0).items():
-        lines = (Path(omniglot_data.path) / "splits" / "vinyals" / f"{split}.txt").read_text().split()
+        lines = (Path(str(omniglot_data.path)) / "splits" / "vinyals" / f"{split}.txt").read_text().split()
         assert {characters[row].split("/", 1)[1] for row in rows} == {line.rsplit("/", 1)[0] for line in lines}
         assert 4 * len(rows) == len(lines)
 
@@ -208,7 +216,7 @@ def test_runs_are_those_of_the_published_archive() -> None:
         def pixels(archive: zipfile.ZipFile, name: str) -> bytes:
             return Image.open(archive.open(name)).tobytes()
 
-        rows, drawings = omniglot_runs.where(characters)
+        rows, drawings = omniglot_runs.locate_runs(characters)
         for run, (row, (drawing,)) in enumerate(zip(rows[:, :, 0].tolist(), drawings.tolist()), start=1):
             listed = runs.read(f"run{run:02}/class_labels.txt").decode().split()
             query_of = dict(zip(listed[1::2], listed[::2]))
@@ -226,5 +234,5 @@ def test_nearest_is_what_pillow_makes_of_the_1_bit_image(tmp_path: Path) -> None
         name = next(n for n in archive.namelist() if n.endswith(".png"))
         raw = Image.open(archive.open(name))
         theirs = np.asarray(raw.resize((28, 28), Image.Resampling.LANCZOS).convert("L"))
-        ours = grey(path, name, archive.read(name), 28, "nearest")
+        ours = read_image(path, name, archive.read(name), 28, "nearest")
     assert (ours == theirs).all()

@@ -12,8 +12,8 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.core.seeding import generator_for
 from metarun.core.types import TaskShape
-from metarun.datasets.storage.known_sets import lists
-from metarun.datasets.storage.ngrams import Bag, hashed, ngrams
+from metarun.datasets.storage.known_sets import read_class_lists
+from metarun.datasets.storage.ngrams import Bag, hash_ngram, list_ngrams
 from tests.cli.test_errors import assert_told
 from tests.conftest import Command
 from tests.support.tiny_texts import OUT_OF_SCOPE, dataset, text, write_texts
@@ -31,16 +31,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_ngrams_of_words_and_characters_by_hand() -> None:
-    assert ngrams("So, so?", [3], words=True) == ["so|", "so|so", " so", "so ", "o s"]
-    assert ngrams("CC=C", [2, 3], words=False) == [" C", "CC", "C=", "=C", "C ", " CC", "CC=", "C=C", "=C "]
+    assert list_ngrams("So, so?", [3], words=True) == ["so|", "so|so", " so", "so ", "o s"]
+    assert list_ngrams("CC=C", [2, 3], words=False) == [" C", "CC", "C=", "=C", "C ", " CC", "CC=", "C=C", "=C "]
 
 
 def test_rows_are_distinct_hashes_up_to_the_width() -> None:
-    long, empty = Bag([2], False, 4).rows(["abcdefgh", "?"], "letters").tolist()
-    assert long == [hashed(ngram) for ngram in (" a", "ab", "bc", "cd")]
-    assert empty == [hashed(" ?"), hashed("? "), 0, 0]
-    assert all(0 < hashed(ngram) < 2**31 for ngram in map(str, range(1000)))
-    assert hashed("ab") == 0x9E83486D & 0x7FFFFFFF  # the CRC-32 of "ab", as every zip file has it
+    long, empty = Bag([2], False, 4).encode(["abcdefgh", "?"], "letters").tolist()
+    assert long == [hash_ngram(ngram) for ngram in (" a", "ab", "bc", "cd")]
+    assert empty == [hash_ngram(" ?"), hash_ngram("? "), 0, 0]
+    assert all(0 < hash_ngram(ngram) < 2**31 for ngram in map(str, range(1000)))
+    assert hash_ngram("ab") == 0x9E83486D & 0x7FFFFFFF  # the CRC-32 of "ab", as every zip file has it
 
 
 def slow_counts(sentence: str, buckets: int) -> torch.Tensor:
@@ -51,14 +51,14 @@ def slow_counts(sentence: str, buckets: int) -> torch.Tensor:
     for start in range(len(padded)):
         for stop in range(start + 3, min(start + 4, len(padded)) + 1):
             found.add(padded[start:stop])
-    counts = Counter(hashed(ngram) % buckets for ngram in found)
+    counts = Counter(hash_ngram(ngram) % buckets for ngram in found)
     return torch.tensor([float(counts[bucket]) for bucket in range(buckets)], dtype=torch.float64)
 
 
 def test_features_are_the_counted_ngrams_vectors() -> None:
     sentences = ["wake me at six", "wake me at six or at seven", "no"]
     network = build("backbone", {"name": "ngram", "buckets": 50, "features": 6, "length": 3.0}, input_shape=(80,))
-    z = network.double()(torch.from_numpy(Bag([3, 4], True, 80).rows(sentences, "sentences")))
+    z = network.double()(torch.from_numpy(Bag([3, 4], True, 80).encode(sentences, "sentences")))
     for sentence, found in zip(sentences, z):
         total = slow_counts(sentence, 50) @ network.embedding.weight
         torch.testing.assert_close(found, 3 * total / total.norm())
@@ -76,11 +76,13 @@ def test_a_row_without_ngrams_is_zero_and_has_a_gradient() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_text_is_drawn_under_its_class_and_split(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_text_is_drawn_under_its_class_and_split(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data = dataset(name, write_texts(tmp_path / "data", name, 3, monkeypatch))
     bag = Bag([3, 4], True, data.width)
-    for split, labels in lists(name).items():
-        rows = bag.rows([text(label, number) for label in labels for number in range(3)], split)
+    for split, labels in read_class_lists(name).items():
+        rows = bag.encode([text(label, number) for label in labels for number in range(3)], split)
         owner = {tuple(row): i // 3 for i, row in enumerate(rows.tolist())}
         assert len(owner) == 3 * len(labels)
         sampler = data.tasks(split, TaskShape(len(labels), 1, 2))
@@ -95,7 +97,7 @@ def test_every_text_is_drawn_under_its_class_and_split(name, tmp_path: Path, mon
 
 def test_what_is_out_of_scope_belongs_to_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset("clinc150", write_texts(tmp_path / "data", "clinc150", 2, monkeypatch))
-    unwanted = torch.from_numpy(Bag([3, 4], True, data.width).rows([OUT_OF_SCOPE], "nothing"))
+    unwanted = torch.from_numpy(Bag([3, 4], True, data.width).encode([OUT_OF_SCOPE], "nothing"))
     assert not (data._packed.rows == unwanted).all(1).any()
 
 
@@ -112,15 +114,17 @@ def test_identity_is_json_and_tells_other_texts_and_ngrams_apart(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_missing_or_damaged_is_told(name, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_or_damaged_is_told(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigError, match=r"nothing at .*/data: put .* of https://github.com/"):
         dataset(name, tmp_path / "data").prepare()
     assert dataset(name, tmp_path / "data").describe().startswith("nothing at")
     data = dataset(name, write_texts(tmp_path / "data", name, 2, monkeypatch))
-    assert f"test: {len(lists(name)['test'])} classes of 2 texts" in data.describe()
+    assert f"test: {len(read_class_lists(name)['test'])} classes of 2 texts" in data.describe()
     *_, file = sorted(tmp_path.joinpath("data").iterdir())
     whole = file.read_text()
-    file.write_text(whole.replace(text(lists(name)["test"][0], 0), "").replace(lists(name)["val"][0], "else"))
+    file.write_text(
+        whole.replace(text(read_class_lists(name)["test"][0], 0), "").replace(read_class_lists(name)["val"][0], "else")
+    )
     with pytest.raises(ConfigError, match=r"is not whole, it has \d+ of \d+ classes and \d+ of \d+ texts"):
         data.prepare()
     file.write_text(whole.replace('"train"', '"rain"').replace("category", "kind"))
@@ -140,7 +144,7 @@ def test_what_is_missing_or_damaged_is_told(name, tmp_path: Path, monkeypatch: p
     ],
 )
 def test_a_backbone_for_other_inputs_is_refused(
-    wanted, told, metarun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    wanted: str, told: str, metarun: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = write_texts(tmp_path / "data", "clinc150", 6, monkeypatch)
     asked = wanted.split()
@@ -153,7 +157,7 @@ def test_a_backbone_for_other_inputs_is_refused(
 
 @pytest.mark.skipif("METARUN_DATA" not in os.environ, reason="METARUN_DATA is not set")
 @pytest.mark.parametrize(("name", "texts", "least"), [("clinc150", 22_500, 150), ("banking77", 13_083, 75)])
-def test_the_published_set_is_whole_and_most_texts_are_kept_entire(name, texts, least) -> None:
+def test_the_published_set_is_whole_and_most_texts_are_kept_entire(name: str, texts: int, least: int) -> None:
     root = Path(os.environ["METARUN_DATA"], "text-intents", name)
     if not root.is_dir():
         pytest.skip(f"{name} is not in METARUN_DATA")

@@ -15,7 +15,7 @@ from metarun.config.errors import Failed
 from metarun.config.registry import traits_of
 from metarun.core.batch import Execution
 from metarun.core.types import Episode, Metrics, TaskShape, TaskSource
-from metarun.datasets.sampling.augment import View
+from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.table import Table
@@ -32,7 +32,7 @@ from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 OnTape = Callable[[Callable[[], list[torch.Tensor]]], None]
 STEPS = WARM_UP + 3
-PICTURES = Table.even(torch.randint(256, (6, 5, 3, 8, 8), dtype=torch.uint8))
+PICTURES = Table.from_classes(torch.randint(256, (6, 5, 3, 8, 8), dtype=torch.uint8))
 
 
 def place(value: Any) -> Any:
@@ -248,17 +248,17 @@ def test_a_recording_that_freezes_a_number_is_refused(on_tape: OnTape) -> None:
         SinusoidTasks(TaskShape(1, 2, 3), torch.device("cpu")),
         Numbered(EpisodeSampler(PICTURES, TaskShape(3, 2, 2))),
         EpisodeSampler(
-            Table.of(
+            Table.from_labels(
                 torch.randint(256, (9, 3, 8, 8), dtype=torch.uint8),
                 torch.tensor([0, 0, 0, 1, 1, 1, 1, 2, 2]),
                 torch.arange(9),
                 torch.device("cpu"),
             ),
             TaskShape(2, 1, 1),
-            view=View(crop=2, flip=True, jitter=0.4, mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3]),
+            transform=PictureTransform(crop=2, flip=True, jitter=0.4, mean=[0.5, 0.4, 0.3], std=[0.1, 0.2, 0.3]),
         ),
         EpisodeSampler(
-            Table.even(torch.randint(256, (6, 5, 3, 8, 8), dtype=torch.uint8)), TaskShape(3, 2, 2)
+            Table.from_classes(torch.randint(256, (6, 5, 3, 8, 8), dtype=torch.uint8)), TaskShape(3, 2, 2)
         ).minibatches(4),
     ],
     ids=["sinusoid", "numbered pictures", "changed pictures of uneven classes", "minibatches"],

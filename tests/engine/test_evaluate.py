@@ -14,7 +14,7 @@ from tests.support.tiny import algo_and_theta
 @pytest.fixture(scope="module")
 def source() -> EpisodeSampler:
     images = torch.randint(0, 256, (12, 6, 1, 16, 16), generator=torch.Generator().manual_seed(3), dtype=torch.uint8)
-    return EpisodeSampler(Table.even(images), TaskShape(ways=3, shots=2, queries=2))
+    return EpisodeSampler(Table.from_classes(images), TaskShape(ways=3, shots=2, queries=2))
 
 
 def scores(source: EpisodeSampler, tasks: int = 70, chunk: int = 10, execution: str = "vmap", seed: int = 0) -> Scores:

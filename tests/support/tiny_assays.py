@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
-from metarun.cli.hydra_app import CONFIGS
 from metarun.config.registry import build
 from metarun.datasets.fs_mol import FSMol
+from tests.support.shipped import read_settings
 
 ASSAYS = {  # folder, name -> active and inactive molecules
     ("train", "CHEMBL1"): (3, 9),
@@ -22,8 +21,8 @@ ASSAYS = {  # folder, name -> active and inactive molecules
 
 def molecule(assay: str, number: int) -> str:
     """No other has the same n-grams."""
-    hundreds, tens, ones = f"{number:03}"
-    return f"C{assay[-1]}({hundreds})[{tens}]={ones}"
+    digits = f"{number:03}"
+    return f"C{assay[-1]}({digits[0]})[{digits[1]}]={digits[2]}"
 
 
 def files(times: int = 1) -> dict[str, bytes]:
@@ -48,7 +47,8 @@ def write_assays(root: Path, times: int = 1) -> Path:
 
 def dataset(path: Path | None, **changes: Any) -> FSMol:
     """The shipped configs/dataset/fs_mol.yaml, with n-grams of 2 and 3 characters."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(CONFIGS / "dataset/fs_mol.yaml")["dataset"])
-    values |= {"characters": [2, 3], "path": path and str(path), **changes}
+    values = read_settings("fs_mol") | {"characters": [2, 3], "path": path and str(path), **changes}
     data_dir = values.pop("data_dir", Path("nowhere"))
-    return build("dataset", values, data_dir=data_dir, device=torch.device("cpu"))
+    built = build("dataset", values, data_dir=data_dir, device=torch.device("cpu"))
+    assert isinstance(built, FSMol)
+    return built

@@ -3,12 +3,13 @@
 import io
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw
 
 from metarun.datasets.omniglot import Omniglot
-from metarun.datasets.storage.omniglot_files import Part
+from metarun.datasets.omniglot_files import Part
 
 TINY = {  # under `vinyals`: 2 characters to train on, 2 to validate on, 2 to test on
     "images_background": {"Armenian": 2, "Latin": 2},
@@ -70,6 +71,6 @@ def tiny_parts() -> dict[str, Part]:
     return {part: Part(len(a), sum(a.values()), "md5 unknown") for part, a in TINY.items()}
 
 
-def dataset(root: Path, **changes) -> Omniglot:
-    fields = SETTINGS | {"path": str(root), "data_dir": root, "device": torch.device("cpu")} | changes
+def dataset(root: Path, **changes: Any) -> Omniglot:
+    fields: dict[str, Any] = SETTINGS | {"path": str(root), "data_dir": root, "device": torch.device("cpu")} | changes
     return Omniglot(**fields)

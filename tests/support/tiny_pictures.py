@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 from PIL import Image
 
-from metarun.cli.hydra_app import CONFIGS
 from metarun.config.registry import build
 from metarun.datasets.images import Images
-from metarun.datasets.storage.known_sets import lists
+from metarun.datasets.storage.known_sets import read_class_lists
 from metarun.datasets.storage.layouts import SPLITS
+from tests.support.shipped import read_settings
 
 CLASSES = {"train": 3, "val": 2, "test": 2}
 PER_CLASS = 4
@@ -124,7 +123,7 @@ def write_imagenet(root: Path) -> None:
 
 def write_cifar(root: Path, per_class: int, unpacked: bool = True) -> list[str]:
     """CIFAR-100 with so many pictures a class, each of the colour of its class's number; the classes' names."""
-    names = sorted(name for names in lists("cifar_fs").values() for name in names)
+    names = sorted(name for names in read_class_lists("cifar_fs").values() for name in names)
     labels = [*range(100)] * (per_class // 2)
     data = {"data": np.array(labels, dtype=np.uint8)[:, None].repeat(3 * 32 * 32, 1), "fine_labels": labels}
     files = {"meta": {"fine_label_names": names}, "train": data, "test": data}
@@ -141,7 +140,7 @@ def write_cifar(root: Path, per_class: int, unpacked: bool = True) -> list[str]:
 
 def write_listed(root: Path, name: str, per_class: int) -> None:
     """Class folders for the published lists of a set."""
-    for label in (label for labels in lists(name).values() for label in labels):
+    for label in (label for labels in read_class_lists(name).values() for label in labels):
         for i in range(per_class):
             write(root / label / f"{label}_{i}.png", encoded((i, i, i)))
 
@@ -158,12 +157,11 @@ FORMS = {
 
 def images(file: str, path: Path | None, **changes: Any) -> Images:
     """The shipped configs/dataset/FILE.yaml on small pictures."""
-    folder = OmegaConf.to_container(OmegaConf.load(CONFIGS / "dataset/folder.yaml"))
-    own = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"dataset/{file}.yaml"))
-    values = {**folder, **own, "image_size": SIDE, "path": path and str(path), **changes}  # type: ignore[dict-item]
-    values.pop("defaults", None)
+    values = read_settings("folder", file) | {"image_size": SIDE, "path": path and str(path), **changes}
     data_dir = values.pop("data_dir", Path("nowhere"))
-    return build("dataset", values, data_dir=data_dir, device=torch.device("cpu"))
+    built = build("dataset", values, data_dir=data_dir, device=torch.device("cpu"))
+    assert isinstance(built, Images)
+    return built
 
 
 def colours(dataset: Images) -> Iterator[tuple[str, tuple[int, ...]]]:

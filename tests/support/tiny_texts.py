@@ -7,13 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
-from metarun.cli.hydra_app import CONFIGS
 from metarun.config.registry import build
 from metarun.datasets import texts
-from metarun.datasets.storage.known_sets import lists
+from metarun.datasets.storage.known_sets import read_class_lists
 from metarun.datasets.texts import Texts
+from tests.support.shipped import read_settings
 
 OUT_OF_SCOPE = "what is the airspeed of a swallow"
 
@@ -24,7 +23,7 @@ def text(label: str, number: int) -> str:
 
 def write_texts(root: Path, name: str, per_class: int, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Texts 0 .. per_class - 1 of each class, the last in the files of its test split; a complete set from now on."""
-    labels = [label for labels in lists(name).values() for label in labels]
+    labels = [label for labels in read_class_lists(name).values() for label in labels]
     rows = {
         split: [[text(label, number), label] for label in labels for number in numbers]
         for split, numbers in (("train", range(per_class - 1)), ("test", [per_class - 1]))
@@ -44,8 +43,7 @@ def write_texts(root: Path, name: str, per_class: int, monkeypatch: pytest.Monke
 
 def dataset(name: str, path: Path | None, **changes: Any) -> Texts:
     """The shipped configs/dataset/NAME.yaml."""
-    files = [OmegaConf.load(CONFIGS / f"dataset/{file}.yaml") for file in ("clinc150", name)]
-    values: dict[str, Any] = {**OmegaConf.merge(*files), "path": path and str(path), **changes}  # type: ignore[arg-type]
-    values.pop("defaults")
-    values = {key: list(value) if OmegaConf.is_list(value) else value for key, value in values.items()}
-    return build("dataset", values, data_dir=Path("nowhere"), device=torch.device("cpu"))
+    values = read_settings("clinc150", name) | {"path": path and str(path), **changes}
+    built = build("dataset", values, data_dir=Path("nowhere"), device=torch.device("cpu"))
+    assert isinstance(built, Texts)
+    return built

@@ -1,71 +1,79 @@
-"""What a network sees of a stored example.
+"""From stored examples to what a network sees.
 
-Of a picture values in 0..1, changed at random in training, normalised where that is set. The changes are made for a
-whole batch at once, on its device, each picture's drawn from the step's generator.
+Pictures become values in 0..1; in training they may be changed at random; they are normalised where that is set. All
+changes are made on the device for a whole batch at once, and each picture's draw comes from the step's generator.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.core.types import Inputs
+from metarun.config.traits import Inputs
 
-GREY = (0.2989, 0.587, 0.114)  # as torchvision
+GREY = (0.2989, 0.587, 0.114)  # weights of red, green and blue, as in torchvision
 
 
-class Seen(Protocol):
-    """From stored examples [*s, *example] to a network's inputs."""
+class Transform(Protocol):
+    """From stored examples [*s, *example] to a network's inputs, of the same shape."""
 
-    inputs: ClassVar[Inputs]
+    @property
+    def inputs(self) -> Inputs: ...
 
     def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor: ...
 
 
 @dataclass(frozen=True)
-class Stored:
-    """Rows of n-grams are seen as they are."""
+class NgramTransform:
+    """Rows of n-grams stay as they are stored."""
 
-    inputs: ClassVar[Inputs] = "ngrams"
+    @property
+    def inputs(self) -> Inputs:
+        return "ngrams"
 
     def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor:
         return examples
 
 
 @dataclass(frozen=True)
-class View:
-    """Crops, flips and colours as torchvision's transforms of these names; by default values in 0..1 and no more."""
+class PictureTransform:
+    """torchvision's RandomCrop, RandomHorizontalFlip, ColorJitter and Normalize; by default values in 0..1 only."""
 
-    crop: int = 0  # pixels of black padding on each side, of which a random window of the picture's size is cut
-    flip: bool = False  # left and right, every other picture
-    jitter: float = 0.0  # brightness, contrast and saturation, in this order, each times 1 - jitter .. 1 + jitter
+    crop: int = 0  # pixels of black padding on each side; a random window of the picture's size is cut out
+    flip: bool = False  # mirror left and right, with probability 1/2
+    jitter: float = (
+        0.0  # brightness, contrast, saturation, in this order: each times a factor in 1 - jitter..1 + jitter
+    )
     mean: Sequence[float] | None = None  # of each channel, subtracted
-    std: Sequence[float] | None = None  # divided by
-    inputs: ClassVar[Inputs] = "numbers"
+    std: Sequence[float] | None = None  # of each channel, divided by
+
+    @property
+    def inputs(self) -> Inputs:
+        return "numbers"
 
     def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor:
         """[*s, C, H, W] uint8 -> the same shape, float."""
         x = examples.flatten(0, -4).float().div_(255)  # [n, C, H, W]
         if self.crop:
-            x = cropped(x, self.crop, generator)
+            x = crop_randomly(x, self.crop, generator)
         if self.flip:
             x = torch.where(_draw(x, generator) < 0.5, x.flip(-1), x)
         if self.jitter:
-            x = jittered(x, self.jitter, generator)
+            x = jitter_colours(x, self.jitter, generator)
         if self.mean is not None and self.std is not None:
-            parts = zip(x.unbind(1), self.mean, self.std)  # numbers, not tensors, which would have to be sent
+            parts = zip(x.unbind(1), self.mean, self.std)  # Python numbers: tensors would be copied to the device
             x = torch.stack([(channel - mean) / std for channel, mean, std in parts], 1)
         return x.view(examples.shape)
 
 
-AS_IS = View()
+UNCHANGED = PictureTransform()
 
 
-def cropped(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """x: [n, C, H, W], shifted by up to `padding` pixels either way, black coming in."""
+def crop_randomly(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Shift each picture of x [n, C, H, W] by up to `padding` pixels in both directions; what comes in is black."""
     n, _, height, width = x.shape
     shift = torch.randint(2 * padding + 1, (2, n, 1), generator=generator, device=generator.device).to(x.device)
     rows = shift[0] + torch.arange(height, device=x.device)  # [n, H]
@@ -75,22 +83,22 @@ def cropped(x: Tensor, padding: int, generator: torch.Generator) -> Tensor:
     return padded[picture, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def jittered(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """x: [n, C, H, W] in 0..1, blended by random weights with black, with its mean grey and with its own grey."""
+def jitter_colours(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Blend each picture of x [n, C, H, W], values in 0..1, with black, its mean grey and its grey picture in turn."""
 
     def grey(x: Tensor) -> Tensor:
         weights = GREY if x.shape[1] == 3 else (1.0,)
         return torch.stack([weight * channel for weight, channel in zip(weights, x.unbind(1))]).sum(0)[:, None]
 
-    def blended(x: Tensor, other: Tensor) -> Tensor:
+    def blend(x: Tensor, other: Tensor) -> Tensor:
         factor = 1 + strength * (2 * _draw(x, generator) - 1)
         return (factor * x + (1 - factor) * other).clamp(0, 1)
 
-    x = blended(x, torch.zeros_like(x))
-    x = blended(x, grey(x).mean((-2, -1), keepdim=True))
-    return blended(x, grey(x))
+    x = blend(x, torch.zeros_like(x))
+    x = blend(x, grey(x).mean((-2, -1), keepdim=True))
+    return blend(x, grey(x))
 
 
 def _draw(x: Tensor, generator: torch.Generator) -> Tensor:
-    """[n, 1, 1, 1] in 0..1."""
+    """A number in 0..1 for each picture: [n, 1, 1, 1]."""
     return torch.rand(len(x), 1, 1, 1, generator=generator, device=generator.device).to(x.device)

@@ -1,4 +1,4 @@
-"""Few-shot episodes drawn from a table of examples: whole batches of tasks, without a loop."""
+"""Few-shot episodes drawn from a table of examples: whole batches of tasks, without a Python loop over tasks."""
 
 from dataclasses import dataclass
 
@@ -6,94 +6,95 @@ import torch
 from torch import Tensor
 
 from metarun.config.errors import ConfigError
+from metarun.config.words import count
 from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
-from metarun.datasets.sampling.augment import AS_IS, Seen
+from metarun.datasets.sampling.augment import UNCHANGED, Transform
 from metarun.datasets.sampling.table import Table
 
 
 @dataclass(frozen=True)
 class EpisodeSampler:
-    """N-way K-shot episodes; a class is one of the table's, or one of `variants` neighbouring ones.
+    """N-way K-shot episodes.
 
-    With `variants=4` the table's classes 4c..4c+3 are the rotations of class c: a task draws N classes and, for each,
-    one rotation, so that two rotations of one class never meet in a task. With `variants=1` each is a class of its own.
+    With `variants=1` each class of the table is a class of its own. With `variants=4` the table's classes 4c..4c+3 are
+    the rotations of class c. A task draws N classes and one rotation of each, never two rotations of one class.
     """
 
     table: Table
     shape: TaskShape
     variants: int = 1
-    view: Seen = AS_IS
+    transform: Transform = UNCHANGED
 
     def __post_init__(self) -> None:
         ways, shots, queries = self.shape
         classes = len(self.table) // self.variants
         if ways > classes:
-            raise ConfigError(f"ways is {ways}: this split has {classes} classes")
+            raise ConfigError(f"ways is {ways}: this split has {count(classes, 'class')}")
         if shots + queries > self.table.least:
             which = "each class" if self.table.least == self.table.most else "its smallest class"
             raise ConfigError(
                 f"shots + queries is {shots} + {queries} = {shots + queries}: "
-                f"{which} has {self.table.least} examples, and support and query must not share any"
+                f"{which} has {count(self.table.least, 'example')}, and support and query must not share any"
             )
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", self.table.example_shape, self.shape.ways, self.view.inputs)
+        return TaskSpec("classification", self.table.example_shape, self.shape.ways, self.transform.inputs)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """support.x [T, N*K, *example], query.x [T, N*Q, *example]; labels 0..N-1 in class-draw order."""
         ways, shots, queries = self.shape
-        classes = distinct(len(self.table) // self.variants, ways, (num_tasks,), generator)  # [T, N]
+        classes = draw_distinct(len(self.table) // self.variants, ways, (num_tasks,), generator)  # [T, N]
         if self.variants > 1:
-            draw = torch.randint(self.variants, classes.shape, generator=generator, device=generator.device)
-            classes = classes * self.variants + draw
-        members = self._members(classes, shots + queries, generator)  # [T, N, K+Q]
+            variant = torch.randint(self.variants, classes.shape, generator=generator, device=generator.device)
+            classes = classes * self.variants + variant
+        members = self._draw_members(classes, shots + queries, generator)  # [T, N, K+Q]
 
         def part(chosen: Tensor) -> Examples:  # [T, N, k]
-            x = self.view(self.table.take(classes, chosen), generator).flatten(1, 2)
+            x = self.transform(self.table.take(classes, chosen), generator).flatten(1, 2)
             y = torch.arange(ways, device=x.device)[:, None].expand(chosen.shape)
             return Examples(x, y.flatten(1, 2))
 
         return Episode(support=part(members[..., :shots]), query=part(members[..., shots:]))
 
-    def _members(self, classes: Tensor, k: int, generator: torch.Generator) -> Tensor:
-        """[*classes.shape, k], distinct examples of each class."""
+    def _draw_members(self, classes: Tensor, k: int, generator: torch.Generator) -> Tensor:
+        """Distinct examples of each class: [*classes.shape, k]."""
         table, shape = self.table, tuple(classes.shape)
         if table.least == table.most:
-            return distinct(table.most, k, shape, generator)
-        return distinct(table.most, k, shape, generator, below=table.sizes(classes))
+            return draw_distinct(table.most, k, shape, generator)
+        return draw_distinct(table.most, k, shape, generator, below=table.sizes(classes))
 
     def minibatches(self, size: int) -> "Minibatches":
-        """The same examples without tasks."""
-        return Minibatches(self.table, size, self.variants, self.view)
+        """The same examples as batches of `size`, without tasks."""
+        return Minibatches(self.table, size, self.variants, self.transform)
 
 
 @dataclass(frozen=True)
 class Minibatches:
-    """Examples of all classes with labels that stay the same from batch to batch: "tasks" without a support."""
+    """Examples of all classes as queries of "tasks" without a support; a class has the same label in every batch."""
 
     table: Table
     size: int
     variants: int = 1
-    view: Seen = AS_IS
+    transform: Transform = UNCHANGED
 
     @property
     def spec(self) -> TaskSpec:
         classes = len(self.table) // self.variants
-        return TaskSpec("classification", self.table.example_shape, classes, self.view.inputs)
+        return TaskSpec("classification", self.table.example_shape, classes, self.transform.inputs)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """query.x [T, size, *example], query.y [T, size] of all classes; the support has no examples."""
         size = (num_tasks, self.size)
-        draw = torch.randint(self.table.total, size, generator=generator, device=generator.device)
-        examples, classes = self.table.at(draw)
-        x, y = self.view(examples, generator), classes // self.variants
+        index = torch.randint(self.table.total, size, generator=generator, device=generator.device)
+        examples, classes = self.table.at(index)
+        x, y = self.transform(examples, generator), classes // self.variants
         return Episode(support=Examples(x[:, :0], y[:, :0]), query=Examples(x, y))
 
 
 @dataclass(frozen=True)
 class FixedEpisodes:
-    """A list of published tasks, in its order; it leaves nothing to chance."""
+    """A list of published tasks, in its order; nothing is random."""
 
     tasks: Episode  # with a leading T
     shape: TaskShape
@@ -107,8 +108,13 @@ class FixedEpisodes:
         return Episode(*(Examples(x[:num_tasks], y[:num_tasks]) for x, y in self.tasks))
 
 
-def distinct(n: int, k: int, batch: tuple[int, ...], generator: torch.Generator, below: Tensor | None = None) -> Tensor:
-    """[*batch, k] indices below n, or each row below its own bound [*batch], in random order, no repeats in a row."""
+def draw_distinct(
+    n: int, k: int, batch: tuple[int, ...], generator: torch.Generator, below: Tensor | None = None
+) -> Tensor:
+    """Draw k distinct indices below n, in random order, for each row of the batch: [*batch, k].
+
+    below: [*batch], at most n and at least k: a bound of each row's own.
+    """
     keys = torch.rand(*batch, n, generator=generator, device=generator.device)
     if below is not None:
         keys = keys.masked_fill(torch.arange(n, device=keys.device) >= below[..., None], 2)

@@ -1,4 +1,4 @@
-"""A folder, a zip or a tar as named files. Nothing is ever unpacked, so no name in an archive can do harm."""
+"""Read a folder, a zip or a tar as named files. Nothing is unpacked, so no name in an archive can do harm."""
 
 import hashlib
 import lzma
@@ -13,10 +13,10 @@ from metarun.config.errors import ConfigError
 from metarun.datasets.storage.download import is_web_page
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
-LARGEST = 2**30  # bytes of one file in an archive: more is a bomb, not a picture
+LARGEST = 2**30  # bytes of one file in an archive: more is taken for a decompression bomb
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, RuntimeError, NotImplementedError)
 REMEDY = "replace it by a whole copy"
-ENDS = 2**20  # bytes at either end of a file that its fingerprint reads
+ENDS = 2**20  # bytes at either end of an archive that its fingerprint reads
 
 
 def is_archive(path: Path) -> bool:
@@ -26,33 +26,36 @@ def is_archive(path: Path) -> bool:
 def names(place: Path, remedy: str = REMEDY) -> list[str]:
     """The files in a folder or archive, sorted, with "/" between folders.
 
-    Raises ConfigError, which says the `remedy` where it is damaged; also where it cannot be read, or a link in it leads
+    Raises ConfigError if it cannot be read, is damaged (the message ends with the `remedy`), or holds a link that leads
     elsewhere.
     """
     return sorted(name for name, _ in _entries(place, (), remedy))
 
 
 def contents(place: Path, wanted: Collection[str], remedy: str = REMEDY) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the wanted files, in the order in which they can be read fast. Raises ConfigError."""
+    """Name and bytes of the wanted files, in the order that is fastest to read. Raises ConfigError."""
     for name, content in _entries(place, wanted, remedy):
         if content is not None:
             yield name, content
 
 
 def fingerprint(place: Path) -> str:
-    """Differs where the content does: an archive's size and both ends, a folder's file names, sizes and times."""
+    """A hash that changes with the content: of an archive's size and both ends, or a folder's names, sizes and times.
+
+    Raises ConfigError.
+    """
     try:
         if place.is_dir():
             found = [(name, (place / name).stat()) for name in names(place)]
             parts = [f"{name} {stat.st_size} {stat.st_mtime_ns}".encode() for name, stat in found]
         else:
-            parts = [str(place.stat().st_size).encode(), *_ends(place)]
+            parts = [str(place.stat().st_size).encode(), *_read_ends(place)]
     except OSError as error:
         raise ConfigError(f"{place} cannot be read ({error.strerror})") from error
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
-def _ends(path: Path) -> tuple[bytes, bytes]:
+def _read_ends(path: Path) -> tuple[bytes, bytes]:
     with path.open("rb") as file:
         start = file.read(ENDS)
         file.seek(max(0, path.stat().st_size - ENDS))
@@ -60,15 +63,15 @@ def _ends(path: Path) -> tuple[bytes, bytes]:
 
 
 def _entries(place: Path, wanted: Collection[str], remedy: str) -> Iterator[tuple[str, bytes | None]]:
-    """Every file's name, and what is in it where that is wanted."""
+    """Every file's name, with the content of those that are wanted."""
     chosen = frozenset(wanted)
     try:
         if place.is_dir():
-            yield from _in_folder(place, chosen)
+            yield from _read_folder(place, chosen)
         elif place.name.lower().endswith(".zip"):
-            yield from _in_zip(place, chosen)
+            yield from _read_zip(place, chosen)
         else:
-            yield from _in_tar(place, chosen)
+            yield from _read_tar(place, chosen)
     except DAMAGE as error:
         cause = "is a web page, not an archive" if is_web_page(place) else f"is damaged or cut short ({error})"
         raise ConfigError(f"{place} {cause}: {remedy}") from error
@@ -76,7 +79,7 @@ def _entries(place: Path, wanted: Collection[str], remedy: str) -> Iterator[tupl
         raise ConfigError(f"{error.filename or place} cannot be read ({error.strerror or error})") from error
 
 
-def _in_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
+def _read_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
     root = place.resolve()
     for parent, folders, files in os.walk(place, onerror=_raise):
         folders.sort()
@@ -89,25 +92,26 @@ def _in_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes
                 yield inside, path.read_bytes() if inside in wanted else None
 
 
-def _in_zip(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
+def _read_zip(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
     with zipfile.ZipFile(place) as archive:
         for info in archive.infolist():
             if not info.is_dir():
-                name = _inside(place, info.filename.replace("\\", "/"), info.file_size)  # some are made with these
-                yield name, _read(archive, info, name) if name in wanted else None
+                filename = info.filename.replace("\\", "/")  # some programs write backslashes
+                name = _check_name(place, filename, info.file_size)
+                yield name, _read_member(archive, info, name) if name in wanted else None
 
 
-def _read(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str) -> bytes:
     try:
         return archive.read(info)
-    except DAMAGE as error:  # most do not say where
+    except DAMAGE as error:  # most do not name the file
         raise zipfile.BadZipFile(f"{name}: {error}") from error
 
 
-def _in_tar(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
+def _read_tar(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
     with tarfile.open(place) as archive:
         for member in archive:
-            name = _inside(place, member.name, member.size)
+            name = _check_name(place, member.name, member.size)
             if member.issym() or member.islnk():
                 raise ConfigError(
                     f"{place} holds {name}, a link to {member.linkname}: it must hold the files themselves"
@@ -117,12 +121,15 @@ def _in_tar(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | 
                 yield name, file.read() if file else None
 
 
-def _inside(place: Path, name: str, size: int) -> str:
+def _check_name(place: Path, name: str, size: int) -> str:
+    """The name in normal form. Raises ConfigError if it leads out of the archive or the file is too large."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise ConfigError(f"{place} holds {name!r}, a path that leads out of it: get another copy")
     if size > LARGEST:
-        raise ConfigError(f"{place} holds {name}, of {size / 2**30:.1f} GiB: no picture is as large, get another copy")
+        raise ConfigError(
+            f"{place} holds {name}, of {size / 2**30:.1f} GiB: no picture is that large, get another copy"
+        )
     return str(path)
 
 

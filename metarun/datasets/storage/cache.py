@@ -1,4 +1,4 @@
-"""Where prepared data is kept, and how it gets there: whole or not at all, once, also when two runs start."""
+"""The cache of prepared data: a folder in it is complete, and is made once, even if two processes start together."""
 
 import os
 import shutil
@@ -16,13 +16,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("METARUN_CACHE") or Path(base, "metarun")).expanduser().absolute()
 
 
-def prepared(name: str, make: Callable[[Path], None], resumable: bool = False) -> Path:
-    """The folder `name` of the cache; `make` fills it where it is missing.
+def ensure(name: str, fill: Callable[[Path], None]) -> Path:
+    """The folder `name` of the cache; if it is missing, `fill` makes its content.
 
-    `make` writes into a scratch folder that takes the name only when it returned, so a folder that exists is
-    complete. A failed run leaves nothing, and a killed one nothing that is used, but where `make` is `resumable`: then
-    it finds what the killed one had written. A second process waits for the first instead of working beside it.
-    Raises ConfigError where the cache cannot be written, and whatever else `make` raises.
+    `fill` writes to a scratch folder, which is renamed when `fill` has returned: a folder that exists is complete. A
+    failed or interrupted `fill` leaves nothing; what a killed one left is removed by the next. A second process waits
+    for the first. Raises ConfigError if the cache cannot be written, and what `fill` raises.
     """
     target = cache_dir() / name
     if target.is_dir():
@@ -31,9 +30,9 @@ def prepared(name: str, make: Callable[[Path], None], resumable: bool = False) -
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
             if not target.is_dir():
-                _fill(target, make, resumable)
+                _make(target, fill)
     except OSError as error:
-        if not _is_about(target.parent, error):
+        if not _concerns(target.parent, error):
             raise
         raise ConfigError(
             f"the cache {target.parent} cannot be written ({error.strerror or error}): "
@@ -42,20 +41,19 @@ def prepared(name: str, make: Callable[[Path], None], resumable: bool = False) -
     return target
 
 
-def _fill(target: Path, make: Callable[[Path], None], resumable: bool) -> None:
+def _make(target: Path, fill: Callable[[Path], None]) -> None:
     scratch = target.with_name(f".{target.name}.partial")
-    if not resumable:
-        shutil.rmtree(scratch, ignore_errors=True)  # left by a run that was killed: we hold the lock
-    scratch.mkdir(exist_ok=True)
+    shutil.rmtree(scratch, ignore_errors=True)  # left by a killed process: we hold the lock
+    scratch.mkdir()
     try:
-        make(scratch)
+        fill(scratch)
         scratch.rename(target)
-    except Exception:
+    except BaseException:  # an interrupt too
         shutil.rmtree(scratch, ignore_errors=True)
         raise
 
 
-def _is_about(folder: Path, error: OSError) -> bool:
+def _concerns(folder: Path, error: OSError) -> bool:
     """Whether the error names the folder, something in it or above it, or no file at all (a full disk)."""
     if error.filename is None:
         return True

@@ -1,21 +1,16 @@
-"""Fetching a file: resumed after a broken transfer, checked, and in place only when it is whole."""
+"""Download a file: checked by its md5, and in place only when it is whole."""
 
-import hashlib
-import ssl
-import time
-from http.client import HTTPException
 from pathlib import Path
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from typing import Any
 
 from filelock import FileLock
 from tqdm import tqdm
 
 from metarun.config.errors import ConfigError
 
-WAITS = (0.0, 1.0, 2.0, 4.0)  # seconds before each attempt
+RETRIES = 3  # after a broken transfer, a busy server or a wrong file; pooch waits 1, 2, 3 seconds before them
 TIMEOUT = 30.0  # seconds without a byte after which a transfer counts as broken
-WORTH_RETRYING = (408, 416, 429)  # of the 4xx answers; 416: our partial file is longer than theirs
+TEMPORARY = (408, 429)  # of the 4xx answers, those after which asking again makes sense
 
 
 class _Refused(Exception):
@@ -23,82 +18,77 @@ class _Refused(Exception):
 
 
 def download(url: str, target: Path, md5: str) -> None:
-    """Save `url` as `target`; what arrived before a transfer broke stays in `target`.part for the next one.
+    """Save `url` as `target`; a file that is there already is left alone. A second process waits for the first.
 
-    Raises ConfigError, one line, where the folder cannot be written, the server refuses, every attempt
-    breaks, or what arrives is not the file with this md5.
+    Raises ConfigError, one line, if the folder cannot be written, the server refuses, every attempt breaks, or what
+    arrives is not the file with this md5.
     """
-    part = target.with_name(f"{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(target.with_name(f".{target.name}.lock")):  # a second run waits for the first
-            if not target.exists():
-                reason = _attempt(url, part, md5)
-                if reason:
-                    raise ConfigError(f"cannot download {url} ({reason}): put the file at {target} by hand")
-                part.replace(target)
+        with FileLock(target.with_name(f".{target.name}.lock")):
+            reason = None if target.exists() else _fetch(url, target, md5)
     except OSError as error:
         raise ConfigError(
             f"cannot save {url} as {target} ({error.strerror or error}): "
             "make that folder writable, or put the file there by hand"
         ) from error
+    if reason:
+        raise ConfigError(f"cannot download {url} ({reason}): put the file at {target} by hand")
 
 
 def is_web_page(path: Path) -> bool:
-    """Whether the file is HTML: what login pages, quota notices and captive portals send instead of data."""
+    """Whether the file is HTML, which login pages, quota notices and captive portals send instead of data."""
     with path.open("rb") as file:
         start = file.read(1024).lower()
     return start.lstrip().startswith(b"<!doctype html") or b"<html" in start
 
 
-def _attempt(url: str, part: Path, md5: str) -> str:
-    """Fill `part`; returns why that failed in the end, or nothing."""
-    reason = ""
-    for wait in WAITS:
-        time.sleep(wait)
-        try:
-            _transfer(url, part)
-        except _Refused as refusal:
-            return str(refusal)
-        except (URLError, HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
-            reason = str(getattr(error, "reason", error) or type(error).__name__)
-            continue
-        found = hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest()
-        if found == md5:
-            return ""
-        page = is_web_page(part)
-        part.unlink()
-        if page:
-            return "the server sent a web page instead"
-        reason = f"its md5 is {found} instead of {md5}"
-    return reason
+def _fetch(url: str, target: Path, md5: str) -> str | None:
+    """Download through a temporary file beside `target`. Returns why it failed, or None."""
+    import pooch
+    from requests import RequestException
 
-
-def _transfer(url: str, part: Path) -> None:
-    """Append what `part` still lacks. Raises ConnectionError where the transfer stops early."""
-    have = part.stat().st_size if part.exists() else 0
-    request = Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    pooch.get_logger().setLevel("WARNING")  # our progress bar says it already
+    source = pooch.create(
+        path=target.parent,
+        base_url="",
+        registry={target.name: f"md5:{md5}"},
+        urls={target.name: url},
+        retry_if_failed=RETRIES,
+    )
     try:
-        response = urlopen(request, timeout=TIMEOUT)
+        source.fetch(target.name, downloader=_transfer)
+    except _Refused as refusal:
+        return str(refusal)
+    except RequestException as error:  # is an OSError, but not one of the disk
+        return _explain(error)
+    except ValueError as error:  # the wrong md5
+        return str(error).partition(". ")[0]
+    return None
+
+
+def _transfer(url: str, file: str, _: Any) -> None:
+    """Download once. Raises _Refused if the server refuses for good or sends a web page."""
+    from pooch import HTTPDownloader
+    from requests import HTTPError
+
+    try:
+        with tqdm(desc=url.rpartition("/")[2], total=1, unit="B", unit_scale=True, disable=None) as bar:
+            HTTPDownloader(progressbar=bar, timeout=TIMEOUT)(url, file, None)
     except HTTPError as error:
-        error.close()
-        if error.code == 416:
-            part.unlink()
-        if error.code < 500 and error.code not in WORTH_RETRYING:
-            raise _Refused(f"HTTP {error.code} {error.reason}") from error
-        raise ConnectionError(f"HTTP {error.code} {error.reason}") from error
-    with response:
-        if response.status != 206:  # the whole file, whatever we asked for
-            have = 0
-        length = response.headers.get("Content-Length")
-        total = have + int(length) if length else None
-        with (
-            part.open("ab" if have else "wb") as file,
-            tqdm(desc=part.stem, initial=have, total=total, unit="B", unit_scale=True, disable=None) as bar,
-        ):
-            while chunk := response.read(1 << 16):
-                file.write(chunk)
-                bar.update(len(chunk))
-                have += len(chunk)
-    if total is not None and have < total:
-        raise ConnectionError(f"the transfer broke after {have} of {total} bytes")
+        response = error.response
+        if response is not None and 400 <= response.status_code < 500 and response.status_code not in TEMPORARY:
+            raise _Refused(_explain(error)) from error
+        raise
+    if is_web_page(Path(file)):
+        raise _Refused("the server sent a web page instead")
+
+
+def _explain(error: BaseException) -> str:
+    """The innermost cause, for example "Connection refused"."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return f"HTTP {response.status_code} {response.reason}"
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(getattr(error, "strerror", None) or error or type(error).__name__)

@@ -1,4 +1,4 @@
-"""The named picture sets: where each is looked for, in which forms, and what it must hold to be whole."""
+"""The published picture sets: where each is looked for, in which forms, and what a whole copy holds."""
 
 import json
 from collections.abc import Callable
@@ -6,45 +6,48 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
+from metarun.config.words import count
 from metarun.core.types import Split
-from metarun.datasets.storage import layouts
+from metarun.datasets.storage import layouts, published
 from metarun.datasets.storage.layouts import SPLITS, Classes, Listing
 
 
 @dataclass(frozen=True)
-class Known:
-    """A published set. `forms` are tried in turn; each gives nothing where a folder does not have it."""
+class KnownSet:
+    """A published set. `forms` are tried in turn; each returns None if a folder does not have it."""
 
-    folders: tuple[str, ...]  # under data_dir
+    folders: tuple[str, ...]  # names under data_dir
     classes: tuple[int, int, int]  # of train, val and test
-    per_class: int | None  # None: they differ
+    per_class: int | None  # pictures; None: they differ
     forms: tuple[Callable[[Path], Listing | None], ...]
     source: str  # where a user gets it
     download: tuple[str, str] | None = None  # URL and md5
 
-    def found(self, root: Path) -> Listing | None:
+    def find(self, root: Path) -> Listing | None:
+        """The pictures in the first form that the folder has. Raises ConfigError."""
         return next((listing for form in self.forms if (listing := form(root))), None)
 
-    def lacks(self, listing: Listing) -> str | None:
-        """What keeps it from being whole."""
-        for split, count in zip(SPLITS, self.classes):
-            classes = listing[split]
-            if len(classes) != count:
-                return f"{split} has {len(classes)} classes, not {count}"
-            for name, pictures in classes.items():
+    def find_gap(self, listing: Listing) -> str | None:
+        """What the listing lacks; None if it is whole."""
+        for split, classes in zip(SPLITS, self.classes):
+            found = listing[split]
+            if len(found) != classes:
+                return f"{split} has {count(len(found), 'class')}, not {classes}"
+            for name, pictures in found.items():
                 if self.per_class not in (None, len(pictures)):
-                    return f"class {name} of {split} has {len(pictures)} pictures, not {self.per_class}"
+                    return f"class {name} of {split} has {count(len(pictures), 'picture')}, not {self.per_class}"
         return None
 
 
-def lists(name: str) -> dict[Split, list[str]]:
+def read_class_lists(name: str) -> dict[Split, list[str]]:
     """The classes of each split, as published; see splits/README.md."""
     text = files("metarun.datasets").joinpath("splits", f"{name}.json").read_text(encoding="utf-8")
     return dict(json.loads(text))
 
 
-def listed(form: Callable[[Path], Classes | None], name: str) -> Callable[[Path], Listing | None]:
-    return lambda root: layouts.chosen(form(root), lists(name))
+def split_by_lists(form: Callable[[Path], Classes | None], name: str) -> Callable[[Path], Listing | None]:
+    """The form whose classes the published lists of `name` split."""
+    return lambda root: published.select(form(root), read_class_lists(name))
 
 
 IMAGENET = (
@@ -54,32 +57,33 @@ IMAGENET = (
 CIFAR = "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85"  # torchvision's
 
 
-def cifar(name: str, classes: tuple[int, int, int]) -> Known:
-    return Known(("cifar100",), classes, 600, (listed(layouts.cifar100, name),), f"put {CIFAR[0]} there", CIFAR)
+def _make_cifar_set(name: str, classes: tuple[int, int, int]) -> KnownSet:
+    forms = (split_by_lists(published.find_cifar100, name),)
+    return KnownSet(("cifar100",), classes, 600, forms, f"put {CIFAR[0]} there", CIFAR)
 
 
-COLLECTIONS = {
-    "miniimagenet": Known(
+KNOWN_SETS = {
+    "miniimagenet": KnownSet(
         ("mini-imagenet", "miniimagenet", "miniImageNet", "mini_imagenet"),
         (64, 16, 20),
         600,
-        (layouts.cached_pickles, layouts.ravi, layouts.divided),
+        (published.find_cache_pickles, published.find_ravi_tables, layouts.find_splits),
         IMAGENET,
     ),
-    "tieredimagenet": Known(
+    "tieredimagenet": KnownSet(
         ("tiered-imagenet", "tieredimagenet", "tieredImageNet", "imagenet"),
         (351, 97, 160),
         None,
-        (layouts.png_pickles, layouts.divided, listed(layouts.imagenet, "tieredimagenet")),
+        (published.find_png_pickles, layouts.find_splits, split_by_lists(published.find_imagenet, "tieredimagenet")),
         IMAGENET,
     ),
-    "cifar_fs": cifar("cifar_fs", (64, 16, 20)),
-    "fc100": cifar("fc100", (60, 20, 20)),
-    "cub": Known(
+    "cifar_fs": _make_cifar_set("cifar_fs", (64, 16, 20)),
+    "fc100": _make_cifar_set("fc100", (60, 20, 20)),
+    "cub": KnownSet(
         ("cub", "CUB_200_2011"),
         (100, 50, 50),
         None,
-        (listed(layouts.whole, "cub"),),
+        (split_by_lists(layouts.find_classes, "cub"),),
         "download CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 and put it there",
     ),
 }

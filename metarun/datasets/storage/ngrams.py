@@ -1,6 +1,6 @@
-"""Strings as bags of n-grams: rows of integers, made once, whose vectors a network looks up.
+"""Strings as bags of n-grams: rows of integers, made once. A network has a vector for each integer.
 
-A row holds the hashes of a string's distinct n-grams, and zeros up to the common width.
+A row holds the hashes of a string's distinct n-grams, then zeros up to the common width.
 """
 
 import re
@@ -15,9 +15,10 @@ from tqdm import tqdm
 
 @dataclass(frozen=True)
 class Bag:
-    """Which n-grams are taken: of characters, in these sizes; with `words`, before them words and neighbouring pairs.
+    """Which n-grams a row holds.
 
-    With `words` the case and whatever is between words do not count. What is beyond `width` is left out.
+    `characters` are the sizes of n-grams of characters. With `words`, words and pairs of neighbouring words come before
+    them; case and punctuation are ignored. N-grams beyond `width` are left out.
     """
 
     characters: Sequence[int]
@@ -27,17 +28,20 @@ class Bag:
     def __str__(self) -> str:
         return f"{'words-' if self.words else ''}{'-'.join(map(str, self.characters))}-{self.width}"
 
-    def rows(self, texts: Sequence[str], about: str) -> np.ndarray:
-        """int32 [texts, width]."""
+    def encode(self, texts: Sequence[str], about: str) -> np.ndarray:
+        """int32 [texts, width]; `about` names the texts in the progress bar."""
         rows = np.zeros((len(texts), self.width), dtype=np.int32)
         for row, text in zip(rows, tqdm(texts, desc=f"n-grams of {about}", unit="text", disable=None)):
-            hashes = [hashed(ngram) for ngram in ngrams(text, self.characters, self.words)[: self.width]]
+            hashes = [hash_ngram(ngram) for ngram in list_ngrams(text, self.characters, self.words)[: self.width]]
             row[: len(hashes)] = hashes
         return rows
 
 
-def ngrams(text: str, characters: Sequence[int], words: bool) -> list[str]:
-    """Distinct, in the order of their kinds and then of the text; one of words is told by its `|`."""
+def list_ngrams(text: str, characters: Sequence[int], words: bool) -> list[str]:
+    """The distinct n-grams: words, pairs of words, then characters by size; each kind in the order of the text.
+
+    Those of words contain a `|`.
+    """
     found = []
     if words:
         tokens = re.findall(r"\w+", text.lower())
@@ -48,6 +52,6 @@ def ngrams(text: str, characters: Sequence[int], words: bool) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def hashed(ngram: str) -> int:
+def hash_ngram(ngram: str) -> int:
     """1 .. 2^31 - 1, the same on every machine."""
     return (zlib.crc32(ngram.encode()) & 0x7FFFFFFF) or 1

@@ -6,11 +6,11 @@ import torch
 from metarun.config.errors import ConfigError
 from metarun.core.seeding import generator_for
 from metarun.core.types import TaskShape
-from metarun.datasets.sampling.episodes import EpisodeSampler, distinct
+from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct
 from metarun.datasets.sampling.table import Table
 
 
-def numbered(classes: int, per_class: int) -> torch.Tensor:
+def number_pictures(classes: int, per_class: int) -> torch.Tensor:
     """A table whose every image shows its class and its number in the class."""
     table = torch.zeros(classes, per_class, 1, 1, 2, dtype=torch.uint8)
     table[..., 0] = torch.arange(classes)[:, None, None, None]
@@ -18,13 +18,13 @@ def numbered(classes: int, per_class: int) -> torch.Tensor:
     return table
 
 
-def shown(x: torch.Tensor) -> torch.Tensor:
+def read_numbers(x: torch.Tensor) -> torch.Tensor:
     """The numbers in the pictures: [..., 2]."""
     return (x * 255).round().long().flatten(-3)
 
 
 def test_episodes_hold_what_their_shape_says() -> None:
-    sampler = EpisodeSampler(Table.even(numbered(10, 8)), TaskShape(ways=4, shots=2, queries=3))
+    sampler = EpisodeSampler(Table.from_classes(number_pictures(10, 8)), TaskShape(ways=4, shots=2, queries=3))
     support, query = sampler.sample(6, generator_for("test"))
     assert support.x.shape == (6, 8, 1, 1, 2)
     assert query.x.shape == (6, 12, 1, 1, 2)
@@ -34,9 +34,9 @@ def test_episodes_hold_what_their_shape_says() -> None:
 
 
 def test_support_and_query_are_disjoint_and_of_the_same_classes() -> None:
-    sampler = EpisodeSampler(Table.even(numbered(10, 5)), TaskShape(ways=4, shots=2, queries=3))
+    sampler = EpisodeSampler(Table.from_classes(number_pictures(10, 5)), TaskShape(ways=4, shots=2, queries=3))
     for support, query in [sampler.sample(50, generator_for("disjoint"))]:
-        for s, q, sy, qy in zip(shown(support.x), shown(query.x), support.y, query.y):
+        for s, q, sy, qy in zip(read_numbers(support.x), read_numbers(query.x), support.y, query.y):
             images = {tuple(image) for image in torch.cat([s, q]).tolist()}
             assert len(images) == 4 * 5  # no image twice
             labels = {(int(y), int(image[0])) for image, y in zip(torch.cat([s, q]), torch.cat([sy, qy]))}
@@ -45,8 +45,8 @@ def test_support_and_query_are_disjoint_and_of_the_same_classes() -> None:
 
 
 def test_every_class_and_image_is_drawn_equally_often() -> None:
-    sampler = EpisodeSampler(Table.even(numbered(6, 5)), TaskShape(ways=3, shots=1, queries=1))
-    drawn = shown(sampler.sample(4000, generator_for("fair")).support.x).flatten(0, 1)
+    sampler = EpisodeSampler(Table.from_classes(number_pictures(6, 5)), TaskShape(ways=3, shots=1, queries=1))
+    drawn = read_numbers(sampler.sample(4000, generator_for("fair")).support.x).flatten(0, 1)
     for column, options in ((0, 6), (1, 5)):
         share = torch.bincount(drawn[:, column], minlength=options) / len(drawn)
         assert (share - 1 / options).abs().max() < 0.01  # six standard deviations
@@ -54,14 +54,16 @@ def test_every_class_and_image_is_drawn_equally_often() -> None:
 
 def test_of_several_variants_of_a_class_a_task_holds_one() -> None:
     """Rows 4c..4c+3 belong to class c: with variants=4 no task may meet two of them."""
-    sampler = EpisodeSampler(Table.even(numbered(12, 4)), TaskShape(ways=3, shots=1, queries=2), variants=4)
-    rows = shown(sampler.sample(300, generator_for("variants")).support.x)[..., 0]
+    sampler = EpisodeSampler(
+        Table.from_classes(number_pictures(12, 4)), TaskShape(ways=3, shots=1, queries=2), variants=4
+    )
+    rows = read_numbers(sampler.sample(300, generator_for("variants")).support.x)[..., 0]
     assert all(len(set(task)) == 3 for task in (rows // 4).tolist())
     assert set((rows % 4).flatten().tolist()) == {0, 1, 2, 3}
 
 
 def test_the_same_generator_gives_the_same_tasks_and_another_gives_others() -> None:
-    sampler = EpisodeSampler(Table.even(numbered(30, 9)), TaskShape(ways=5, shots=1, queries=2))
+    sampler = EpisodeSampler(Table.from_classes(number_pictures(30, 9)), TaskShape(ways=5, shots=1, queries=2))
     first, again, other = (sampler.sample(4, generator_for(seed, "train", 7)) for seed in (1, 1, 2))
     assert torch.equal(first.query.x, again.query.x)
     assert not torch.equal(first.query.x, other.query.x)
@@ -74,14 +76,14 @@ def test_the_same_generator_gives_the_same_tasks_and_another_gives_others() -> N
         (TaskShape(5, 3, 6), "shots + queries is 3 + 6 = 9: each class has 8 examples"),
     ],
 )
-def test_a_request_that_the_data_cannot_satisfy_is_refused_with_the_numbers(shape, message) -> None:
+def test_a_request_that_the_data_cannot_satisfy_is_refused_with_the_numbers(shape: TaskShape, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        EpisodeSampler(Table.even(numbered(10, 8)), shape)
+        EpisodeSampler(Table.from_classes(number_pictures(10, 8)), shape)
     assert message in str(error.value)
 
 
 def test_distinct_indices_do_not_repeat() -> None:
-    rows = distinct(7, 4, (3, 100), generator_for("distinct"))
+    rows = draw_distinct(7, 4, (3, 100), generator_for("distinct"))
     assert rows.shape == (3, 100, 4)
     assert all(len(set(row)) == 4 for row in rows.flatten(0, 1).tolist())
 
@@ -90,7 +92,7 @@ def test_minibatches_hold_every_class_with_a_label_that_stays() -> None:
     """Each image is filled with its row: the label must be the row, or the row's class where rows are rotations."""
     rows = torch.arange(8, dtype=torch.uint8).view(8, 1, 1, 1, 1).expand(8, 3, 1, 2, 2)
     for variants in (1, 4):
-        source = EpisodeSampler(Table.even(rows), TaskShape(2, 1, 1), variants).minibatches(200)
+        source = EpisodeSampler(Table.from_classes(rows), TaskShape(2, 1, 1), variants).minibatches(200)
         support, query = source.sample(2, torch.Generator().manual_seed(0))
         assert source.spec.output_size == 8 // variants
         assert support.x.shape == (2, 0, 1, 2, 2)

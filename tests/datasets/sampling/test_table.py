@@ -1,4 +1,4 @@
-"""Tables of pictures: ragged classes, turned ones, and the same episodes wherever the pictures are kept."""
+"""Tables of pictures: ragged and rotated classes, and the same episodes wherever the pictures are kept."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from metarun.core.seeding import generator_for
 from metarun.core.types import Episode, TaskShape
 from metarun.datasets.sampling import table as tables
 from metarun.datasets.sampling.episodes import EpisodeSampler
-from metarun.datasets.sampling.table import Table, placed, turned
+from metarun.datasets.sampling.table import Table, place, rotate
 from metarun.engine.prefetch import Ahead, is_elsewhere
 from tests.support.tiny_pictures import images, write_folders
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 def ragged() -> Table:
     """Three classes of 2, 5 and 3 pictures, shuffled; a picture's value is 10 times its class and its number there."""
     values = torch.tensor([10, 0, 11, 20, 12, 1, 13, 21, 14, 22])
-    return Table.of(values.to(torch.uint8).view(-1, 1, 1, 1), values // 10, torch.arange(10), CPU)
+    return Table.from_labels(values.to(torch.uint8).view(-1, 1, 1, 1), values // 10, torch.arange(10), CPU)
 
 
 def test_every_picture_of_a_ragged_class_is_drawn_and_none_twice() -> None:
@@ -46,10 +46,10 @@ def test_minibatches_of_ragged_classes_are_even_over_pictures() -> None:
     assert torch.bincount(values)[[0, 1, *range(10, 15), 20, 21, 22]] / 5000 == pytest.approx([0.1] * 10, abs=0.02)
 
 
-def test_turned_classes_are_the_four_rotations() -> None:
+def test_rotated_classes_are_the_four_rotations() -> None:
     pictures = torch.randint(0, 256, (2, 3, 2, 4, 4), dtype=torch.uint8, generator=generator_for("turned"))
-    upright = Table.even(pictures)
-    table = replace(upright, turned=True)
+    upright = Table.from_classes(pictures)
+    table = replace(upright, rotated=True)
     assert (len(table), table.total) == (8, 24)
     members = torch.arange(3).expand(8, 3)
     expected = torch.stack([pictures.rot90(q, (-2, -1)) for q in range(4)], dim=1).flatten(0, 1)  # [8, 3, 2, 4, 4]
@@ -58,7 +58,7 @@ def test_turned_classes_are_the_four_rotations() -> None:
     for picture, label in zip(found, classes):
         assert any(torch.equal(picture, option) for option in expected[label])
     assert torch.bincount(classes).tolist() == [3] * 8
-    assert torch.equal(turned(pictures[0], torch.zeros(3, dtype=torch.long)), pictures[0])
+    assert torch.equal(rotate(pictures[0], torch.zeros(3, dtype=torch.long)), pictures[0])
 
 
 def test_placements_give_the_same_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,46 +79,53 @@ def test_placements_give_the_same_episodes(tmp_path: Path, monkeypatch: pytest.M
 
 def test_pictures_that_do_not_fit_are_refused_and_auto_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
     pictures, rows = torch.zeros(100, 1, 10, 10, dtype=torch.uint8), torch.arange(50)  # 5,000 bytes of 10,000
-    cuda, asked = torch.device("cuda"), []
+    cuda = torch.device("cuda")
+    asked: list[str] = []
     free: dict[str, int] = {}
     monkeypatch.setattr(tables, "free_memory", lambda device: free[device.type])
-    monkeypatch.setattr(torch.Tensor, "to", lambda self, device: asked.append(device.type) or self)
+
+    def record(self: torch.Tensor, device: torch.device) -> torch.Tensor:
+        asked.append(device.type)
+        return self
+
+    monkeypatch.setattr(torch.Tensor, "to", record)
     for on_gpu, on_host, where in ((10_000, 0, ["cuda"]), (9_999, 10_000, ["cpu"]), (9_999, 9_999, [])):
         asked.clear()
         free |= {"cuda": on_gpu, "cpu": on_host}
-        placed(pictures, rows, "auto", cuda)
+        place(pictures, rows, "auto", cuda)
         assert asked == where
     free["cuda"] = 4_999
     with pytest.raises(
         ConfigError, match=r"dataset.placement is device: the pictures take .* choose from auto, host, disk"
     ):
-        placed(pictures, rows, "device", cuda)
+        place(pictures, rows, "device", cuda)
 
 
 PROGRAM = """
 import resource, sys, torch
 from pathlib import Path
 from metarun.datasets.sampling.episodes import EpisodeSampler
-from metarun.datasets.storage.packing import mapped
-from metarun.datasets.sampling.table import Table, placed
+from metarun.datasets.storage.packing import map_pictures
+from metarun.datasets.sampling.table import Table, place
 from metarun.core.types import Episode, TaskShape
 torch.set_num_threads(1)
 cpu, rows = torch.device("cpu"), torch.arange(2560)
-pictures = mapped(Path(sys.argv[1]), (2560, 1, 512, 512))
+pictures = map_pictures(Path(sys.argv[1]), (2560, 1, 512, 512))
 with open("/proc/self/status") as status:
     used = next(int(line.split()[1]) for line in status if line.startswith("VmData:"))
 resource.setrlimit(resource.RLIMIT_DATA, (1024 * used + 64 * 2**20,) * 2)
 try:
-    placed(pictures, rows, "host", cpu)
+    place(pictures, rows, "host", cpu)
 except (RuntimeError, MemoryError):
     print("not in memory")
-sampler = EpisodeSampler(Table.of(pictures, rows // 40, rows, cpu), TaskShape(2, 1, 1))
+sampler = EpisodeSampler(Table.from_labels(pictures, rows // 40, rows, cpu), TaskShape(2, 1, 1))
 for step in range(30):
     x = sampler.sample(1, torch.Generator().manual_seed(step)).support.x
 print(int(x[0, 0, 0, 0, 0].mul(255).round()))
 """
 
 
+@pytest.mark.integration
 def test_ten_times_more_pictures_than_memory(tmp_path: Path) -> None:
     """A file of 640 MiB, empty but for the first byte of each picture; the process may have 64 MiB more than it has."""
     file = tmp_path / "pictures.u8"

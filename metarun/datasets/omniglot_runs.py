@@ -1,7 +1,7 @@
-"""The one-shot classification task that Lake et al. 2015 published: 20 runs of 20 ways within one alphabet.
+"""The one-shot classification task of Lake et al. 2015: 20 published runs of 20 ways within one alphabet.
 
-A run's support is one person's drawings, its queries another's; Koch et al. 2015 report the mean over these 400
-queries. The published archive, all_runs.zip, holds copies of drawings of the collection: this is where they are.
+The support of a run is one person's drawings, the queries are another's; Koch et al. 2015 report the mean over these
+400 queries. The published archive, all_runs.zip, copies drawings of the collection; the table below says which.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from metarun.core.types import TaskShape
 
 RUN = TaskShape(ways=20, shots=1, queries=1)
 
-# Alphabet -> for each of its two runs, who drew support and query; the characters, in the order of the classes.
+# Alphabet -> the persons who drew support and query of each of its two runs; the characters in the order of classes.
 # fmt: off
 RUNS = {
     "Atlantean": (((5, 8), (3, 2)),
@@ -40,8 +40,8 @@ RUNS = {
 # fmt: on
 
 
-def where(characters: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Rows [T, N, 1] and drawings [T, 1, 2], of support and query, in a table with these rows.
+def locate_runs(characters: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Rows [T, N, 1] and drawings [T, 1, 2] (of support and query) in a table whose rows are `characters`.
 
     characters: "images_evaluation/<Alphabet>/characterNN" and so on.
     """
