@@ -10,11 +10,10 @@ import torch
 
 from metarun.config.errors import ConfigError
 from metarun.core.seeding import generator_for
-from metarun.core.types import Episode, TaskShape
+from metarun.core.types import TaskShape
 from metarun.datasets.sampling import table as tables
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table, place, rotate
-from metarun.engine.prefetch import Ahead, is_elsewhere
 from tests.support.tiny_pictures import images, write_folders
 
 CPU = torch.device("cpu")
@@ -107,7 +106,7 @@ from pathlib import Path
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.storage.packing import map_pictures
 from metarun.datasets.sampling.table import Table, place
-from metarun.core.types import Episode, TaskShape
+from metarun.core.types import TaskShape
 torch.set_num_threads(1)
 cpu, rows = torch.device("cpu"), torch.arange(2560)
 pictures = map_pictures(Path(sys.argv[1]), (2560, 1, 512, 512))
@@ -141,20 +140,3 @@ def test_ten_times_more_pictures_than_memory(tmp_path: Path) -> None:
     assert first == "not in memory"
     drawn = int(torch.rand(1, 64, generator=torch.Generator().manual_seed(29)).argsort(-1)[0, 0])  # the first class
     assert int(last) in [row % 251 for row in range(40 * drawn, 40 * drawn + 40)]
-
-
-def test_tasks_drawn_ahead_are_the_same_and_in_time() -> None:
-    asked: list[int] = []
-    sampler = EpisodeSampler(ragged(), TaskShape(3, 1, 1))
-
-    def tasks_of(step: int) -> Episode:
-        asked.append(step)
-        return sampler.sample(4, generator_for("ahead", step))
-
-    ahead = Ahead(tasks_of, CPU)
-    for step in (5, 6, 7, 20, 21):  # as a resumed run starts
-        assert torch.equal(ahead(step).query.x, sampler.sample(4, generator_for("ahead", step)).query.x)
-    ahead._thread.shutdown()
-    assert asked == [5, 6, 7, 8, 20, 21, 22]
-    assert not is_elsewhere(sampler, CPU)
-    assert is_elsewhere(sampler, torch.device("cuda"))
