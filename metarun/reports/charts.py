@@ -159,16 +159,14 @@ def draw_distribution(scores: Scores, span: Span, name: str) -> Markup:
     return _to_svg(figure, name, "number of test tasks by score")
 
 
-def _to_svg(figure: Figure, name: str, label: str) -> Markup:
+def _to_svg(figure: Figure, prefix: str, label: str) -> Markup:
     """The SVG alone, with its own ids, a description, and the page's colours in place of the inks."""
     out = io.StringIO()
     figure.savefig(out, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = out.getvalue()
     text = text[text.index("<svg ") :]
     text = re.sub(r"<defs>\s*<style.*?</defs>", "", text, count=1, flags=re.DOTALL)  # it would style the whole page
-    text = re.sub(r'(\bid="|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub("|".join(INKS.values()), lambda ink: f"var(--{NAMES[ink[0]]})", text)
+    text = re.sub(r'(\bid="|href="#)', rf"\g<1>{prefix}-", text)
+    for name, ink in INKS.items():
+        text = text.replace(ink, f"var(--{name})")
     return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))
-
-
-NAMES = {ink: name for name, ink in INKS.items()}
