@@ -4,6 +4,7 @@ A new command is a function here, with a docstring whose first line `metarun --h
 """
 
 import argparse
+import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -11,7 +12,7 @@ from typing import NoReturn
 from metarun.cli import reproduce as table
 from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import Request, existing
-from metarun.cli.overview import LISTED, write_group, write_overview
+from metarun.cli.overview import LISTED, wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
@@ -27,7 +28,8 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, command: Callable[..., None]) -> None:
         name = next(name for name, function in COMMANDS.items() if function is command)
         form = argparse.RawDescriptionHelpFormatter
-        text = "\n".join(line.removeprefix("    ") for line in (command.__doc__ or "").splitlines())
+        paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+        text = "\n\n".join("\n".join(wrap(paragraph, "")) for paragraph in paragraphs)
         super().__init__(f"metarun {name}", description=text, formatter_class=form, allow_abbrev=False)
         self.add_argument("--config-dir", metavar="DIR", help="a folder with YAML files of your own")
 

@@ -5,7 +5,8 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import hydra
 from hydra.errors import HydraException
@@ -33,6 +34,14 @@ def compose(overrides: Sequence[str], config_dir: str | None = None, config_name
             return hydra.compose(config_name, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, UserWarning, MarkedYAMLError) as error:
             raise ConfigError(explain(error, loader, overrides)) from error
+
+
+def find_folder(config: DictConfig, key: Literal["hydra.run.dir", "hydra.sweep.dir"]) -> Path:
+    """The absolute folder that a composed configuration names. Raises ConfigError."""
+    try:
+        return Path(str(OmegaConf.select(config, key))).absolute()
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
 
 
 def change(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

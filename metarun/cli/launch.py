@@ -1,11 +1,10 @@
 """From a request to a run or a sweep: everything is checked before a folder is made."""
 
 import sys
-from pathlib import Path
 
 from omegaconf import DictConfig
 
-from metarun.cli.compose import compose
+from metarun.cli.compose import compose, find_folder
 from metarun.cli.hydra_app import Job, Request, call, run_composed
 from metarun.cli.sweep import show_jobs, sweep
 from metarun.config.errors import ConfigError, reported
@@ -40,7 +39,7 @@ def launch(request: Request) -> None:
 def _prepare(config: DictConfig) -> Job:
     """Build one run's components, so that mistakes in them are found before Hydra makes the folder."""
     settings = load_settings(plain(config))
-    folder = RunFolder(Path(config.hydra.run.dir).absolute())
+    folder = RunFolder(find_folder(config, "hydra.run.dir"))
     folder.check_writable()
     from metarun.runs.run import prepare
 
@@ -61,4 +60,4 @@ def _follow(config: DictConfig) -> None:
     settings = load_settings(values)
     from metarun.runs.run import run
 
-    run(settings, RunFolder(Path(config.hydra.run.dir).absolute()), values, {})
+    run(settings, RunFolder(find_folder(config, "hydra.run.dir")), values, {})

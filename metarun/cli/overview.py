@@ -15,8 +15,8 @@ TWIN = "_paper"  # ends the name of an experiment at the paper's length, beside 
 HEAD = """\
 metarun trains and tests few-shot and meta-learning methods.
 
-usage: metarun [GROUP=OPTION ...] [PATH=VALUE ...]         train and test one model
-       metarun --multirun [GROUP=A,B ...] [PATH=1,2 ...]   the same for each choice
+usage: metarun [GROUP=OPTION ...] [PATH=VALUE ...]         train and test a model
+       metarun --multirun [GROUP=A,B ...] [PATH=1,2 ...]   one for each choice
        metarun COMMAND ...
 
 Commands (each has --help)"""
@@ -56,9 +56,9 @@ def write_overview(config_dir: str | None = None) -> str:
         if group == "algo":
             lines += _table({family: ", ".join(names) for family, names in _families(options).items()})
         elif group == "experiment":
-            lines += _wrap(f"metarun list {group} 'maml/*' lists those of one method, '*_5w1s' of one setting")
+            lines += wrap(f"metarun list {group} 'maml/*' lists those of one method, '*_5w1s' of one setting")
         else:
-            lines += _wrap(", ".join(options))
+            lines += wrap(", ".join(options))
     return "\n".join([*lines, "", f"metarun list {'|'.join(LISTED)} [PATTERN] describes each."])
 
 
@@ -91,7 +91,7 @@ def write_group(group: str, pattern: str = "*", twins: bool = False, config_dir:
     }
     lines = [f"{group}=", *_table(shown)]
     if hidden := len(fitting) - len(shown):
-        lines += _wrap(f"{hidden} more have the paper's length and end with {TWIN}: --all lists them", "")
+        lines += wrap(f"{hidden} more have the paper's length and end with {TWIN}: --all lists them", "")
     return "\n".join(lines)
 
 
@@ -99,9 +99,10 @@ def _table(rows: Mapping[str, str]) -> Iterable[str]:
     """Two columns: names, and texts that are wrapped."""
     width = 3 + max(map(len, rows), default=0)
     for name, text in rows.items():
-        yield from _wrap(text or "-", f"  {name:{width}}")
+        yield from wrap(text or "-", f"  {name:{width}}")
 
 
-def _wrap(text: str, indent: str = "  ") -> list[str]:
+def wrap(text: str, indent: str = "  ") -> list[str]:
+    """Break a text into lines of the terminal's width, the first after `indent`, the others as far in."""
     width = max(60, shutil.get_terminal_size((80, 24)).columns)
     return textwrap.wrap(text, width, initial_indent=indent, subsequent_indent=" " * len(indent))

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.cli.compose import compose
+from metarun.cli.compose import compose, find_folder
 from metarun.cli.grammar import expand
 from metarun.cli.hydra_app import Request, call, run_composed, search
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, reported
@@ -140,7 +140,7 @@ def plan(request: Request) -> tuple[list[Job], Path]:
     for number, overrides in enumerate(jobs):
         config = compose([*overrides, f"hydra.job.num={number}"], request.config_dir, request.config_name)
         load_settings(plain(config))
-        root = Path(config.hydra.sweep.dir).absolute()
+        root = find_folder(config, "hydra.sweep.dir")
         folder = job_folder(config, root)
         RunFolder(folder or root).check_writable()
         found.append((overrides, folder))

@@ -61,6 +61,12 @@ MISTAKES: list[tuple[str, str]] = [
         f"evalute is no command (did you mean evaluate?): choose from {', '.join(COMMANDS)}, or set name=value",
     ),
     ("--config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
+    ("list --config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
+    ("help", f"help is no command (did you mean --help?): choose from {', '.join(COMMANDS)}, or set name=value"),
+    ("list algos", "algos is not listed: choose from algo, dataset, backbone, experiment (did you mean algo?)"),
+    ("list algo mml", "no algo fits 'mml': a pattern may contain * and ?, as in 'm*' (did you mean maml?)"),
+    ("resume", "metarun resume: the following arguments are required: run; see metarun resume --help"),
+    ("report --too=x", "metarun report: unrecognized arguments: --too=x; see metarun report --help"),
     (
         "--config-path=elsewhere",
         "--config-path would replace metarun's own configuration: use --config-dir to add to it",
@@ -88,6 +94,8 @@ MISTAKES: list[tuple[str, str]] = [
         "glyphs eval.checkpoint=final",
         "eval.checkpoint is 'final': it must be best, last, ensemble or a file; there is no such file",
     ),
+    ("hydra.run.dir=${nowhere}", "hydra.run.dir: Interpolation key 'nowhere' not found"),
+    ("--multirun hydra.sweep.dir=${nowhere}", "hydra.sweep.dir: Interpolation key 'nowhere' not found"),
     ("hydra.run.dir=/dev/null/x", "the run folder /dev/null/x cannot be made: /dev/null is a file"),
     # grammar
     ("seed=1,2", "seed=1,2 asks for several runs: did you mean metarun --multirun seed=1,2?"),

@@ -1,6 +1,7 @@
 """The command line, as documented: what each command prints, what it leaves in the run's folder, and what it keeps."""
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metarun import __version__
+from metarun.cli.commands import COMMANDS, summaries
 from metarun.cli.compose import compose
 from metarun.cli.hydra_app import CONFIGS
 from tests.conftest import TINY, Command
@@ -42,16 +44,39 @@ def contents(folder: Path) -> dict[str, bytes]:
 # What only prints
 
 
-def test_help_shows_choices_settings_and_commands(metarun: Command, place: Path) -> None:
+def assert_fits(text: str, lines: int) -> None:
+    """On one screen: not more lines than that, none wider than 80 columns."""
+    assert len(text.splitlines()) <= lines
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_help_shows_usage_commands_examples_and_choices_on_one_screen(
+    metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     answer = metarun("--help")
     assert answer.code == 0
+    assert_fits(answer.out, lines=60)
+    parts = ("usage: metarun", "Commands", "Examples", "--multirun", "Groups")
+    positions = [answer.out.index(part) for part in parts]
+    assert positions == sorted(positions)
     algos = sorted(file.stem for file in (CONFIGS / "algo").glob("*.yaml"))
-    for shown in (f"algo: {', '.join(algos)}", "tasks_per_step:", "metarun resume", "--multirun"):
-        assert shown in answer.out
-    for command in ("resume", "evaluate", "data", "list"):
-        answer = metarun(command, "--help")
-        assert answer.code == 0
-        assert answer.out.startswith(f"usage: metarun {command}")
+    assert f" algo {', '.join(algos)} " in " ".join(answer.out.split())
+    assert {line.split()[0] for line in answer.out.splitlines() if line} >= COMMANDS.keys()
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_takes_a_folder_of_yaml_files(
+    metarun: Command, place: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert len(summaries()[command]) <= 66
+    answer = metarun(command, "--config-dir", "nowhere", "--help")
+    assert answer.code == 0
+    assert answer.out.startswith(f"usage: metarun {command} ")
+    assert "--config-dir DIR" in answer.out
+    assert_fits(answer.out, lines=40)
     assert list(place.iterdir()) == []
 
 
@@ -59,18 +84,61 @@ def test_version(metarun: Command) -> None:
     assert metarun("--version").out == f"metarun {__version__}\n"
 
 
-def test_list_has_a_described_line_for_every_file(metarun: Command) -> None:
+def test_list_names_everything_on_one_screen(metarun: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     out = metarun("list").out
-    for group in ("algo", "dataset", "backbone", "experiment"):
-        files = sorted((CONFIGS / group).rglob("*.yaml"))
-        lines = metarun("list", group).out.splitlines()
-        assert lines[0] == f"{group}="
-        assert len(lines) == 1 + len(files)
-        assert all(line in out for line in lines)
-        for line, file in zip(lines[1:], files):
-            name, description = line.split(maxsplit=1)
-            assert name == file.relative_to(CONFIGS / group).with_suffix("").as_posix()
-            assert len(description) > 10
+    assert_fits(out, lines=40)
+    names = out.replace(",", " ").split()
+    for group in ("algo", "dataset", "backbone"):
+        assert {path.stem for path in (CONFIGS / group).glob("*.yaml")} <= set(names)
+    assert f"experiment= ({len(list((CONFIGS / 'experiment').rglob('*.yaml')))})" in out
+    families = [line.split("  ")[1] for line in out.partition("dataset=")[0].splitlines()[1:] if line[2] != " "]
+    assert families == sorted(families)
+    assert "other" not in families
+
+
+@pytest.mark.parametrize("group", ["algo", "dataset", "backbone", "experiment"])
+def test_list_has_a_described_line_for_every_file(
+    metarun: Command, monkeypatch: pytest.MonkeyPatch, group: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    files = sorted((CONFIGS / group).rglob("*.yaml"))
+    lines = metarun("list", group, "--all").out.splitlines()
+    assert lines[0] == f"{group}="
+    assert len(lines) == 1 + len(files)
+    for line, file in zip(lines[1:], files):
+        name, description = line.split(maxsplit=1)
+        assert name == file.relative_to(CONFIGS / group).with_suffix("").as_posix()
+        assert len(description) > 10
+    monkeypatch.setenv("COLUMNS", "80")
+    assert_fits(metarun("list", group, "--all").out, lines=1000)
+
+
+def test_list_shows_those_of_a_pattern_and_no_twins(metarun: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+
+    def names(*arguments: str) -> list[str]:
+        lines = metarun("list", "experiment", *arguments).out.splitlines()
+        return [line.split()[0] for line in lines[1:] if line.startswith("  ")]
+
+    short = names("maml/omniglot_5*")
+    assert short == ["maml/omniglot_5w1s", "maml/omniglot_5w5s"]
+    assert names("maml/omniglot_5*", "--all") == [name for one in short for name in (one, f"{one}_paper")]
+    assert names("maml/*5w1s_paper") == ["maml/miniimagenet_5w1s_paper", "maml/omniglot_5w1s_paper"]
+    assert "2 more have the paper's length" in metarun("list", "experiment", "maml/omniglot_5*").out
+
+
+def test_list_shows_files_of_the_users_own(metarun: Command, place: Path) -> None:
+    (place / "mine/experiment").mkdir(parents=True)
+    (place / "mine/experiment/own.yaml").write_text("# Mine: it is short\nseed: 1\n")
+    assert "own   Mine: it is short" in metarun("list", "experiment", "o*", "--config-dir=mine").out
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("module", ["metarun", "metarun.cli"])
+def test_the_modules_are_the_command(place: Path, module: str) -> None:
+    done = subprocess.run([sys.executable, "-m", module, "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"metarun {__version__}\n")
 
 
 def test_cfg_prints_the_composed_settings_and_runs_nothing(metarun: Command, place: Path) -> None:

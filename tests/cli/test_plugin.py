@@ -16,9 +16,6 @@ from tests.conftest import TINY, Command
 PLUGIN = Path(__file__).parents[1] / "plugin"
 
 
-pytestmark = pytest.mark.integration
-
-
 @pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for sys.path into which pip has installed the package, without a network."""
@@ -38,6 +35,7 @@ def installed(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(target), *([before] if before else [])]))
 
 
+@pytest.mark.integration
 def test_its_method_trains_with_its_own_settings(metarun_process: Command, place: Path, installed: None) -> None:
     answer = metarun_process("algo=cosine_means", *TINY, "hydra.run.dir=run")
     assert (answer.code, answer.err) == (0, "")
@@ -46,6 +44,7 @@ def test_its_method_trains_with_its_own_settings(metarun_process: Command, place
     assert result["training"]["steps"] == 4
 
 
+@pytest.mark.integration
 def test_it_is_listed_beside_metaruns(
     metarun_process: Command, installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
-"""`metarun reproduce`: which runs a table has, how long they take, and that no kill changes the table."""
+"""`metarun reproduce`: which runs a table has, how long they take, and the same table after a kill."""
 
 import csv
+import json
 import os
 import random
 import signal
@@ -11,57 +12,73 @@ from pathlib import Path
 
 import pytest
 
-from metarun.cli import reproduce as reproducing
-from metarun.cli.reproduce import experiments, outlook, request
+from metarun.cli.compose import compose
+from metarun.cli.reproduce import Length, choose, outlook, read
+from metarun.cli.sweep import label_jobs
 from metarun.config.errors import ConfigError
+from metarun.config.load import plain
 from tests.conftest import Command
+from tests.support.tiny_runs import omniglot_result
 
 TABLE = ("sinusoid", "length=smoke", "cells=maml/*,cavia/*", "trainer.steps=60", "trainer.eval_every=5")
 
 
 def test_a_table_is_the_experiments_on_a_dataset() -> None:
-    found = experiments("sinusoid", "short", [])
+    found = choose("sinusoid", "short", [])
     assert {"maml/sinusoid", "reptile/sinusoid"} <= set(found)
     assert all(name.endswith("/sinusoid") for name in found)
-    assert experiments("omniglot", "short", ["maml/*_5w1s"]) == ["maml/omniglot_5w1s"]
+    assert choose("omniglot", "short", ["maml/*_5w1s"]) == ["maml/omniglot_5w1s"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("table", "length", "cells", "message"),
     [
-        (("omniglott", "short", []), r"there is no table 'omniglott': choose from .* \(did you mean omniglot\?\)"),
-        (("sinusoid", "short", ["mml/*"]), r"cells has 'mml/\*': it fits none of .*maml/sinusoid"),
-        (("sinusoid", "paper", []), r"length is paper: there is no such experiment of .*reptile/sinusoid"),
+        ("omniglott", "short", [], r"there is no table 'omniglott': choose from .* \(did you mean omniglot\?\)"),
+        ("sinusoid", "short", ["mml/*"], r"cells has 'mml/\*', which fits no experiment: .*maml/sinusoid"),
+        ("sinusoid", "paper", [], r"length is paper: .*reptile/sinusoid.* have no such form"),
     ],
 )
-def test_what_is_not_there_is_said(arguments, message) -> None:
+def test_what_is_not_there_is_said(table: str, length: Length, cells: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        experiments(*arguments)
+        choose(table, length, cells)
 
 
 def test_a_request_is_a_length_cells_and_settings() -> None:
-    assert request(["length=paper", "seed=1", "cells=a/*,b/*"]) == ("paper", ["a/*", "b/*"], ["seed=1"])
-    assert request([]) == ("short", [], [])
+    assert read(["length=paper", "seed=1", "cells=a/*,b/*"]) == ("paper", ["a/*", "b/*"], ["seed=1"])
+    assert read([]) == ("short", [], [])
     with pytest.raises(ConfigError, match="length is 'long': choose from paper, short, smoke"):
-        request(["length=long"])
+        read(["length=long"])
 
 
-def test_the_time_is_told_of_what_is_not_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "result.json").write_text("{}")
-    monkeypatch.setattr(reproducing, "_seconds", lambda overrides: 150.0)
-    jobs = {tmp_path: ["a=1", "c=1"], tmp_path / "b": ["a=2", "c=1"], tmp_path / "d": ["a=3", "c=1"]}
-    assert outlook(jobs) == [
-        "a=1: done",
-        "a=2: about 2 min",
-        "a=3: about 2 min",
-        "together about 5 min, by a few steps of each in one process",
+def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Path) -> None:
+    """300 steps of 4 tasks at 10 tasks per second take 2 minutes, 900 steps 6; another setting has another rate."""
+    common = ["trainer.tasks_per_step=4", "dataset=sinusoid"]
+    jobs = label_jobs(
+        [([f"trainer.steps={steps}", *common], tmp_path / name) for steps, name in ((9, "a"), (300, "b"), (900, "c"))]
+    )
+    for name, ways, rate in (("a", 5, 10.0), ("elsewhere", 3, 99.0)):
+        (tmp_path / name).mkdir()
+        config = plain(compose([f"ways={ways}", *common]))
+        result = omniglot_result() | {
+            "config": config,
+            "training": {"steps": 9, "seconds": 1, "tasks_per_second": rate},
+        }
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "result.json").write_text("{")
+    assert list(outlook(jobs, tmp_path)) == [
+        "[1/3] trainer.steps=9: done",
+        "[2/3] trainer.steps=300: about 2 min",
+        "[3/3] trainer.steps=900: about 6 min",
+        "together about 8 min",
     ]
 
 
+@pytest.mark.integration
 def test_a_dry_run_runs_nothing(metarun: Command, place: Path) -> None:
     answer = metarun("reproduce", *TABLE, "--dry-run")
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("experiment=cavia/sinusoid: about ")
+    assert answer.out.startswith("[1/2] experiment=cavia/sinusoid: about ")
     assert list(place.iterdir()) == []
 
 
@@ -70,6 +87,7 @@ def table(place: Path) -> list[dict[str, str]]:
         return [{key: value for key, value in row.items() if "seconds" not in key} for row in csv.DictReader(file)]
 
 
+@pytest.mark.integration
 def test_killed_twice_it_ends_with_the_same_table(
     metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
