@@ -15,8 +15,8 @@ TWIN = "_paper"  # ends the name of an experiment at the paper's length, beside 
 HEAD = """\
 metarun trains and tests few-shot and meta-learning methods.
 
-usage: metarun [GROUP=OPTION ...] [PATH=VALUE ...]         train and test a model
-       metarun --multirun [GROUP=A,B ...] [PATH=1,2 ...]   one for each choice
+usage: metarun [GROUP=OPTION ...] [PATH=VALUE ...]        train and test a model
+       metarun --multirun [GROUP=A,B ...] [PATH=1,2 ...]  one for each choice
        metarun COMMAND ...
 
 Commands (each has --help)"""

@@ -84,6 +84,7 @@ def test_a_file_composes_and_passes_the_check(place: Path, option: str) -> None:
     assert config.hydra.run.dir.startswith("outputs/")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("option", [option for option in OPTIONS if option not in SAME_CODE])
 def test_a_file_takes_a_step_and_a_test(
     data_folder: str | None, place: Path, monkeypatch: pytest.MonkeyPatch, option: str

@@ -163,14 +163,26 @@ def test_a_mistake_is_explained_and_leaves_nothing(metarun: Command, place: Path
     assert list(place.iterdir()) == []
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
-    "asked", ["--help", "--cfg job", "list", "--version", "algo=mmal", "seed=abc", "resume nowhere"]
+    "asked",
+    [
+        "--help",
+        "--cfg job",
+        "--multirun --cfg job seed=1,2",
+        "list",
+        "list algo",
+        "--version",
+        "algo=mmal",
+        "seed=abc",
+        "resume nowhere",
+    ],
 )
 def test_what_needs_no_torch_does_not_wait_for_it(metarun_process: Command, asked: str) -> None:
     """Importing torch takes seconds; the answer to a typing mistake should not."""
     answer = metarun_process(*asked.split(), after="print('torch' in sys.modules)")
     assert answer.out.splitlines()[-1] == "False"
-    assert answer.code == (2 if "=" in asked or "nowhere" in asked else 0)
+    assert answer.code == (2 if asked.startswith(("algo=", "seed=", "resume")) else 0)
 
 
 # A user's own configuration files
@@ -300,6 +312,7 @@ def test_a_shortage_of_the_machine(
 # As the user meets it
 
 
+@pytest.mark.integration
 def test_a_mistake_in_a_process_of_its_own(metarun_process: Command, place: Path) -> None:
     for asked, message in (
         ("algo=mmal", MISTAKES[0][1]),

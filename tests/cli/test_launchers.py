@@ -9,6 +9,8 @@ import pytest
 
 from tests.conftest import TINY
 
+pytestmark = pytest.mark.integration
+
 LAUNCHED = {
     "hydra_plugins.hydra_joblib_launcher": ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=1,2"),
     "hydra_plugins.hydra_submitit_launcher": ("hydra/launcher=submitit_local", "seed=1,2"),

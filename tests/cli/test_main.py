@@ -32,7 +32,7 @@ def train(metarun: Command) -> Train:
 
 
 def result(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text(encoding="utf-8"))
+    return dict(json.loads((folder / "result.json").read_text(encoding="utf-8")))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -57,7 +57,7 @@ def test_help_shows_usage_commands_examples_and_choices_on_one_screen(
     answer = metarun("--help")
     assert answer.code == 0
     assert_fits(answer.out, lines=60)
-    parts = ("usage: metarun", "Commands", "Examples", "--multirun", "Groups")
+    parts = ("usage: metarun", "Commands (each", "Examples", "Options", "Groups")
     positions = [answer.out.index(part) for part in parts]
     assert positions == sorted(positions)
     algos = sorted(file.stem for file in (CONFIGS / "algo").glob("*.yaml"))
@@ -190,6 +190,7 @@ def test_a_run_leaves_what_is_promised(metarun: Command, place: Path) -> None:
     assert found["choices"]["algo"] == "maml"
 
 
+@pytest.mark.integration
 def test_other_places_for_the_same_run(metarun: Command, place: Path) -> None:
     """Where data lies and which logger draws is no part of what a run is: its folder stays the same."""
     assert metarun(*TINY).code == 0
@@ -211,6 +212,7 @@ def test_pictures_of_ones_own_elsewhere_are_another_run(place: Path) -> None:
     assert folder(*named) == folder("dataset=cub", "dataset.path=b", "dataset.placement=host")
 
 
+@pytest.mark.integration
 def test_the_same_command_twice(metarun: Command, train: Train) -> None:
     folder = train("run")
     before = contents(folder)
@@ -221,6 +223,7 @@ def test_the_same_command_twice(metarun: Command, train: Train) -> None:
     assert contents(folder) == before
 
 
+@pytest.mark.integration
 def test_resume_of_a_finished_run_and_of_one_that_lacks_its_test(metarun: Command, train: Train) -> None:
     folder = train("run")
     before = contents(folder)
@@ -236,6 +239,7 @@ def test_resume_of_a_finished_run_and_of_one_that_lacks_its_test(metarun: Comman
     assert contents(folder)["metrics.jsonl"] == before["metrics.jsonl"]
 
 
+@pytest.mark.integration
 def test_methods_are_tested_on_the_same_tasks(train: Train) -> None:
     hashes = {
         result(train(algo, f"algo={algo}", f"seed={seed}"))["test"]["test"]["task_hash"]
@@ -246,6 +250,7 @@ def test_methods_are_tested_on_the_same_tasks(train: Train) -> None:
     assert result(other)["test"]["test"]["task_hash"] not in hashes
 
 
+@pytest.mark.integration
 def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path) -> None:
     answer = metarun(*TINY, "hydra.run.dir=run", "optimizer=sgd", "optimizer.lr=1e38")
     assert answer.code == 1
@@ -257,6 +262,7 @@ def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path) ->
 # Configuration files of the user's own
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("how", ["--config-dir=mine", "hydra.searchpath=[file://mine]"])
 def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str) -> None:
     file = place / "mine/experiment/own.yaml"
@@ -272,6 +278,7 @@ def test_an_experiment_of_the_users_own(metarun: Command, place: Path, how: str)
 # A later test
 
 
+@pytest.mark.integration
 def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: Train) -> None:
     folder = train("run", "algo=protonet")
     answer = metarun("evaluate", "run", "ways=8", "shots=2", "tasks=12", "checkpoint=last")
@@ -283,6 +290,7 @@ def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: 
     assert "8-way 2-shot" in answer.out
 
 
+@pytest.mark.integration
 def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train) -> None:
     folder = train("run")
     assert metarun("evaluate", "run", "queries=9", "algo.inner_steps=3").code == 0
@@ -291,6 +299,7 @@ def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train)
     assert len(row["accuracy_by_step"]["mean"]) == 4
 
 
+@pytest.mark.integration
 def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them(
     metarun: Command, train: Train
 ) -> None:
@@ -305,6 +314,7 @@ def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them
     assert later["test"]["accuracy"] != result(folder)["test"]["test"]["accuracy"]
 
 
+@pytest.mark.integration
 def test_the_same_test_again_gives_the_same_scores(metarun: Command, train: Train) -> None:
     folder = train("run")
     before = contents(folder)
@@ -319,6 +329,7 @@ def test_the_same_test_again_gives_the_same_scores(metarun: Command, train: Trai
     assert {name: after[name] for name in before} == before
 
 
+@pytest.mark.integration
 def test_the_whole_way_in_a_process_of_its_own(metarun_process: Command, place: Path) -> None:
     answer = metarun_process(*TINY, "hydra.run.dir=run")
     assert (answer.code, answer.err) == (0, "")

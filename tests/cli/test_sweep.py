@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 from filelock import FileLock
+from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
 
 from metarun.cli.hydra_app import Request
 from metarun.cli.sweep import claim_gpu, label_jobs, plan
@@ -130,32 +132,29 @@ def test_a_run_that_fails_does_not_stop_the_others_and_is_tried_again(
 
 
 def test_a_folder_of_another_run_is_left_alone(metarun: Command, place: Path, untrained: dict[int, Exception]) -> None:
-    own = ("hydra.sweep.dir=there", "hydra.sweep.subdir=own-${seed}")
-    assert metarun(*SWEEP, *own).code == 0
-    answer = metarun(*SWEEP, *own, "ways=3")
+    sweep = ("--multirun", "seed=1,2", *TINY, "hydra.sweep.dir=there", "hydra.sweep.subdir=own-${seed}")
+    assert metarun(*sweep).code == 0
+    answer = metarun(*sweep, "ways=3")
     assert answer.code == 1
     assert answer.err.count("own-1 holds a run with other settings: choose another folder") == 2
-    assert metarun(*SWEEP, *own).out.splitlines()[-1] == "3 jobs: 3 done"
+    assert metarun(*sweep).out.splitlines() == ["2 jobs: 2 done"]
 
 
 # Several starts
 
 
-@pytest.mark.parametrize("busy_seed", [1, 2])
-def test_two_launchers_share_a_sweep(
-    metarun: Command, place: Path, untrained: dict[int, Exception], busy_seed: int
-) -> None:
+def test_two_launchers_share_a_sweep(metarun: Command, place: Path, untrained: dict[int, Exception]) -> None:
     """What the first is at work on, the second leaves alone and goes on."""
     jobs, _ = plan(Request(["seed=1,2,3", *TINY], multirun=True))
-    busy = jobs[busy_seed - 1].folder.path
+    busy = jobs[1].folder.path
     busy.mkdir(parents=True)
     with FileLock(busy / ".lock", timeout=0):
         answer = metarun(*SWEEP)
     assert answer.code == 0, answer.err
     out = answer.out.splitlines()
     assert out[-2] == "3 jobs: 2 done, 1 elsewhere"
-    assert out[-1].startswith(f"elsewhere: seed={busy_seed}: another process is at work in {busy}")
-    assert set(seeds_done(place)) == {"seed1", "seed2", "seed3"} - {f"seed{busy_seed}"}
+    assert out[-1].startswith(f"elsewhere: seed=2: another process is at work in {busy}")
+    assert set(seeds_done(place)) == {"seed1", "seed3"}
 
 
 def test_settings_edited_between_two_starts_are_told_and_run_anew(
@@ -172,7 +171,7 @@ def test_settings_edited_between_two_starts_are_told_and_run_anew(
 class Edit(Callback):
     """Edits the experiment when the first job has ended."""
 
-    def on_job_end(self, **_: Any) -> None:
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         write_experiment(Path.cwd(), inner_steps=3)
 
 
@@ -205,11 +204,11 @@ def test_folders_that_only_hydra_can_name(metarun: Command, place: Path, untrain
 
 
 def test_jobs_in_any_order_and_twice(metarun: Command, place: Path, untrained: dict[int, Exception]) -> None:
-    answer = metarun("--multirun", "seed=shuffle(1,2,3,4,5,6)", *TINY)
-    assert answer.out.splitlines()[-1] == "6 jobs: 6 done"
+    answer = metarun("--multirun", "seed=shuffle(1,2,3,4)", *TINY)
+    assert answer.out.splitlines()[-1] == "4 jobs: 4 done"
     answer = metarun("--multirun", "seed=7,7", *TINY)
     assert answer.out.splitlines()[-1] == "1 jobs: 1 done"
-    assert len(seeds_done(place)) == 7
+    assert len(seeds_done(place)) == 5
 
 
 # With trainings, in processes that are killed
