@@ -164,7 +164,7 @@ def reproduce(words: Sequence[str]) -> None:
     settings = [f"experiment={','.join(chosen)}", *(table.SMOKE if length == "smoke" else ()), *overrides]
     request = Request(settings, arguments.config_dir, multirun=True)
     jobs, root = plan(request)
-    print(*table.outlook(jobs, root), sep="\n")
+    print(*table.outlook(jobs, root, arguments.config_dir), sep="\n")
     if arguments.dry_run:
         return
     try:

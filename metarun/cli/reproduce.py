@@ -51,7 +51,7 @@ def choose(table: str, length: Length, patterns: Sequence[str], config_dir: str 
     return [f"{name}_paper" for name in chosen]
 
 
-def outlook(jobs: Sequence[Job], root: Path) -> Iterator[str]:
+def outlook(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> Iterator[str]:
     """For each job whether it is done or how long it will take on this machine; and the sum.
 
     root: the folder in which runs of the same setting are looked for; without any a few steps are timed.
@@ -63,7 +63,7 @@ def outlook(jobs: Sequence[Job], root: Path) -> Iterator[str]:
         if job.outcome == "done":
             yield f"{job.label}: done"
             continue
-        values = plain(compose(job.overrides))
+        values = plain(compose(job.overrides, config_dir))
         rate = recorded.get(setting(values))
         seconds = values["trainer"]["steps"] * values["trainer"]["tasks_per_step"] / rate if rate else measure(values)
         total += seconds

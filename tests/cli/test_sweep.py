@@ -36,7 +36,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> dict[int, Exception]:
     errors: dict[int, Exception] = {}
 
     def run(settings: Settings, folder: RunFolder, config: dict[str, Any], choices: dict[str, Any], _: None) -> float:
-        with folder.alone(), folder.start(config, choices):
+        with folder.lock(), folder.start(config, choices):
             if settings.seed in errors:
                 raise errors[settings.seed]
             result = omniglot_result() | {"config": config, "validation": {"best": BEST, "step": 4, "tasks": 10}}
