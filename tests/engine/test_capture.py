@@ -46,7 +46,7 @@ class Tape(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.entries: list[tuple[Any, ...]] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -98,7 +98,7 @@ def on_tape(monkeypatch: pytest.MonkeyPatch) -> OnTape:
 def draw(number: int, device: str = "cpu") -> Episode:
     """Draw the tasks of a step in float64."""
     generator = torch.Generator(device).manual_seed(100 + number)
-    return tree_map(
+    tasks: Episode = tree_map(
         lambda x: (
             torch.rand(x.shape, generator=generator, dtype=x.dtype, device=device)
             if x.is_floating_point()
@@ -106,6 +106,7 @@ def draw(number: int, device: str = "cpu") -> Episode:
         ),
         episodes(3),
     )
+    return tasks
 
 
 def build_step(name: str, backbone: str, execution: Execution, device: str = "cpu") -> tuple[State, Step]:

@@ -14,12 +14,14 @@ import pytest
 import torch
 
 from metarun.config.errors import ConfigError
+from metarun.core.batch import Execution
 from metarun.engine.distributed import ALONE, Ranks, count_workers, join_ranks, start_ranks
 from metarun.engine.gradient import meta_gradient
 from tests.conftest import TINY, Command
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
-CASES = [(name, backbone, execution) for name, backbone in ONE_BACKBONE for execution in ("vmap", "loop")]
+EXECUTIONS: tuple[Execution, ...] = ("vmap", "loop")
+CASES = [(name, backbone, execution) for name, backbone in ONE_BACKBONE for execution in EXECUTIONS]
 TASKS = 5  # which two ranks cannot share evenly
 
 
@@ -49,7 +51,7 @@ def test_two_ranks_have_the_meta_gradient_of_one() -> None:
         assert ranks.broadcast("mine") == "mine"
         assert ranks.any(False)
     for case, ours, alone in zip(CASES, shared, gradients(ALONE), strict=True):
-        torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13, msg=lambda text, case=case: f"{case}: {text}")
+        torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13, msg=str(case))
 
 
 def test_shares_cover_everything_once() -> None:
@@ -88,8 +90,8 @@ def assert_alike(one: Path, other: Path) -> None:
 def test_workers_and_torchrun_train_as_one_process_does(metarun_process: Command, place: Path) -> None:
     tiny = [*TINY, "trainer.tasks_per_step=4", "eval.tasks=120", "algo=protonet"]
     for workers in (1, 2):
-        done = metarun_process(*tiny, f"trainer.workers={workers}", f"hydra.run.dir=workers{workers}")
-        assert done.code == 0, done.err
+        answer = metarun_process(*tiny, f"trainer.workers={workers}", f"hydra.run.dir=workers{workers}")
+        assert answer.code == 0, answer.err
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "metarun"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([*launch, *tiny, "hydra.run.dir=torchrun"], env=environment, capture_output=True, text=True)

@@ -4,7 +4,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,7 +41,9 @@ def test_probabilities_are_averaged_and_not_logits() -> None:
     logit of class 0 over class 1 is (2 ln 1/3 + ln 99) / 3 > 0, class 0."""
     logits = [torch.tensor([math.log(p), math.log(1 - p)], dtype=torch.float64) for p in (0.25, 0.25, 0.99)]
     examples = Examples(torch.zeros(2, 1), torch.tensor([0, 1]))
-    ensemble = Ensemble([(Certain(), theta) for theta in logits], TaskSpec("classification", (1,), 2))
+    ensemble = Ensemble(
+        [(cast(Any, Certain()), cast(Any, theta)) for theta in logits], TaskSpec("classification", (1,), 2)
+    )
     task = Episode(examples, examples)
     expected = torch.tensor([[149 / 300, 151 / 300]] * 2, dtype=torch.float64)
     torch.testing.assert_close(ensemble.probabilities(task), expected)
@@ -64,7 +66,8 @@ def result(metarun: Command, place: Path) -> dict[str, Any]:
     answer = metarun(*KEPT, "algo=protonet")
     assert answer.code == 0, answer.err
     assert "inductive, ensemble of 3" in (place / "run/train.log").read_text()
-    return json.loads((place / "run/result.json").read_text())
+    result: dict[str, Any] = json.loads((place / "run/result.json").read_text())
+    return result
 
 
 def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any], metarun: Command, place: Path) -> None:
@@ -82,7 +85,7 @@ def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any],
     tasks = [
         task for block in draw_fixed_tasks(tester.source, 20, settings.eval.seed, "test") for task in unstack(block)
     ]
-    probabilities: torch.Tensor | float = 0.0
+    probabilities = torch.zeros(())
     for step in best:  # each with its own weights and running statistics
         tensors = checkpoint.load(place / f"run/checkpoints/best-{step}.pt")[0]
         theta = tensors["theta"]

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from metarun.core.types import TaskShape
+from metarun.core.batch import Execution
+from metarun.core.types import TaskShape, TaskSource
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.table import Table
 from metarun.engine.distributed import Ranks
@@ -17,7 +18,9 @@ def source() -> EpisodeSampler:
     return EpisodeSampler(Table.from_classes(images), TaskShape(ways=3, shots=2, queries=2))
 
 
-def scores(source: EpisodeSampler, tasks: int = 70, chunk: int = 10, execution: str = "vmap", seed: int = 0) -> Scores:
+def scores(
+    source: TaskSource, tasks: int = 70, chunk: int = 10, execution: Execution = "vmap", seed: int = 0
+) -> Scores:
     algo, theta = algo_and_theta("maml", "conv4_strided")
     algo.backbone.float()
     theta = {c: {n: p.detach().float() for n, p in params.items()} for c, params in theta.items()}
@@ -33,7 +36,7 @@ def scores(source: EpisodeSampler, tasks: int = 70, chunk: int = 10, execution: 
     )
 
 
-def test_scores_depend_on_neither_chunk_size_nor_execution(source) -> None:
+def test_scores_depend_on_neither_chunk_size_nor_execution(source: EpisodeSampler) -> None:
     whole = scores(source, chunk=100)
     for other in (scores(source, chunk=1), scores(source, chunk=7), scores(source, execution="loop")):
         assert other.task_hash == whole.task_hash
@@ -41,23 +44,23 @@ def test_scores_depend_on_neither_chunk_size_nor_execution(source) -> None:
         torch.testing.assert_close(other.per_task["accuracy_by_step"], whole.per_task["accuracy_by_step"])
 
 
-def test_more_tasks_are_the_same_tasks_and_then_some(source) -> None:
+def test_more_tasks_are_the_same_tasks_and_then_some(source: EpisodeSampler) -> None:
     few, many = scores(source, tasks=30), scores(source, tasks=70)
     assert torch.equal(few.per_task["accuracy"], many.per_task["accuracy"][:30])
     assert few.task_hash != many.task_hash
 
 
-def test_another_seed_gives_other_tasks(source) -> None:
+def test_another_seed_gives_other_tasks(source: EpisodeSampler) -> None:
     assert scores(source, seed=1).task_hash != scores(source).task_hash
 
 
-def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(source) -> None:
+def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(source: EpisodeSampler) -> None:
     found = scores(source)
     assert found.per_task["accuracy_by_step"].shape == (70, 3)
     assert torch.equal(found.per_task["accuracy_by_step"][:, -1], found.per_task["accuracy"])
 
 
-def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source) -> None:
+def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source: EpisodeSampler) -> None:
     few = FixedEpisodes(source.sample(7, torch.Generator()), source.shape)
     assert few.spec == source.spec
     found = scores(few, tasks=2000)

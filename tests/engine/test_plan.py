@@ -12,7 +12,6 @@ from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.core.batch import Execution
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
-from metarun.engine import plan as planning
 from metarun.engine.compile import Compiled
 from metarun.engine.distributed import Ranks
 from metarun.engine.gradient import Part, meta_gradient, sum_tasks
@@ -22,7 +21,7 @@ from metarun.engine.state import Window
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 TASKS = 6
-SHORT = {"imaml": {"cg_steps": 2}}  # a graph has every step of it
+SHORT: dict[str, dict[str, Any]] = {"imaml": {"cg_steps": 2}}  # a graph has every step of it
 
 
 def make_settings(**changes: Any) -> TrainerSettings:
@@ -114,12 +113,11 @@ def test_auto_really_times_and_leaves_the_weights_alone() -> None:
     torch.testing.assert_close([p.detach() for p in leaves(theta)], before, rtol=0, atol=0)
 
 
-def limited(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
-    """As if memory were enough for so many tasks at once."""
-    whole = planning.sum_tasks
+def limit_memory(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
+    """Make memory enough for so many tasks at once."""
 
-    def sums_within(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
-        part = whole(algo, execution, bfloat16)
+    def sum_within(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
+        part = sum_tasks(algo, execution, bfloat16)
 
         def run(theta: Theta, chunk: Episode) -> tuple[Metrics, list[torch.Tensor]]:
             if len(chunk.query.y) > tasks:
@@ -128,14 +126,14 @@ def limited(monkeypatch: pytest.MonkeyPatch, tasks: int) -> None:
 
         return run
 
-    monkeypatch.setattr(planning, "sum_tasks", sums_within)
+    monkeypatch.setattr("metarun.engine.plan.sum_tasks", sum_within)
 
 
 def test_the_chunk_is_halved_until_it_fits_and_the_gradient_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     algo, theta = algo_and_theta("maml", "mlp")
     tasks = episodes(TASKS)
     expected = meta_gradient(algo, theta, tasks, execution="vmap")
-    limited(monkeypatch, tasks=2)
+    limit_memory(monkeypatch, tasks=2)
     run = MetaGradient(algo, make_settings())
     found = run(theta, tasks)
     assert run.plan.tasks_per_chunk == 2  # 6, 3, 2
@@ -143,7 +141,7 @@ def test_the_chunk_is_halved_until_it_fits_and_the_gradient_stays(monkeypatch: p
 
 
 def test_auto_passes_over_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    limited(monkeypatch, tasks=2)
+    limit_memory(monkeypatch, tasks=2)
     algo, theta = algo_and_theta("maml", "mlp")
     run = MetaGradient(algo, make_settings(execution="auto"))
     run.choose_plan(theta, lambda: episodes(TASKS))
@@ -152,7 +150,7 @@ def test_auto_passes_over_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_memory_that_is_too_small_for_one_task_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    limited(monkeypatch, tasks=0)
+    limit_memory(monkeypatch, tasks=0)
     algo, theta = algo_and_theta("maml", "mlp")
     with pytest.raises(RuntimeError, match="allocate memory"):
         MetaGradient(algo, make_settings())(theta, episodes(TASKS))
@@ -176,7 +174,7 @@ def test_a_step_reads_nothing_back_from_the_device(name: str, backbone: str, exe
         [p for c, params in theta.items() if c not in traits_of(algo).carried for p in params.values()]
     )
     run, window = MetaGradient(algo, make_settings(execution=execution, clip_norm=1.0)), Window()
-    with Readings() as readings:
+    with Readings() as readings:  # type: ignore[no-untyped-call]
         for _ in range(2):
             loss, metrics, gradient = run(theta, episodes(TASKS))
             descend(theta, gradient, optimizer, run.settings, traits_of(algo).carried)
