@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from hypothesis import settings
 
 from metarun.cli import main as cli
 from metarun.datasets.storage.known_sets import KNOWN_SETS
@@ -19,6 +20,8 @@ from metarun.runs.log import say
 from tests.support.tiny_pictures import CLASSES, PER_CLASS
 
 prepare_cpu()  # as the command does: training in this process is as quick as it is there
+settings.register_profile("metarun", deadline=None)  # a busy machine is no failure
+settings.load_profile("metarun")
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process per core has no use for more threads
     torch.set_num_threads(1)
 

@@ -11,13 +11,13 @@ from metarun.core.seeding import generator_for
 from metarun.core.types import Dataset, Episode, Split, TaskShape
 
 EDGE, GAP = 1, 4  # pixels around each image, and between support and queries
-MOST = 8  # columns of support, and of queries
+MOST_COLUMNS = 8  # of support, and of queries
 
 
 def draw(dataset: Dataset, shape: TaskShape, file: Path) -> None:
-    """Write `file`, a PNG: a row for each class, its support on the left, its queries on the right.
+    """Write a PNG of one task per split: a row for each class, with its support on the left and queries on the right.
 
-    Raises ConfigError where tasks are not of images.
+    Raises ConfigError if inputs are not images, and as `dataset.tasks` does.
     """
     from matplotlib.figure import Figure
 
@@ -30,17 +30,17 @@ def draw(dataset: Dataset, shape: TaskShape, file: Path) -> None:
     axes = figure.subplots(1, 3)
     for axis, (split, source) in zip(axes, sources.items()):
         task = source.sample(1, generator_for("preview", split))
-        axis.imshow(grid(task, shape.ways), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(arrange(task, shape.ways), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(f"{split}: support | queries", fontsize=10)
         axis.axis("off")
     figure.savefig(file, dpi=150, bbox_inches="tight")
 
 
-def grid(task: Episode, ways: int) -> Tensor:
-    """[H, W] or [H, W, 3] in 0..1, of a single task with images [1, N*K, C, H, W]."""
+def arrange(task: Episode, ways: int) -> Tensor:
+    """Put the images of a single task, [1, N*K, C, H, W], side by side: [H, W] or [H, W, 3] in 0..1."""
     parts = []
     for part in task:
-        x = part.x[0].unflatten(0, (ways, -1))[:, :MOST].float().cpu()  # [N, k, C, H, W]
+        x = part.x[0].unflatten(0, (ways, -1))[:, :MOST_COLUMNS].float().cpu()  # [N, k, C, H, W]
         x = pad(x, (EDGE,) * 4, value=float(x.max()))
         parts.append(x.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2))  # [C, N*H, k*W]
     low, high = (f(torch.stack([f(part) for part in parts])) for f in (torch.min, torch.max))

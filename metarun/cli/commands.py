@@ -16,6 +16,7 @@ from metarun.cli.overview import LISTED, wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
+from metarun.config.words import count
 from metarun.runs.folder import RunFolder
 
 # Settings of `metarun evaluate` that are not below `eval`
@@ -97,7 +98,7 @@ def data(words: Sequence[str]) -> None:
         from metarun.core.types import TaskShape
 
         draw(dataset, TaskShape(settings.ways, settings.shots, settings.queries), arguments.preview)
-        print(f"some tasks of {settings.ways} ways and {settings.shots} shots: {arguments.preview}")
+        print(f"some tasks of {count(settings.ways, 'way')} and {count(settings.shots, 'shot')}: {arguments.preview}")
 
 
 def profile(words: Sequence[str]) -> None:

@@ -67,11 +67,11 @@ class FSMol:
 
     def prepare(self) -> None:
         """Encode the molecules. Raises ConfigError if the set is missing or damaged."""
-        _ = self._packed
+        _ = self.packed
 
     def tasks(self, split: Split, shape: TaskShape) -> "AssaySampler":
         """Raises ConfigError if the shape asks for more molecules than an assay of the split has."""
-        packed = self._packed
+        packed = self.packed
         here = torch.tensor([assay.split == split for assay in packed.assays])
         sizes = torch.tensor([assay.size for assay in packed.assays])
         chosen = here.repeat_interleave(sizes)
@@ -89,14 +89,14 @@ class FSMol:
             return f"{self._place}, not packed yet: the first run does it, into {packed_in}"
         lines = [f"{self._place}, packed: {packed_in}"]
         for split in SPLITS:
-            sizes = [assay.size for assay in self._packed.assays if assay.split == split]
+            sizes = [assay.size for assay in self.packed.assays if assay.split == split]
             number = count(len(sizes), "assay")
             lines.append(f"{split}: {number} of {format_range(sizes)} molecules, {sum(sizes)} in all")
         return "\n".join(lines)
 
     def identity(self) -> dict[str, Any]:
         """The counts and the hash of everything. Prepares the data."""
-        packed = self._packed
+        packed = self.packed
         return {
             "name": "fs_mol",
             "assays": {split: sum(assay.split == split for assay in packed.assays) for split in SPLITS},
@@ -126,7 +126,8 @@ class FSMol:
         return f"fs_mol/{self._bag}-{PACKING}-{fingerprint(self._place)[:16]}"
 
     @cached_property
-    def _packed(self) -> Packed:
+    def packed(self) -> Packed:
+        """All assays, mapped from the cache; encodes them if need be. Raises ConfigError."""
         if not self._place.exists():
             raise ConfigError(f"dataset=fs_mol: nothing at {self._place}: {self._remedy}")
         folder = ensure(self._cache_name, self._pack)

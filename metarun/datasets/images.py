@@ -72,14 +72,14 @@ class Images:
 
     def prepare(self) -> None:
         """Download if that is possible, verify and pack. Raises ConfigError if pictures are missing or damaged."""
-        _ = self._packed
+        _ = self.packed
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
         """Episodes of pictures [channels, image_size, image_size]; those of `train` are changed at random.
 
         Raises ConfigError if the shape asks for more than the split has, and as `prepare` does.
         """
-        packed, classes = self._packed, self._choose_classes(split, shape)
+        packed, classes = self.packed, self._choose_classes(split, shape)
         numbers = np.full(len(packed.classes), -1)
         numbers[classes] = np.arange(len(classes))
         labels = numbers[packed.labels]
@@ -110,7 +110,7 @@ class Images:
 
     def identity(self) -> dict[str, Any]:
         """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
-        packed = self._packed
+        packed = self.packed
         return {
             "name": self.collection,
             "classes": {split: len(classes) for split, classes in self.split_classes().items()},
@@ -147,7 +147,8 @@ class Images:
         return f"{self.collection}/{form}-{fingerprint(self._root)[:16]}"
 
     @cached_property
-    def _packed(self) -> Packed:
+    def packed(self) -> Packed:
+        """All pictures, mapped from the cache; downloads and packs them if need be. Raises ConfigError."""
         if self._known and self._known.download and self.path is None and not self._root.exists():
             url, md5 = self._known.download
             download(url, self._root / url.rpartition("/")[2], md5)
@@ -178,8 +179,8 @@ class Images:
 
     def split_classes(self) -> dict[Split, list[int]]:
         """The numbers of each split's packed classes; classes without a split are drawn by `split_seed`."""
-        given = {split: [i for i, (where, _) in enumerate(self._packed.classes) if where == split] for split in SPLITS}
-        free = [i for i, (where, _) in enumerate(self._packed.classes) if where is None]
+        given = {split: [i for i, (where, _) in enumerate(self.packed.classes) if where == split] for split in SPLITS}
+        free = [i for i, (where, _) in enumerate(self.packed.classes) if where is None]
         rng = random.Random(self.split_seed)
         free.sort(key=lambda _: rng.random())  # not rng.shuffle(): Python guarantees the numbers of random() only
         ends = [round(len(free) * sum(self.split_fractions[:i])) for i in range(4)]
@@ -187,19 +188,19 @@ class Images:
 
     def _choose_classes(self, split: Split, shape: TaskShape) -> list[int]:
         """The classes with enough pictures for a task. Raises ConfigError if others are not to be skipped."""
-        classes, needed, sizes = self.split_classes()[split], shape.shots + shape.queries, self._packed.sizes()
+        classes, needed, sizes = self.split_classes()[split], shape.shots + shape.queries, self.packed.sizes()
         small = sorted((sizes[number], number) for number in classes if sizes[number] < needed)
         if small and self.small_classes == "refuse":
             size, number = small[0]
             raise ConfigError(
                 f"shots + queries is {shape.shots} + {shape.queries} = {needed}: {len(small)} of the {len(classes)} "
-                f"classes of {split} have fewer pictures, {self._packed.classes[number].name} only {size}: "
+                f"classes of {split} have fewer pictures, {self.packed.classes[number].name} only {size}: "
                 "ask for fewer, or set dataset.small_classes=skip"
             )
         return [number for number in classes if sizes[number] >= needed]
 
     def _describe_splits(self) -> Iterator[str]:
-        sizes = self._packed.sizes()
+        sizes = self.packed.sizes()
         for split, classes in self.split_classes().items():
             counts = [sizes[number] for number in classes]
             if counts:
@@ -207,7 +208,7 @@ class Images:
                 yield f"{split}: {held} of {format_range(counts)} pictures, {sum(counts)} in all"
             else:
                 yield f"{split}: no classes"
-        broken = self._packed.about["broken"]
+        broken = self.packed.about["broken"]
         if broken["count"]:
             examples = "; ".join(broken["first"][:3])
             yield f"{count(broken['count'], 'picture')} could not be used, for example {examples}"
@@ -217,11 +218,11 @@ class Images:
         """Groups of equal pictures; across splits they spoil a test."""
         split_of = {number: split for split, classes in self.split_classes().items() for number in classes}
         kinds: dict[str, list[list[int]]] = {}
-        for rows in self._packed.about["equal"]:
-            splits = sorted({split_of[self._packed.labels[row]] for row in rows}, key=SPLITS.index)
+        for rows in self.packed.about["equal"]:
+            splits = sorted({split_of[self.packed.labels[row]] for row in rows}, key=SPLITS.index)
             kind = f"across {' and '.join(splits)}" if len(splits) > 1 else f"within {splits[0]}"
             kinds.setdefault(kind, []).append(rows)
-        names = self._packed.names() if kinds else []
+        names = self.packed.names() if kinds else []
         for kind, groups in kinds.items():
             first = " = ".join(names[row] for row in groups[0])
             yield f"equal pictures {kind}: {count(len(groups), 'group')}, for example {first}"

@@ -68,7 +68,7 @@ class Omniglot:
         Raises ConfigError if the files are damaged or incomplete, cannot be downloaded, or the data folder or the
         cache cannot be written.
         """
-        _ = self._packed
+        _ = self.packed
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler | FixedEpisodes:
         """Episodes of images [1, image_size, image_size].
@@ -77,7 +77,7 @@ class Omniglot:
         """
         if split == "test" and self.test_tasks == "runs":
             return self._runs(shape)
-        images, index = self._packed
+        images, index = self.packed
         rows = divide(index["characters"], self.split, self.split_seed)[split]
         images = images[rows].to(self.device)
         rotations = self._rotations(split)
@@ -100,7 +100,7 @@ class Omniglot:
                 f"eval.ways, shots and queries are {shape.ways}, {shape.shots} and {shape.queries}: "
                 f"the test of dataset.test_tasks=runs has {RUN.ways}, {RUN.shots} and {RUN.queries}"
             )
-        images, index = self._packed
+        images, index = self.packed
         x = images[locate_runs(index["characters"])].to(self.device)  # [T, N, 2, 1, S, S]
         support, query = ((255 - x if self.ink == 1 else x).float() / 255).unbind(2)
         y = torch.arange(RUN.ways, device=self.device).expand(len(x), -1)
@@ -127,7 +127,7 @@ class Omniglot:
 
     def identity(self) -> dict[str, Any]:
         """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
-        index = self._packed[1]
+        index = self.packed[1]
         splits = divide(index["characters"], self.split, self.split_seed)
         return {
             "name": "omniglot",
@@ -154,7 +154,11 @@ class Omniglot:
         return f"omniglot/{self.image_size}-{self.filter}-{PACKING}-{key.hexdigest()[:16]}"
 
     @cached_property
-    def _packed(self) -> tuple[Tensor, dict[str, Any]]:
+    def packed(self) -> tuple[Tensor, dict[str, Any]]:
+        """All images [characters, 20, 1, S, S] uint8, and the index of `pack`; packs them if need be.
+
+        Raises ConfigError.
+        """
         places = find_parts(self._root)
         for part in [part for part in PARTS if part not in places]:
             target = self._root / f"{part}.zip"

@@ -88,11 +88,11 @@ class Texts:
 
     def prepare(self) -> None:
         """Encode the texts. Raises ConfigError if the set is missing, damaged or not whole."""
-        _ = self._packed
+        _ = self.packed
 
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
         """Episodes of rows [width]. Raises ConfigError if the shape asks for more than the split has."""
-        packed, classes = self._packed, read_class_lists(self.collection)[split]
+        packed, classes = self.packed, read_class_lists(self.collection)[split]
         numbers = {name: number for number, name in enumerate(classes)}
         labels = torch.tensor([numbers.get(name, -1) for name in packed.classes])[packed.labels]
         chosen = labels >= 0
@@ -120,9 +120,9 @@ class Texts:
         return {
             "name": self.collection,
             "classes": {split: len(classes) for split, classes in read_class_lists(self.collection).items()},
-            "texts": len(self._packed.rows),
+            "texts": len(self.packed.rows),
             "ngrams": str(self._bag),
-            "sha256": self._packed.sha256,
+            "sha256": self.packed.sha256,
         }
 
     @property
@@ -142,7 +142,8 @@ class Texts:
         return f"{self.collection}/{self._bag}-{PACKING}-{fingerprint(self._root)[:16]}"
 
     @cached_property
-    def _packed(self) -> Packed:
+    def packed(self) -> Packed:
+        """All texts, from the cache; encodes them if need be. Raises ConfigError."""
         if not self._root.exists():
             raise ConfigError(f"dataset={self.collection}: nothing at {self._root}: {self._remedy}")
         folder = ensure(self._cache_name, self._pack)

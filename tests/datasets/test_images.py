@@ -112,7 +112,7 @@ def test_cifar100_by_the_published_lists(
     assert {split: len(classes) for split, classes in found.items()} == dict(zip(CLASSES, known.classes))
     assert train in found["train"]
     monkeypatch.setitem(known_sets.KNOWN_SETS, name, replace(known, per_class=2))
-    packed = images(name, pictures)._packed
+    packed = images(name, pictures).packed
     shown = {
         packed.classes[label].name: int(picture[0, 0, 0]) for label, picture in zip(packed.labels, packed.pictures)
     }

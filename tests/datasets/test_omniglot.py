@@ -15,10 +15,10 @@ from metarun.config.registry import declaration
 from metarun.core.types import Split, TaskShape
 from metarun.datasets import omniglot, omniglot_runs
 from metarun.datasets.omniglot import Omniglot, divide
-from metarun.datasets.omniglot_files import PARTS, read_image
+from metarun.datasets.omniglot_files import read_image
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.storage.layouts import SPLITS
-from tests.support.tiny_omniglot import SETTINGS, dataset, tiny_parts, write_zips
+from tests.support.tiny_omniglot import SETTINGS, dataset, offer_tiny_parts, write_zips
 
 
 @pytest.fixture(autouse=True)
@@ -29,8 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part, entry in tiny_parts().items():
-        monkeypatch.setitem(PARTS, part, entry)
+    offer_tiny_parts(monkeypatch)
 
 
 @pytest.fixture
@@ -117,7 +116,7 @@ def one_shot(root: Path, monkeypatch: pytest.MonkeyPatch) -> Omniglot:
 
 def test_runs_hold_the_listed_drawings_whatever_is_drawn(one_shot: Omniglot) -> None:
     tasks = one_shot.tasks("test", TaskShape(2, 1, 1)).sample(50, torch.Generator().manual_seed(7))
-    images, index = one_shot._packed
+    images, index = one_shot.packed
     assert index["characters"][4:] == ["images_evaluation/Kannada/character01", "images_evaluation/Kannada/character02"]
     for part, drawers in ((tasks.support, (5, 3)), (tasks.query, (8, 2))):
         assert part.y.tolist() == [[0, 1], [0, 1]]
@@ -170,7 +169,7 @@ def omniglot_data(tmp_path_factory: pytest.TempPathFactory) -> Omniglot:
 @real
 @pytest.mark.integration  # packs all of it
 def test_the_whole_collection_is_packed(omniglot_data: Omniglot) -> None:
-    images, index = omniglot_data._packed
+    images, index = omniglot_data.packed
     assert images.shape == (1623, 20, 1, 28, 28)
     assert (index["alphabets"], index["images"]) == (50, 32460)
     assert (images.flatten(2).float().mean(-1) > 128).all()  # mostly paper
@@ -180,7 +179,7 @@ def test_the_whole_collection_is_packed(omniglot_data: Omniglot) -> None:
 @real
 @pytest.mark.integration  # packs all of it
 def test_one_known_image_equals_an_independent_decoding(omniglot_data: Omniglot) -> None:
-    images, index = omniglot_data._packed
+    images, index = omniglot_data.packed
     root, character = Path(str(omniglot_data.path)), "images_evaluation/Tibetan/character07"
     with zipfile.ZipFile(root / "omniglot-py" / "images_evaluation.zip") as archive:
         name = next(n for n in archive.namelist() if n.startswith(character) and n.endswith("_13.png"))
@@ -192,7 +191,7 @@ def test_one_known_image_equals_an_independent_decoding(omniglot_data: Omniglot)
 @real
 @pytest.mark.integration  # packs all of it
 def test_vinyals_equals_the_published_lists(omniglot_data: Omniglot) -> None:
-    characters = omniglot_data._packed[1]["characters"]
+    characters = omniglot_data.packed[1]["characters"]
     for split, rows in divide(characters, "vinyals", 0).items():
         lines = (Path(str(omniglot_data.path)) / "splits" / "vinyals" / f"{split}.txt").read_text().split()
         assert {characters[row].split("/", 1)[1] for row in rows} == {line.rsplit("/", 1)[0] for line in lines}

@@ -15,7 +15,17 @@ from metarun.config.errors import ConfigError
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot import Omniglot
 from metarun.datasets.omniglot_files import PARTS
-from tests.support.tiny_omniglot import TINY, dataset, members, png, tiny_parts, write_folder, write_zip, write_zips
+from tests.support.tiny_omniglot import (
+    TINY,
+    dataset,
+    members,
+    offer_tiny_parts,
+    png,
+    tiny_parts,
+    write_folder,
+    write_zip,
+    write_zips,
+)
 from tests.support.tiny_server import Server, serve
 
 
@@ -35,8 +45,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    for part, entry in tiny_parts().items():
-        monkeypatch.setitem(PARTS, part, entry)
+    offer_tiny_parts(monkeypatch)
 
 
 @pytest.fixture
@@ -84,7 +93,7 @@ def test_every_layout_gives_the_same_table(
 ) -> None:
     layout(tmp_path / "data" / below)
     data = dataset(tmp_path / "data")
-    images, index = data._packed
+    images, index = data.packed
     assert images.dtype == torch.uint8
     assert images.shape == (6, 20, 1, 28, 28)
     assert (index["alphabets"], index["images"]) == (3, 120)

@@ -98,7 +98,7 @@ def test_every_text_is_drawn_under_its_class_and_split(
 def test_what_is_out_of_scope_belongs_to_no_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = dataset("clinc150", write_texts(tmp_path / "data", "clinc150", 2, monkeypatch))
     unwanted = torch.from_numpy(Bag([3, 4], True, data.width).encode([OUT_OF_SCOPE], "nothing"))
-    assert not (data._packed.rows == unwanted).all(1).any()
+    assert not (data.packed.rows == unwanted).all(1).any()
 
 
 def test_identity_is_json_and_tells_other_texts_and_ngrams_apart(
@@ -162,7 +162,7 @@ def test_the_published_set_is_whole_and_most_texts_are_kept_entire(name: str, te
     if not root.is_dir():
         pytest.skip(f"{name} is not in METARUN_DATA")
     data = dataset(name, root)
-    packed = data._packed
+    packed = data.packed
     assert len(packed.rows) == texts
     assert packed.labels.bincount().min() == least
     assert (packed.rows[:, -1] == 0).float().mean() > 0.9

@@ -5,11 +5,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
 from metarun.datasets.omniglot import Omniglot
-from metarun.datasets.omniglot_files import Part
+from metarun.datasets.omniglot_files import PARTS, Part
 
 TINY = {  # under `vinyals`: 2 characters to train on, 2 to validate on, 2 to test on
     "images_background": {"Armenian": 2, "Latin": 2},
@@ -69,6 +70,12 @@ def write_folder(root: Path, files: dict[str, bytes]) -> None:
 
 def tiny_parts() -> dict[str, Part]:
     return {part: Part(len(a), sum(a.values()), "md5 unknown") for part, a in TINY.items()}
+
+
+def offer_tiny_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the tiny copy for the whole collection from now on."""
+    for part, entry in tiny_parts().items():
+        monkeypatch.setitem(PARTS, part, entry)
 
 
 def dataset(root: Path, **changes: Any) -> Omniglot:

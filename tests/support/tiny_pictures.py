@@ -166,7 +166,7 @@ def images(file: str, path: Path | None, **changes: Any) -> Images:
 
 def colours(dataset: Images) -> Iterator[tuple[str, tuple[int, ...]]]:
     """The class and the colour of every packed picture, each of which must be of one colour."""
-    packed = dataset._packed
+    packed = dataset.packed
     for label, picture in zip(packed.labels, packed.pictures):
         assert (picture == picture[:, :1, :1]).all()
         yield "/".join(str(part) for part in packed.classes[label]), tuple(picture[:, 0, 0].tolist())
