@@ -3,7 +3,7 @@
 import functools
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,68 +39,89 @@ def train_run(experiment: Experiment, folder: RunFolder | None, about: dict[str,
 
     Raises Failed if training diverges, Stopped after a signal.
     """
-    settings, trainer = experiment.settings, experiment.settings.trainer
-    state = restore_state(experiment, folder, ranks)
-    progress = state.progress
-    headline = metric_of(experiment.source.spec)
-    sign = 1 if metric(headline).higher_is_better else -1
-    tester = experiment.tester(experiment.rows()["test"], "val")
-    statistics = functools.lru_cache(maxsize=1)(lambda step: experiment.statistics(state.theta))
-    plan = Plan(**progress.plan) if progress.plan else None
-    meta_gradient = MetaGradient(experiment.algo, trainer, ranks, plan)
-    tasks_of = prepare_tasks(experiment)
-
-    def validate() -> tuple[float, dict[str, Any]]:
-        model = Model(state.theta, statistics(progress.step))
-        summary = tester.score([model], settings.eval.val_tasks, meta_gradient.plan.execution, ranks).summarise()
-        means = {name: value["mean"] for name, value in summary.items()}
-        return sign * means[headline], means | {"ci95": summary[headline]["ci95"]}
-
-    def save(name: str) -> None:
-        if folder is None:
-            return
-        progress.plan = meta_gradient.plan.to_json()
-        tensors = {
-            "theta": state.theta,
-            "optimizer": state.optimizer.state_dict(),
-            "statistics": statistics(progress.step),
-            "window": asdict(state.window),
-        }
-        validation = None if progress.best is None else sign * progress.best
-        facts = {"step": progress.step, "validation": validation, "progress": asdict(progress)}
-        checkpoint.save(folder.checkpoint(name), tensors, about | facts)
-        if trainer.keep_best > 1:
-            folder.keep_leaders([step for _, step in progress.leaders])
-
-    schedule = build("schedule", settings.schedule)
-    log = open_log(settings, folder, about, progress.step)
+    session = Session(experiment, folder, about, ranks, restore_state(experiment, folder, ranks))
     try:
-        started = time.perf_counter()
-        meta_gradient.choose_plan(state.theta, functools.partial(tasks_of, progress.step))
-        progress.seconds += time.perf_counter() - started
-        train(
-            state,
-            tasks_of,
-            meta_gradient,
-            lambda step: schedule.factor(step, trainer.steps),
-            trainer,
-            validate=validate,
-            save=save,
-            log=log,
-            carried=traits_of(experiment.algo).carried,
-            capture=choose_capture(experiment, state, meta_gradient, ranks),
-            ranks=ranks,
-        )
+        session.train()
     except NonFiniteLoss as error:
         last = folder and folder.last
         kept = f"the last good checkpoint is {last}" if last and last.exists() else "no checkpoint was written yet"
         raise Failed(f"training diverged: {error}; {kept}; try a smaller rate or trainer.clip_norm") from error
-    finally:
-        log.close()
+    progress = session.state.progress
     if progress.stopped:
         where = f"stopped by {progress.stopped} at step {progress.step}, saved"
         raise Stopped(f"{where}; continue with: metarun resume {folder and folder.path}")
     return progress
+
+
+@dataclass
+class Session:
+    """A training from the state of the last checkpoint on, with what it validates and saves."""
+
+    experiment: Experiment
+    folder: RunFolder | None  # None: another rank than 0, which writes nothing
+    about: dict[str, Any]  # facts of the run for its checkpoints
+    ranks: Ranks
+    state: State
+
+    def __post_init__(self) -> None:
+        trainer, plan = self.experiment.settings.trainer, self.state.progress.plan
+        self.headline = metric_of(self.experiment.source.spec)
+        self.sign = 1 if metric(self.headline).higher_is_better else -1  # scores are compared by "more is better"
+        self.tester = self.experiment.tester(self.experiment.rows()["test"], "val")
+        self.meta_gradient = MetaGradient(self.experiment.algo, trainer, self.ranks, Plan(**plan) if plan else None)
+        self.statistics = functools.lru_cache(maxsize=1)(lambda step: self.experiment.statistics(self.state.theta))
+
+    def train(self) -> None:
+        """Train to the last step. Raises NonFiniteLoss."""
+        experiment, state, trainer = self.experiment, self.state, self.experiment.settings.trainer
+        tasks_of, progress = prepare_tasks(experiment), state.progress
+        schedule = build("schedule", experiment.settings.schedule)
+        log = open_log(experiment.settings, self.folder, self.about, progress.step)
+        try:
+            started = time.perf_counter()
+            self.meta_gradient.choose_plan(state.theta, functools.partial(tasks_of, progress.step))
+            progress.seconds += time.perf_counter() - started
+            train(
+                state,
+                tasks_of,
+                self.meta_gradient,
+                lambda step: schedule.factor(step, trainer.steps),
+                trainer,
+                validate=self.validate,
+                save=self.save,
+                log=log,
+                carried=traits_of(experiment.algo).carried,
+                capture=choose_capture(experiment, state, self.meta_gradient, self.ranks),
+                ranks=self.ranks,
+            )
+        finally:
+            log.close()
+
+    def validate(self) -> tuple[float, dict[str, Any]]:
+        """Score the weights on the validation tasks: a score, of which more is better, and what to log."""
+        model = Model(self.state.theta, self.statistics(self.state.progress.step))
+        tasks, execution = self.experiment.settings.eval.val_tasks, self.meta_gradient.plan.execution
+        summary = self.tester.score([model], tasks, execution, self.ranks).summarise()
+        means = {name: value["mean"] for name, value in summary.items()}
+        return self.sign * means[self.headline], means | {"ci95": summary[self.headline]["ci95"]}
+
+    def save(self, name: str) -> None:
+        """Write a checkpoint: everything that a continued run or a test needs."""
+        if self.folder is None:
+            return
+        state, progress = self.state, self.state.progress
+        progress.plan = self.meta_gradient.plan.to_json()
+        tensors = {
+            "theta": state.theta,
+            "optimizer": state.optimizer.state_dict(),
+            "statistics": self.statistics(progress.step),
+            "window": asdict(state.window),
+        }
+        validation = None if progress.best is None else self.sign * progress.best
+        facts = {"step": progress.step, "validation": validation, "progress": asdict(progress)}
+        checkpoint.save(self.folder.checkpoint(name), tensors, self.about | facts)
+        if self.experiment.settings.trainer.keep_best > 1:
+            self.folder.keep_leaders([step for _, step in progress.leaders])
 
 
 def prepare_tasks(experiment: Experiment) -> Callable[[int], Episode]:
