@@ -60,7 +60,7 @@ def test_a_checkpoint_that_is_missing_or_of_another_model(metarun: Command, trai
     [
         ("wayz=3", "eval.wayz: no such setting (did you mean ways?)"),
         ("ways=3", "eval.ways is 3: this model has a last layer for ways=5; ..."),
-        ("ways=5,3", "eval.ways=5,3 is a list of values: one at a time"),
+        ("ways=5,3", "eval.ways=5,3 is a list of values: give one"),
         ("ways", "eval.ways cannot be read: a setting is written name=value"),
         ("algo.inner_step=3", "eval.algo.inner_step: no such setting (did you mean inner_steps?)"),
         ("device=gpu", "device is 'gpu': choose from auto, ..."),
