@@ -191,6 +191,16 @@ def test_a_run_leaves_what_is_promised(metarun: Command, place: Path) -> None:
 
 
 @pytest.mark.integration
+def test_the_last_line_names_the_folder_of_a_logger(metarun: Command, place: Path) -> None:
+    pytest.importorskip("tensorboard")
+    answer = metarun(*TINY, "hydra.run.dir=run", "logger=tensorboard")
+    assert answer.code == 0, answer.err
+    assert answer.out.splitlines()[-1].startswith(f"in {place}/run: result.json, ")
+    assert answer.out.splitlines()[-1].endswith(", checkpoints/, tensorboard/")
+    assert list((place / "run/tensorboard").iterdir())
+
+
+@pytest.mark.integration
 def test_other_places_for_the_same_run(metarun: Command, place: Path) -> None:
     """Where data lies and which logger draws is no part of what a run is: its folder stays the same."""
     assert metarun(*TINY).code == 0
