@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import hydra
+import omegaconf
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -61,7 +62,8 @@ def run_name(*, _root_: DictConfig) -> str:
     return f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
 
 
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+REGISTER = "register_new_resolver" if omegaconf.__version__.startswith("2.3") else "register_resolver"
+getattr(OmegaConf, REGISTER)("run_name", run_name, replace=True)
 
 
 def read_comments(group: str, config_dir: str | None = None) -> dict[str, list[str]]:

@@ -23,7 +23,7 @@ def explain(error: Exception, loader: ConfigLoader, overrides: Sequence[str]) ->
             return _unknown_option(group, option, known)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
-    if match := re.search(r"[Cc]ould not override '([^']+)'", text):
+    if match := re.search(r"(?:[Cc]ould not override|Invalid Defaults List override) '/?([^':]+)", text):
         return _unknown_key(match[1], _keys(loader, overrides))
     if match := re.match(r"provider=(\S+).* path=(.+) is not available", text):
         return f"{match[1]} is {match[2]}: there is no such folder"

@@ -12,6 +12,7 @@ from metarun.cli.commands import COMMANDS
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.registry import declaration, known
 from metarun.datasets import omniglot
+from metarun.datasets.omniglot_files import PARTS
 from metarun.datasets.storage import download
 from tests.conftest import TINY, Command, Outcome
 
@@ -229,7 +230,7 @@ def test_omniglot_that_is_missing_and_cannot_be_downloaded(
 
 
 def test_a_corrupt_zip_of_omniglot(metarun: Command, place: Path) -> None:
-    for part in omniglot.PARTS:
+    for part in PARTS:
         write(place / f"omniglot/{part}.zip", "PK\x03\x04 but no zip")
     answer = metarun("dataset=omniglot", f"data_dir={place}")
     assert_told(
