@@ -9,11 +9,14 @@ import pytest
 import yaml
 
 import metarun
+from metarun.cli.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 YAML = sorted([ROOT / "CITATION.cff", ROOT / ".pre-commit-config.yaml", *ROOT.glob(".github/ISSUE_TEMPLATE/*.yml")])
 LARGEST = 150_000  # bytes of a picture
+GROUPS = ("algo", "backbone", "dataset", "eval", "logger", "optimizer", "schedule", "trainer")
+INVENTED = ("yours", "weighted")  # names of components that a reader is to write
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -21,6 +24,40 @@ def test_links_lead_to_files_of_the_checkout(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     targets = re.findall(r"\]\((?!https?://|mailto:|#)([^)#\s]+)[^)\s]*\)", text)
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    named = re.findall(r"`((?:metarun|tests|scripts|configs|docs|examples)/[\w/.-]+)`", text)
+    assert [name for name in named if not any(word in name for word in INVENTED) and not (ROOT / name).exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_settings_that_are_named_exist(document: Path) -> None:
+    """Keys such as `trainer.steps` and `eval.algo.inner_steps`, and choices such as `dataset=omniglot`."""
+    text = document.read_text(encoding="utf-8")
+    wrong = []
+    names = "|".join(GROUPS)
+    for group, key in re.findall(rf"(?<!self\.)\b(?:eval\.(?=algo))?({names})\.([a-z]\w+)\b", text):
+        defined = (file.read_text(encoding="utf-8") for file in ROOT.glob(f"configs/{group}/*.yaml"))
+        if not any(re.search(rf"^(?:  )?{key}:", text, re.MULTILINE) for text in defined):
+            wrong.append(f"{group}.{key}")
+    for group, options in re.findall(rf"(?<![\w.])({names})=([\w,]+)", text):
+        files = {file.stem for file in ROOT.glob(f"configs/{group}/*.yaml")}
+        wrong += [
+            f"{group}={option}" for option in options.split(",") if option not in files and option not in INVENTED
+        ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_that_are_named_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    found = re.findall(r"`metarun ([a-z]+)[ `]", text)
+    for block in re.findall(r"^```bash\n(.+?)^```", text, re.MULTILINE | re.DOTALL):
+        found += re.findall(r"^(?:\S*/)?metarun ([a-z]+)(?=\s)", block, re.MULTILINE)
+    assert {command for command in found if command not in COMMANDS} == set()
 
 
 @pytest.mark.parametrize("file", YAML, ids=lambda path: path.name)
@@ -39,8 +76,9 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert versions[0] == metarun.__version__
 
 
+@pytest.mark.integration
 def test_ci_runs_readmes_test_command() -> None:
-    """By the very line of .ci/run that finds it."""
+    """Run the line of .ci/run that finds it."""
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     found = re.search(r"^command=\$\((.+)\)$", script, re.MULTILINE)
     assert found is not None
