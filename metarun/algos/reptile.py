@@ -58,8 +58,11 @@ class Reptile:
 
     def minibatches(self, support: Examples) -> Iterator[Examples]:
         """One for each inner step: round and round the support, an example of each class after the other."""
-        ways = self.spec.output_size if self.spec.kind == "classification" else 1
-        x, y = (part.unflatten(0, (ways, -1)).transpose(0, 1).flatten(0, 1) for part in support)
+        x, y = support
+        if self.spec.kind == "classification":
+            ranks = (y[:, None] == y).tril().sum(1)  # of each example in its class: 1, 2, ...
+            order = (ranks * self.spec.output_size + y).argsort(stable=True)
+            x, y = x[order], y[order]
         size = min(self.inner_batch, len(x))
         for start in range(0, self.inner_steps * size, size):
             yield Examples(x.roll(-start, 0)[:size], y.roll(-start, 0)[:size])

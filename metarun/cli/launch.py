@@ -1,16 +1,19 @@
 """From a request to a run or a sweep: everything is checked before a folder is made."""
 
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from metarun.cli.compose import compose, find_folder
 from metarun.cli.hydra_app import Job, Request, call, run_composed
 from metarun.cli.sweep import show_jobs, sweep
 from metarun.config.errors import ConfigError, reported
 from metarun.config.load import load_settings, plain
-from metarun.engine.process import launched
+from metarun.engine.process import launched, prepare_cpu
 from metarun.runs.folder import RunFolder
+from metarun.runs.result import Result
 
 SHOWN_BY_HYDRA = {"hydra-help", "shell-completion"}  # which concern none of our settings
 
@@ -34,6 +37,35 @@ def launch(request: Request) -> None:
             _follow(config)
         else:
             call(request, run_composed if shows else _prepare(config))
+
+
+def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
+    """Run what `metarun OVERRIDES` would, from Python. Returns the folder and the result.
+
+    A finished run is returned at once. Raises ConfigError, Failed, Stopped.
+    """
+    for text in overrides:
+        if text.startswith("-") or not ("=" in text or text.startswith("~")):
+            raise ConfigError(f"{text} is no setting: give name=value")
+    request = Request.parse(overrides, ())
+    config = compose(request.overrides)
+    values, folder = plain(config), RunFolder(find_folder(config, "hydra.run.dir"))
+    settings = load_settings(values)
+    if (result := folder.result()) is None:
+        prepare_cpu()
+        from metarun.runs.run import run
+
+        folder.check_writable()
+        choices = {group: choice for group, choice in config.hydra.runtime.choices.items() if "hydra/" not in group}
+        run(settings, folder, values, choices)
+        (folder.path / ".hydra").mkdir(exist_ok=True)  # where reports find the overrides
+        OmegaConf.save(OmegaConf.create(list(overrides)), folder.path / ".hydra" / "overrides.yaml")
+        result = folder.result()
+    else:
+        folder.check_same(values)
+    if result is None:
+        raise ConfigError("under torchrun only the first process has a result: use the command metarun there")
+    return folder.path, result
 
 
 def _prepare(config: DictConfig) -> Job:

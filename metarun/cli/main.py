@@ -4,12 +4,12 @@ import signal
 import sys
 from types import FrameType
 
-from metarun import __version__
 from metarun.cli.commands import COMMANDS, summaries
 from metarun.cli.hydra_app import Request
 from metarun.cli.launch import launch
 from metarun.cli.overview import write_help
 from metarun.config.errors import reported
+from metarun.config.version import __version__
 from metarun.engine.process import prepare_cpu
 
 

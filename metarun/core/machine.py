@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from metarun import __version__
 from metarun.config.errors import ConfigError
+from metarun.config.version import __version__
 
 STARTED = time.perf_counter()  # when this was imported, at the start of the process
 

@@ -94,6 +94,10 @@ class Dataset(Protocol):
         """What was used, as JSON: counts, hashes and settings that tell two versions apart."""
         ...
 
+    def preprocessing(self) -> dict[str, Any]:
+        """How an example becomes a network's input, as JSON; see `metarun.datasets.preprocessing`. Reads no data."""
+        ...
+
 
 class Algorithm(Protocol):
     """A learning method, as pure functions of the meta-parameters `theta` and one task.

@@ -23,6 +23,7 @@ from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
 from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
+from metarun.datasets.preprocessing import Strings
 from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.datasets.sampling.table import Table, format_range
 from metarun.datasets.storage.archives import contents, fingerprint, names
@@ -105,6 +106,10 @@ class FSMol:
             "ngrams": str(self._bag),
             "sha256": packed.sha256,
         }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Bags of n-grams of the SMILES string."""
+        return Strings(words=False, characters=self.characters, width=self.width).to_json()
 
     @property
     def _bag(self) -> Bag:

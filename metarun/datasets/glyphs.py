@@ -23,6 +23,7 @@ from metarun.config.schema import Count, NonNegative, Whole
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
+from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct
 from metarun.datasets.sampling.table import Table
 from metarun.datasets.storage.cache import cache_dir, ensure
@@ -89,6 +90,10 @@ class Glyphs:
             "classes": self._classes,
             "sha256": hashlib.sha256(self._table.numpy().tobytes()).hexdigest(),
         }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Grey drawings with strokes of value 1."""
+        return Pictures(self.image_size, channels=1, resize="squeeze", filter="lanczos", ink=1).to_json()
 
     @property
     def _settings(self) -> dict[str, Any]:

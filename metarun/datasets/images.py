@@ -19,6 +19,7 @@ from metarun.config.schema import Count, Fraction, NonNegative, Positive, Whole
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
+from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table, format_range, place
@@ -118,6 +119,11 @@ class Images:
             "form": packed.about["form"],
             "sha256": packed.about["sha256"],
         }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Pictures of one size, normalised if the settings say so."""
+        pictures = Pictures(self.image_size, self.channels, self.resize, self.filter, mean=self.mean, std=self.std)
+        return pictures.to_json()
 
     @property
     def _known(self) -> KnownSet | None:

@@ -27,6 +27,7 @@ from metarun.config.words import count
 from metarun.core.types import Episode, Examples, Split, TaskShape
 from metarun.datasets.omniglot_files import DRAWINGS, PARTS, find_parts, list_characters, load, pack
 from metarun.datasets.omniglot_runs import RUN, locate_runs
+from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.table import Table
 from metarun.datasets.storage.archives import fingerprint
@@ -141,6 +142,11 @@ class Omniglot:
             "ink": self.ink,
             "sha256": index["sha256"],
         }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Grey drawings; `ink` is the value of the strokes."""
+        pictures = Pictures(self.image_size, channels=1, resize="squeeze", filter=self.filter, ink=self.ink)
+        return pictures.to_json()
 
     @property
     def _root(self) -> Path:

@@ -10,6 +10,7 @@ from torch import Tensor
 from metarun.config.registry import register
 from metarun.config.traits import DatasetTraits
 from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
+from metarun.datasets.preprocessing import Numbers
 
 
 @register("dataset", "sinusoid", DatasetTraits(kind="regression"))
@@ -31,6 +32,10 @@ class Sinusoid:
 
     def identity(self) -> dict[str, Any]:
         return {"name": "sinusoid", "amplitude": [0.1, 5.0], "phase": [0.0, math.pi], "x": [-5.0, 5.0]}
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Numbers as they are."""
+        return Numbers().to_json()
 
     def tasks(self, split: Split, shape: TaskShape) -> "SinusoidTasks":
         return SinusoidTasks(shape, self.device)

@@ -21,6 +21,7 @@ from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
+from metarun.datasets.preprocessing import Strings
 from metarun.datasets.sampling.augment import NgramTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table, format_range
@@ -124,6 +125,10 @@ class Texts:
             "ngrams": str(self._bag),
             "sha256": self.packed.sha256,
         }
+
+    def preprocessing(self) -> dict[str, Any]:
+        """Bags of n-grams of the text."""
+        return Strings(self.words, self.characters, self.width).to_json()
 
     @property
     def _bag(self) -> Bag:

@@ -146,17 +146,21 @@ def algorithm(
         raise ConfigError(
             f"algo={name} takes tasks of one size, and this dataset's differ: choose from {', '.join(fitting)}"
         )
-    has_head = "head" in declared.runtime
-    sized = has_head or declared.traits.sized
-    if sized and trained is not None and trained.output_size != spec.output_size:
+    if has_fixed_ways(name) and trained is not None and trained.output_size != spec.output_size:
         raise ConfigError(
             f"eval.ways is {spec.output_size}: this model has a last layer for ways={trained.output_size}; only "
             f"methods without one (as protonet) can be tested with other ways"
         )
     with torch.random.fork_rng(devices=[]):
-        head = backbone.head(spec.output_size) if has_head else None
+        head = backbone.head(spec.output_size) if "head" in declared.runtime else None
         algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
     return algo
+
+
+def has_fixed_ways(algo: str) -> bool:
+    """Whether the method's weights depend on the number of classes, so that a model has the one it was trained with."""
+    declared = declaration("algo", algo)
+    return "head" in declared.runtime or bool(declared.traits.sized)
 
 
 def in_order(source: TaskSource, algo: Mapping[str, Any]) -> TaskSource:

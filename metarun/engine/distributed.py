@@ -5,10 +5,12 @@ sums and messages of `torch.distributed`, so that every rank holds the same weig
 """
 
 import multiprocessing
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from types import ModuleType
 from typing import Any, TypeVar
 
 import torch
@@ -116,8 +118,9 @@ def _spawn(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) ->
     spawn = multiprocessing.get_context("spawn")
     meeting = (count, store.port, max(1, threads // count))
     workers = [spawn.Process(target=work, args=(rank, *meeting, *arguments), daemon=True) for rank in range(1, count)]
-    for worker in workers:
-        worker.start()
+    with without_main():
+        for worker in workers:
+            worker.start()
     torch.set_num_threads(max(1, threads // count))
     try:
         with _meet(0, count, store) as ranks:
@@ -127,6 +130,19 @@ def _spawn(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) ->
         for worker in workers:
             worker.join(5)
             worker.terminate()
+
+
+@contextmanager
+def without_main() -> Iterator[None]:
+    """Let processes that start inside import nothing but what they work for: not the script that called us, which would
+    run again where it has no `if __name__ == "__main__"`.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 @contextmanager

@@ -93,12 +93,7 @@ class Run:
 
     def read_scores(self, row: str) -> Scores | None:
         """The headline metric of each test task, [tasks]; None if the folder does not have it."""
-        file = self.folder / "scores" / f"{row}.csv"
-        if not file.is_file():
-            return None
-        with file.open(encoding="utf-8", newline="") as lines:
-            column = next(csv.reader(lines)).index(self.result.headline)
-            return np.loadtxt(lines, delimiter=",", usecols=column, ndmin=1)
+        return RunFolder(self.folder).read_scores(row, self.result.headline)
 
     def read_curves(self) -> dict[str, Curve]:
         """The logged headline metric: split -> (step, shown number); empty if the folder does not have it."""

@@ -1,6 +1,7 @@
 """A run's folder: where things are in it. Only one process at a time works there."""
 
 import contextlib
+import csv
 import json
 import os
 import re
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock, Timeout
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
@@ -151,6 +154,15 @@ class RunFolder:
             return Result.from_json(values)
         except (TypeError, KeyError, AttributeError, ValueError, ConfigError) as error:
             raise ConfigError(f"{file} is damaged, or of another version of metarun: {error!r}") from error
+
+    def read_scores(self, row: str, metric: str) -> NDArray[np.float64] | None:
+        """Read a metric of each test task of a row, [tasks]; None if the folder does not have it."""
+        file = self.path / "scores" / f"{row}.csv"
+        if not file.is_file():
+            return None
+        with file.open(encoding="utf-8", newline="") as lines:
+            column = next(csv.reader(lines)).index(metric)
+            return np.loadtxt(lines, delimiter=",", usecols=column, ndmin=1)
 
     def finish(self, result: Evaluation) -> None:
         """Write the result."""

@@ -118,7 +118,13 @@ class Session:
             "window": asdict(state.window),
         }
         validation = None if progress.best is None else self.sign * progress.best
-        facts = {"step": progress.step, "validation": validation, "progress": asdict(progress)}
+        facts = {
+            "step": progress.step,
+            "validation": validation,
+            "progress": asdict(progress),
+            "spec": self.experiment.source.spec._asdict(),  # this and the next let a model do without its dataset
+            "preprocessing": self.experiment.dataset.preprocessing(),
+        }
         checkpoint.save(self.folder.checkpoint(name), tensors, self.about | facts)
         if self.experiment.settings.trainer.keep_best > 1:
             self.folder.keep_leaders([step for _, step in progress.leaders])

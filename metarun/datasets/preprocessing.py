@@ -1,0 +1,111 @@
+"""How an example becomes a network's input: facts that a checkpoint keeps, so that a model needs no dataset."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarun.config.errors import ConfigError
+from metarun.datasets.sampling.augment import PictureTransform
+from metarun.datasets.storage.ngrams import Bag
+
+Items = Tensor | NDArray[Any] | Sequence[Any]  # inputs of a model: rows of one array, or one item each
+
+
+class Preprocessing(Protocol):
+    """From inputs as a person has them to a network's inputs [n, *input_shape]."""
+
+    def __call__(self, items: Items) -> Tensor:
+        """Raises ConfigError for anything that cannot be an input."""
+        ...
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures [C, S, S]: values 0..255 as uint8, or floating-point numbers as the network reads them."""
+
+    size: int
+    channels: int
+    resize: str  # of a picture of another size: squeeze, or crop the largest square in its middle
+    filter: str  # of the resizing, by Pillow's name
+    ink: int | None = None  # the value of the strokes in a drawing; None: no drawings
+    mean: Sequence[float] | None = None  # of each channel, subtracted from values in 0..1
+    std: Sequence[float] | None = None  # divided by
+    kind: ClassVar[str] = "pictures"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+    def __call__(self, items: Items) -> Tensor:
+        x = stack(items)
+        if x.is_floating_point():
+            return x
+        if x.dtype != torch.uint8 or x.dim() != 4:
+            raise ConfigError(
+                f"pictures are {str(x.dtype).removeprefix('torch.')} {list(x.shape)}: give uint8 values 0..255, or "
+                f"floating-point numbers as the network reads them, [n, {self.channels}, {self.size}, {self.size}]"
+            )
+        return PictureTransform(mean=self.mean, std=self.std)(x, torch.Generator())
+
+
+@dataclass(frozen=True)
+class Strings:
+    """Texts or SMILES strings as rows of n-grams; rows that were made before are taken as they are."""
+
+    words: bool
+    characters: Sequence[int]
+    width: int
+    kind: ClassVar[str] = "strings"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, **asdict(self)}
+
+    def __call__(self, items: Items) -> Tensor:
+        if isinstance(items, Tensor | np.ndarray) or not all(isinstance(item, str) for item in items):
+            return stack(items)
+        return torch.from_numpy(Bag(self.characters, self.words, self.width).encode(list(items), "the inputs"))
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers as they are."""
+
+    kind: ClassVar[str] = "numbers"
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind}
+
+    def __call__(self, items: Items) -> Tensor:
+        return stack(items).float()
+
+
+def read_preprocessing(facts: dict[str, Any]) -> Preprocessing:
+    """Read what `to_json` of one of the classes above has written. Raises ConfigError."""
+    kinds: dict[str, type[Pictures] | type[Strings] | type[Numbers]] = {
+        kind.kind: kind for kind in (Pictures, Strings, Numbers)
+    }
+    rest = dict(facts)
+    kind = rest.pop("kind", None)
+    if kind not in kinds:
+        raise ConfigError(f"preprocessing.kind is {kind!r}: it must be one of {', '.join(kinds)}")
+    try:
+        return kinds[kind](**rest)
+    except TypeError as error:
+        raise ConfigError(f"preprocessing of {kind} has other fields than expected: {error}") from error
+
+
+def stack(items: Items) -> Tensor:
+    """One tensor of all items; arrays are copied. Raises ConfigError if they are no numbers, or differ in shape."""
+    if isinstance(items, Tensor):
+        return items
+    try:
+        if not isinstance(items, np.ndarray) and all(isinstance(item, Tensor) for item in items) and len(items):
+            return torch.stack(list(items))
+        return torch.from_numpy(np.array(items))
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"the inputs cannot be stacked to one array of numbers: {reason}") from error

@@ -1,0 +1,316 @@
+"""A trained model by itself: read from a checkpoint, adapted to a support set, asked for predictions.
+
+A checkpoint holds all that is needed: weights, statistics of norm layers, settings, the form of a task and of an input.
+No dataset has to be there.
+"""
+
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.func import functional_call
+
+from metarun.config.errors import ConfigError
+from metarun.config.load import load_settings
+from metarun.config.registry import build, declaration, known
+from metarun.config.schema import EvalSettings, Settings
+from metarun.core.inner import one_by_one
+from metarun.core.machine import find_device
+from metarun.core.norm import norm_names, use_statistics
+from metarun.core.objectives import adapted, answers
+from metarun.core.seeding import generator_for
+from metarun.core.sequences import STRINGS
+from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Theta
+from metarun.datasets.preprocessing import Items, Preprocessing, read_preprocessing
+from metarun.datasets.sampling.episodes import draw_distinct
+from metarun.engine import checkpoint as checkpoints
+from metarun.engine.build import algorithm, has_fixed_ways
+from metarun.engine.evaluate import is_transductive, plan_rows
+from metarun.runs.folder import RunFolder
+from metarun.runs.result import Result
+
+BATCH = 500  # inputs that pass the network together, if they do not depend on each other
+
+Label = Hashable
+Labels = Tensor | NDArray[Any] | Sequence[Any]
+Support = tuple[Items, Labels] | Mapping[Any, Items]
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a classifier says about n inputs; column j of the tensors belongs to `classes[j]`."""
+
+    classes: list[Label]
+    logits: Tensor  # [n, N], on the CPU: the method's own scores, higher for the more likely class
+
+    @property
+    def probabilities(self) -> Tensor:
+        """[n, N], the softmax of the logits. Not calibrated: a method may be right more or less often than it says."""
+        return self.logits.softmax(-1)
+
+    @property
+    def labels(self) -> list[Label]:
+        """The most likely class of each input."""
+        return [self.classes[j] for j in self.logits.argmax(-1).tolist()]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Classifier:
+    """A model that was adapted to the classes of a support set."""
+
+    classes: list[Label]
+    _columns: Tensor  # [N], where the method's logits have these classes
+    _predict: Callable[[Items], Tensor]
+
+    def predict(self, x: Items) -> Prediction:
+        """Tell the classes of x: inputs in the form of the support's. Raises ConfigError if they have another form."""
+        return Prediction(self.classes, self._predict(x)[:, self._columns])
+
+    def __repr__(self) -> str:
+        return f"Classifier({', '.join(map(repr, self.classes))})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Regressor:
+    """A model that was adapted to the points of a support set."""
+
+    _predict: Callable[[Items], Tensor]
+
+    def predict(self, x: Items) -> Tensor:
+        """Return values [n, *output], on the CPU, for inputs x [n, *input]. Raises ConfigError for another form."""
+        return self._predict(x)
+
+    def __repr__(self) -> str:
+        return "Regressor()"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Model:
+    """A trained model: `adapt` it to a support set, or `embed` inputs by its network."""
+
+    settings: Settings
+    spec: TaskSpec  # of the training tasks
+    preprocessing: Preprocessing
+    step: int  # after how many training steps it was saved
+    device: torch.device
+    theta: Theta
+    statistics: Params  # of norm layers over training tasks; empty if the test does not use them
+    backbone: Backbone
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.spec.input_shape))
+        return f"Model(algo={self.algo}, {self.spec.kind} of inputs {shape}, step {self.step}, {self.device})"
+
+    @property
+    def algo(self) -> str:
+        """The name of the method that adapts the model, as at meta-test."""
+        return str(self._row(per_query=True).algo["name"])
+
+    def adapt(self, support: Support, *, per_query: bool = True) -> Classifier | Regressor:
+        """Adapt to a support set; the model itself stays as it is.
+
+        support: inputs and labels `(x, y)`, or in classification also `{class: inputs}`. Inputs are an array or tensor
+        [n, *input], or a sequence of n items: pictures as uint8 0..255 or as floating-point numbers that the network
+        reads, or strings if the model was trained on texts. Labels are n numbers, strings or other values; in
+        regression values [n, *output]. Classes are in the order of the mapping, or sorted. Methods that read one
+        example after another read `(x, y)` in its order, and a mapping in an order drawn once.
+
+        Some methods are tested on all queries of a task at once: norm layers use the statistics of the whole batch, or
+        adaptation sees the queries (the row `test` of a result if it says "transductive"). Here each query is predicted
+        as if it were the only one, as in the row `test_inductive`; `per_query=False` predicts what is given to one
+        call of `predict` together, as in the row `test`. For other methods both are the same.
+
+        Raises ConfigError for inputs of another form, and for more classes than a method's last layer has.
+        """
+        row = self._row(per_query)
+        if self.spec.kind == "regression":
+            if isinstance(support, Mapping):
+                raise ConfigError("the support is a mapping: in regression it is two arrays (x, y)")
+            x, y = self._read(support[0]), self._read_values(support[1])
+            _check_lengths(x, y)
+            return Regressor(self._learn(row, self.spec, Examples(x, y)))
+        classes, x, numbers = self._read_classes(support)
+        spec, columns = self._place_classes(row, len(classes))
+        declared = declaration("algo", row.algo["name"]).traits
+        if declared.order is None:
+            order = numbers.argsort(stable=True)  # class by class, as datasets give them
+        elif isinstance(support, Mapping):
+            order = torch.randperm(len(numbers), generator=generator_for("order", len(numbers)))
+        else:
+            order = torch.arange(len(numbers))
+        examples = Examples(x[order.to(x.device)], columns[numbers[order]].to(self.device))
+        return Classifier(classes, columns, self._learn(row, spec, examples))
+
+    def embed(self, x: Items) -> Tensor:
+        """Return the network's features [n, D] of inputs x, on the CPU.
+
+        Norm layers use the averages over training tasks if the test does, otherwise the statistics of x itself: then
+        the features of an input depend on the others. Raises ConfigError if the method has no network of this kind.
+        """
+        if "backbone" not in self.theta:
+            raise ConfigError(f"algo={self.algo} has no component backbone: there are no features")
+        inputs, backbone = self._read(x), self._build_backbone(self._row(per_query=True))
+        shapes = {name: p.shape for name, p in backbone.named_parameters()}
+        weights = {**self.theta["backbone"], **self.theta.get("norm", {})}
+        # a method may have norm parameters for each inner step: the network that all tasks share has the first
+        weights = {name: p if p.shape == shapes[name] else p[0] for name, p in weights.items()}
+        alone = bool(self.statistics) or not norm_names(backbone)
+        with torch.no_grad():
+            parts = inputs.split(BATCH) if alone else (inputs,)
+            return torch.cat([functional_call(backbone, weights, (part,)).cpu() for part in parts])
+
+    def _row(self, per_query: bool) -> EvalSettings:
+        """The settings of the test, in the inductive form if there is one and it is asked for."""
+        rows = plan_rows(self.settings, bool(norm_names(self.backbone)))
+        return rows["test_inductive"] if per_query and "test_inductive" in rows else rows["test"]
+
+    def _build_backbone(self, row: EvalSettings) -> Backbone:
+        """A network of its own, whose norm layers use the statistics if the row says so."""
+        backbone = copy.deepcopy(self.backbone)
+        use_statistics(backbone, self.statistics if row.algo["norm"] == "running" else {})
+        return backbone
+
+    def _place_classes(self, row: EvalSettings, ways: int) -> tuple[TaskSpec, Tensor]:
+        """The form of a task of so many classes, and the label that each class has there: [ways].
+
+        Raises ConfigError if the method cannot have so many.
+        """
+        name, most = row.algo["name"], self.spec.output_size
+        if not has_fixed_ways(name):
+            return self.spec._replace(output_size=ways, ways=None), torch.arange(ways)
+        if ways > most:
+            others = ", ".join(other for other in known("algo") if not has_fixed_ways(other))
+            raise ConfigError(
+                f"the support has {ways} classes: this model's last layer has {most} (ways={most} in training); "
+                f"methods without such a layer take any number: {others}"
+            )
+        if most == STRINGS and self.spec.ways is not None:  # labels are strings, another one for each class
+            return self.spec, draw_distinct(STRINGS, ways, (1,), generator_for("strings", ways))[0]
+        return self.spec, torch.arange(ways)
+
+    def _learn(self, row: EvalSettings, spec: TaskSpec, support: Examples) -> Callable[[Items], Tensor]:
+        """Adapt to the support. Returns a function from inputs to predictions [n, outputs], on the CPU."""
+        backbone = self._build_backbone(row)
+        algo = algorithm(row.algo, backbone, spec, trained=self.spec)
+        together = is_transductive(row, bool(norm_names(backbone)))
+        sees_queries = declaration("algo", row.algo["name"]).traits.sees_queries and row.algo["transductive"]
+
+        def episode(x: Tensor) -> Episode:
+            return Episode(support, Examples(x, torch.zeros(len(x))))  # labels that nothing reads
+
+        with torch.no_grad(), one_by_one():
+            before = None if sees_queries else adapted(algo, self.theta, episode(support.x[:0]))
+
+        def predict(items: Items) -> Tensor:
+            x = self._read(items)
+            with torch.no_grad(), one_by_one():
+                parts = map(episode, (x,) if together else x.split(BATCH))
+                return torch.cat([answer(part).cpu() for part in parts])
+
+        def answer(part: Episode) -> Tensor:
+            phi = adapted(algo, self.theta, part) if sees_queries else before
+            return answers(algo, self.theta, phi, part)
+
+        return predict
+
+    def _read(self, items: Items) -> Tensor:
+        """Inputs on the device. Raises ConfigError if they do not have the network's shape."""
+        x, wanted = self.preprocessing(items), self.spec.input_shape
+        if tuple(x.shape[1:]) != wanted or len(x) == 0:
+            raise ConfigError(
+                f"the inputs have shape {list(x.shape)}: this model reads [n, {', '.join(map(str, wanted))}]"
+            )
+        kind = next(p.dtype for params in self.theta.values() for p in params.values())
+        return x.to(self.device, kind if x.is_floating_point() else x.dtype)
+
+    def _read_values(self, y: Labels) -> Tensor:
+        """Values [n, *output] of a regression."""
+        values = torch.as_tensor(np.array(y) if not isinstance(y, Tensor) else y, dtype=torch.float32)
+        values = values[:, None] if values.dim() == 1 else values
+        if values.shape[1:] != (self.spec.output_size,):
+            raise ConfigError(
+                f"the values have shape {list(values.shape)}: this model has [n, {self.spec.output_size}]"
+            )
+        return values.to(self.device)
+
+    def _read_classes(self, support: Support) -> tuple[list[Label], Tensor, Tensor]:
+        """The classes, the inputs [n, *input] and the number of each one's class [n]. Raises ConfigError."""
+        if isinstance(support, Mapping):
+            parts = [self._read(items) for items in support.values()]
+            sizes = torch.tensor([len(part) for part in parts])
+            if not parts:
+                raise ConfigError("the support has no classes")
+            return list(support), torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
+        x = self._read(support[0])
+        labels = support[1].tolist() if isinstance(support[1], Tensor | np.ndarray) else list(support[1])
+        classes = _sort(labels)
+        _check_lengths(x, labels)
+        number = {label: i for i, label in enumerate(classes)}
+        return classes, x, torch.tensor([number[label] for label in labels])
+
+
+def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") -> Model:
+    """Read a model from a run's folder, or from a checkpoint file; see `metarun.load`."""
+    path, place = Path(folder), find_device(device)
+    file = path if path.is_file() else RunFolder(path).checkpoint(checkpoint)
+    tensors, facts = checkpoints.load(file, place)
+    if "preprocessing" not in facts:
+        raise ConfigError(f"the checkpoint {file} is of an earlier version: it does not say what its inputs are")
+    settings = load_settings({**facts["config"], "logger": {"name": "none"}, "device": device})
+    spec = TaskSpec(**{**facts["spec"], "input_shape": tuple(facts["spec"]["input_shape"])})
+    with torch.random.fork_rng(devices=[]):
+        backbone: Backbone = build("backbone", settings.backbone, input_shape=spec.input_shape)
+    return Model(
+        settings=settings,
+        spec=spec,
+        preprocessing=read_preprocessing(facts["preprocessing"]),
+        step=facts["step"],
+        device=place,
+        theta=tensors["theta"],
+        statistics=tensors["statistics"],
+        backbone=backbone.to(place),
+    )
+
+
+def _sort(labels: Sequence[Any]) -> list[Label]:
+    """The distinct labels, sorted if they can be compared."""
+    distinct = list(dict.fromkeys(labels))
+    try:
+        return sorted(distinct)
+    except TypeError:
+        return distinct
+
+
+def _check_lengths(x: Tensor, y: Any) -> None:
+    if len(x) != len(y):
+        raise ConfigError(f"the support has {len(x)} inputs and {len(y)} labels")
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """A finished run: its folder and its result."""
+
+    folder: Path
+    result: Result
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float64]]:
+        """Row of the test -> the headline metric of each task, [tasks], unscaled: an accuracy is in 0..1."""
+        found = {row: RunFolder(self.folder).read_scores(row, self.result.headline) for row in self.result.rows}
+        return {row: scores for row, scores in found.items() if scores is not None}
+
+    def load(self, *, device: str = "auto", checkpoint: str = "best") -> Model:
+        """Load the trained model; see `metarun.load`."""
+        return load(self.folder, device=device, checkpoint=checkpoint)
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r})"
