@@ -11,6 +11,7 @@ import pytest
 
 pytest.importorskip("mkdocs", reason="pip install 'metarun[docs]'")
 
+import doctests
 import pages
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +37,12 @@ PLACES = ("index.md", "methods.md", "RESULTS.md", "CONTRIBUTING.md", "api/types.
 )
 def test_links_are_rewritten_for_the_site(folder: str, link: str, rewritten: str) -> None:
     assert pages.link(f"See {link}.", ROOT / folder, PLACES) == f"See {rewritten}."
+
+
+def test_doctests_become_blocks_of_code() -> None:
+    docstring = "Add.\n\n>>> 1 + 1\n2\n\nAlso:\n\n>>> sum(\n...     [1, 2]\n... )\n3\n"
+    fenced = "Add.\n\n```pycon\n>>> 1 + 1\n2\n```\n\nAlso:\n\n```pycon\n>>> sum(\n...     [1, 2]\n... )\n3\n```\n"
+    assert doctests.fence(docstring) == fenced
 
 
 class Loads(HTMLParser):
