@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from metarun.cli import reproduce as table
 from metarun.cli.compose import change, compose
-from metarun.cli.hydra_app import Request, existing
+from metarun.cli.hydra_app import Request, check_folder
 from metarun.cli.overview import LISTED, wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         """Parse the words; options may stand between them. Raises ConfigError."""
         found = self.parse_intermixed_args(words)
         if found.config_dir is not None:
-            existing(found.config_dir)
+            check_folder(found.config_dir)
         return found
 
     def error(self, message: str) -> NoReturn:
@@ -165,7 +165,7 @@ def reproduce(words: Sequence[str]) -> None:
     settings = [f"experiment={','.join(chosen)}", *(table.SMOKE if length == "smoke" else ()), *overrides]
     request = Request(settings, arguments.config_dir, multirun=True)
     jobs, root = plan(request)
-    print(*table.outlook(jobs, root, arguments.config_dir), sep="\n")
+    print(*table.estimate(jobs, root, arguments.config_dir), sep="\n")
     if arguments.dry_run:
         return
     try:
@@ -205,6 +205,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 }
 
 
-def summaries() -> dict[str, str]:
+def summarise_commands() -> dict[str, str]:
     """Command -> the first line of its docstring."""
     return {name: (command.__doc__ or "").partition("\n")[0] for name, command in COMMANDS.items()}

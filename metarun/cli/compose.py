@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from metarun.cli.grammar import parse, show
-from metarun.cli.hydra_app import CONFIGS, existing, search
+from metarun.cli.hydra_app import CONFIGS, check_folder, search
 from metarun.cli.mistakes import explain
 from metarun.config.errors import ConfigError
 from metarun.config.load import identity, plain
@@ -55,7 +55,7 @@ def change(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     return plain(config)
 
 
-def run_name(*, _root_: DictConfig) -> str:
+def name_run(*, _root_: DictConfig) -> str:
     """The folder of a run: what it is, in words, and a hash of its identity."""
     choices, values = _root_.hydra.runtime.choices, identity(plain(_root_))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -63,13 +63,13 @@ def run_name(*, _root_: DictConfig) -> str:
 
 
 REGISTER = "register_new_resolver" if omegaconf.__version__.startswith("2.3") else "register_resolver"
-getattr(OmegaConf, REGISTER)("run_name", run_name, replace=True)
+getattr(OmegaConf, REGISTER)("run_name", name_run, replace=True)
 
 
 def read_comments(group: str, config_dir: str | None = None) -> dict[str, list[str]]:
     """Option -> the comments of its file, without the `# `, for every option of a config group."""
     found: dict[str, list[str]] = {}
-    for folder in (CONFIGS, *config_folders(), *([existing(config_dir)] if config_dir is not None else [])):
+    for folder in (CONFIGS, *config_folders(), *([check_folder(config_dir)] if config_dir is not None else [])):
         for path in sorted((folder / group).rglob("*.yaml")):
             lines = path.read_text(encoding="utf-8").splitlines()
             option = path.relative_to(folder / group).with_suffix("").as_posix()

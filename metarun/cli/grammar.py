@@ -24,7 +24,7 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
         try:
             found += parser.parse_overrides([text])
         except (HydraException, ValueError, RecursionError) as error:  # a number of many digits; a deep nest of lists
-            raise ConfigError(f"{show(text)} cannot be read: {_reason(text)}") from error
+            raise ConfigError(f"{show(text)} cannot be read: {_guess_reason(text)}") from error
     return found
 
 
@@ -34,7 +34,7 @@ def show(text: str) -> str:
     return typed if typed.isprintable() else repr(typed)
 
 
-def _reason(text: str) -> str:
+def _guess_reason(text: str) -> str:
     """Why an override cannot be read, by the usual mistakes."""
     if "=" not in text:
         return "a setting is written name=value"
@@ -45,11 +45,11 @@ def _reason(text: str) -> str:
 
 def expand(overrides: Sequence[str], loader: ConfigLoader) -> Iterator[list[str]]:
     """The overrides of each job of a sweep; an interval becomes its start. Raises ConfigError."""
-    alternatives = [_alternatives(override) for override in parse(overrides, loader)]
+    alternatives = [_list_values(override) for override in parse(overrides, loader)]
     return (list(job) for job in itertools.product(*alternatives))
 
 
-def _alternatives(override: Override) -> list[str]:
+def _list_values(override: Override) -> list[str]:
     """What the jobs of a sweep have in place of one override, at least one text. Raises ConfigError."""
     key, value, typed = override.get_key_element(), override.value(), override.input_line or ""
     if isinstance(value, IntervalSweep):
@@ -59,7 +59,7 @@ def _alternatives(override: Override) -> list[str]:
     try:
         found = [f"{key}={text}" for text in itertools.islice(override.sweep_string_iterator(), LIMIT + 1)]
     except (HydraException, ValueError, ArithmeticError) as error:  # a range with a step of 0 or nan
-        raise ConfigError(f"{show(typed)} cannot be read: {_reason(typed)}") from error
+        raise ConfigError(f"{show(typed)} cannot be read: {_guess_reason(typed)}") from error
     if not 0 < len(found) <= LIMIT:
         raise ConfigError(f"{show(typed)} stands for {'more than ' if found else ''}{LIMIT if found else 'no'} values")
     return found

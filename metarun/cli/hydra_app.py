@@ -91,7 +91,7 @@ Plugins.instance().register(ConfigFolders)
 def search(config_dir: str | None = None) -> Iterator[ConfigLoader]:
     """Let `hydra.compose` find the YAML files of metarun, of packages and of the user. Raises ConfigError."""
     GlobalHydra.instance().clear()
-    ConfigFolders.own = str(existing(config_dir).absolute()) if config_dir is not None else None
+    ConfigFolders.own = str(check_folder(config_dir).absolute()) if config_dir is not None else None
     try:
         with hydra.initialize_config_dir(str(CONFIGS), job_name="metarun", **BASE):
             yield GlobalHydra.instance().config_loader()
@@ -99,7 +99,7 @@ def search(config_dir: str | None = None) -> Iterator[ConfigLoader]:
         ConfigFolders.own = None
 
 
-def existing(config_dir: str) -> Path:
+def check_folder(config_dir: str) -> Path:
     """The folder that --config-dir names. Raises ConfigError."""
     if not Path(config_dir).is_dir():
         raise ConfigError(f"--config-dir is {config_dir}: there is no such folder")
@@ -107,7 +107,7 @@ def existing(config_dir: str) -> Path:
 
 
 @contextmanager
-def argv(request: Request) -> Iterator[None]:
+def set_argv(request: Request) -> Iterator[None]:
     """Make a request what Hydra finds in sys.argv."""
     before = sys.argv
     sys.argv = ["metarun", *request.arguments()]
@@ -119,7 +119,7 @@ def argv(request: Request) -> Iterator[None]:
 
 def call(request: Request, job: Job) -> None:
     """Let Hydra show what the request asks for, or make the folders and call `job`, in a sweep for each run."""
-    with argv(request):
+    with set_argv(request):
         hydra.main(config_path=str(CONFIGS), config_name="config", **BASE)(job)()
 
 

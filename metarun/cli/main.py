@@ -4,7 +4,7 @@ import signal
 import sys
 from types import FrameType
 
-from metarun.cli.commands import COMMANDS, summaries
+from metarun.cli.commands import COMMANDS, summarise_commands
 from metarun.cli.hydra_app import Request
 from metarun.cli.launch import launch
 from metarun.cli.overview import write_help
@@ -26,7 +26,7 @@ def main() -> None:
         else:
             request = Request.parse(sys.argv[1:], COMMANDS)
             if "help" in request.flags:
-                print(write_help(summaries(), request.config_dir))
+                print(write_help(summarise_commands(), request.config_dir))
             else:
                 launch(request)
     except BaseException as error:

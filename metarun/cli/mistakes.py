@@ -19,34 +19,34 @@ def explain(error: Exception, loader: ConfigLoader, overrides: Sequence[str]) ->
     text = str(error) or type(error).__name__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).partition("/")
-        if known := options(loader, group):
-            return _unknown_option(group, option, known)
+        if known := list_options(loader, group):
+            return _refuse_option(group, option, known)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         return f"{error.problem_mark.name}, line {error.problem_mark.line + 1}: {error.problem}"
     if match := re.search(r"(?:[Cc]ould not override|Invalid Defaults List override) '/?([^':]+)", text):
-        return _unknown_key(match[1], _keys(loader, overrides))
+        return _refuse_key(match[1], _list_keys(loader, overrides))
     if match := re.match(r"provider=(\S+).* path=(.+) is not available", text):
         return f"{match[1]} is {match[2]}: there is no such folder"
     for override in parse(overrides, loader):
         group = override.key_or_group
-        if not isinstance(override.value(), str | list) and (known := options(loader, group)):
-            return _unknown_option(group, (override.input_line or "").partition("=")[2], known)
+        if not isinstance(override.value(), str | list) and (known := list_options(loader, group)):
+            return _refuse_option(group, (override.input_line or "").partition("=")[2], known)
     return text.splitlines()[0]
 
 
-def options(loader: ConfigLoader, group: str) -> list[str]:
+def list_options(loader: ConfigLoader, group: str) -> list[str]:
     """Every option of a config group, also those in its folders: `maml/omniglot_5w1s`."""
     here = loader.get_group_options(group)
     folders = loader.list_groups(group)
-    below = [f"{folder}/{option}" for folder in folders for option in options(loader, f"{group}/{folder}")]
+    below = [f"{folder}/{option}" for folder in folders for option in list_options(loader, f"{group}/{folder}")]
     return sorted({*here, *below})
 
 
-def _unknown_option(group: str, option: str, known: list[str]) -> str:
+def _refuse_option(group: str, option: str, known: list[str]) -> str:
     return f"{group} is {option!r}: choose from {', '.join(known)}{did_you_mean(option, known)}"
 
 
-def _unknown_key(key: str, known: list[str]) -> str:
+def _refuse_key(key: str, known: list[str]) -> str:
     """Suggest the same word elsewhere or a similar word at the same place, or name what is at that place."""
     parent, _, word = key.rpartition(".")
     elsewhere = [other for other in known if other.endswith(f".{word}")]
@@ -60,7 +60,7 @@ def _unknown_key(key: str, known: list[str]) -> str:
     return f"{key}: no such setting{hint}"
 
 
-def _keys(loader: ConfigLoader, overrides: Sequence[str]) -> list[str]:
+def _list_keys(loader: ConfigLoader, overrides: Sequence[str]) -> list[str]:
     """Every group and every dotted key of the options that these overrides choose, whatever values they set."""
     groups = loader.list_groups("")
     choices = [text for text in overrides if text.partition("=")[0] in groups]

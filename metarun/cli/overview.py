@@ -44,7 +44,7 @@ def write_help(commands: Mapping[str, str], config_dir: str | None = None) -> st
     groups = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
     choices = {group: ", ".join(describe_options(group, config_dir)) for group in groups}
     choices["experiment"] = f"{len(describe_options('experiment', config_dir))}, shown by metarun list experiment"
-    return "\n".join([HEAD, *_table(commands), "", EXAMPLES, "", "Groups", *_table(choices)])
+    return "\n".join([HEAD, *_align(commands), "", EXAMPLES, "", "Groups", *_align(choices)])
 
 
 def write_overview(config_dir: str | None = None) -> str:
@@ -54,7 +54,7 @@ def write_overview(config_dir: str | None = None) -> str:
         options = read_comments(group, config_dir)
         lines.append(f"{group}= ({len(options)})")
         if group == "algo":
-            lines += _table({family: ", ".join(names) for family, names in _families(options).items()})
+            lines += _align({family: ", ".join(names) for family, names in _group_by_family(options).items()})
         elif group == "experiment":
             lines += wrap(f"metarun list {group} 'maml/*' lists those of one method, '*_5w1s' of one setting")
         else:
@@ -62,7 +62,7 @@ def write_overview(config_dir: str | None = None) -> str:
     return "\n".join([*lines, "", f"metarun list {'|'.join(LISTED)} [PATTERN] describes each."])
 
 
-def _families(options: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+def _group_by_family(options: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     """Family of methods -> the names in it. The second comment of a method's file says "family: metric; ..."."""
     families: dict[str, list[str]] = {}
     for option, comments in options.items():
@@ -89,13 +89,13 @@ def write_group(group: str, pattern: str = "*", twins: bool = False, config_dir:
         for option, text in fitting.items()
         if twins or TWIN in pattern or option.removesuffix(TWIN) == option or option.removesuffix(TWIN) not in known
     }
-    lines = [f"{group}=", *_table(shown)]
+    lines = [f"{group}=", *_align(shown)]
     if hidden := len(fitting) - len(shown):
         lines += wrap(f"{hidden} more have the paper's length and end with {TWIN}: --all lists them", "")
     return "\n".join(lines)
 
 
-def _table(rows: Mapping[str, str]) -> Iterable[str]:
+def _align(rows: Mapping[str, str]) -> Iterable[str]:
     """Two columns: names, and texts that are wrapped."""
     width = 3 + max(map(len, rows), default=0)
     for name, text in rows.items():

@@ -51,7 +51,7 @@ def choose(table: str, length: Length, patterns: Sequence[str], config_dir: str 
     return [f"{name}_paper" for name in chosen]
 
 
-def outlook(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> Iterator[str]:
+def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> Iterator[str]:
     """For each job whether it is done or how long it will take on this machine; and the sum.
 
     root: the folder in which runs of the same setting are looked for; without any a few steps are timed.
@@ -64,7 +64,7 @@ def outlook(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> I
             yield f"{job.label}: done"
             continue
         values = plain(compose(job.overrides, config_dir))
-        rate = recorded.get(setting(values))
+        rate = recorded.get(identify(values))
         seconds = values["trainer"]["steps"] * values["trainer"]["tasks_per_step"] / rate if rate else measure(values)
         total += seconds
         yield f"{job.label}: about {format_duration(seconds)}"
@@ -77,11 +77,11 @@ def find_rates(root: Path) -> dict[str, float]:
     for file in root.rglob("result.json"):
         with contextlib.suppress(ConfigError, KeyError):  # damaged; of a later test
             if (result := RunFolder(file.parent).result()) is not None:
-                rates[setting(result.config)] = result.training.tasks_per_second
+                rates[identify(result.config)] = result.training.tasks_per_second
     return rates
 
 
-def setting(values: dict[str, Any]) -> str:
+def identify(values: dict[str, Any]) -> str:
     """What the duration of a task depends on."""
     return repr([values[key] for key in ("algo", "backbone", "dataset", "ways", "shots", "queries", "device")])
 

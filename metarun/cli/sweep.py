@@ -43,7 +43,7 @@ class Job:
             return "failed"
         return "done" if self.folder.result() is not None else "unfinished"
 
-    def reason(self) -> str:
+    def explain(self) -> str:
         """Why it is not done."""
         if self.outcome == "elsewhere":
             return f"another process is at work in {self.folder.path}"
@@ -57,7 +57,7 @@ def sweep(request: Request) -> None:
         print(f"{done} of {len(jobs)} done already")
     if edited := count_edited(jobs):
         print(f"{edited} of {len(jobs)} jobs have other settings than when they were last started: they are run anew")
-    before = find_starts(root)
+    before = {} if jobs else find_starts(root)
 
     def run_next(config: DictConfig) -> float:
         context = HydraConfig.get()
@@ -66,10 +66,11 @@ def sweep(request: Request) -> None:
 
     sys.stdout.flush()  # before processes that share it
     call(request, run_next)
-    started = {folder for folder, when in find_starts(root).items() if before.get(folder) != when}
-    ended = jobs or label_jobs([(read_overrides(folder), folder) for folder in sorted(started)])
-    told = "\n".join(summarise(ended))
-    if any(job.outcome in ("failed", "unfinished") for job in ended):
+    if not jobs:
+        started = sorted(folder for folder, when in find_starts(root).items() if before.get(folder) != when)
+        jobs = label_jobs([(read_overrides(folder), folder) for folder in started])
+    told = "\n".join(summarise(jobs))
+    if any(job.outcome in ("failed", "unfinished") for job in jobs):
         raise Failed(told)
     print(told)
 
@@ -80,7 +81,7 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
     A job that fails counts as the worst score, so that the others go on.
     """
     worst = metric(declaration("dataset", config.dataset.name).traits.headline).worst
-    number, started = job.label.partition(" ")[0], time.monotonic()
+    number, started, score = job.label.partition(" ")[0], time.monotonic(), worst
     try:
         with job.folder.record_failure():
             if folder != job.folder:
@@ -88,7 +89,7 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
             folder.check_same(plain(config))
             if (result := folder.result()) is not None:
                 folder.forget_error()
-                return finite(result.validation.best if result.validation else None, worst)
+                return keep_finite(result.validation.best if result.validation else None, worst)
             print(job.label, flush=True)
             if config.device in ("auto", "cuda"):
                 claim_gpu()
@@ -96,16 +97,19 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
         outcome = "done in"
     except Stopped as error:
         sys.exit(reported(error))
+    except Busy:
+        print(f"{number} elsewhere", flush=True)
+        return worst
     except Exception as error:
         reported(error)
-        score, outcome = worst, "elsewhere, left after" if isinstance(error, Busy) else "failed after"
+        outcome = "failed after"
     from metarun.reports.tables import format_duration
 
     print(f"{number} {outcome} {format_duration(time.monotonic() - started)}", flush=True)
-    return finite(score, worst)
+    return keep_finite(score, worst)
 
 
-def finite(score: float | None, worst: float) -> float:
+def keep_finite(score: float | None, worst: float) -> float:
     """The score, or the worst one instead of none, NaN or infinity."""
     return score if score is not None and math.isfinite(score) else worst
 
@@ -126,7 +130,7 @@ def summarise(jobs: Sequence[Job]) -> Iterator[str]:
     yield f"{len(outcomes)} jobs: {counts}"
     for job in jobs:
         if outcomes[job.folder.path] != "done":
-            yield f"{outcomes[job.folder.path]}: {job.label.partition(' ')[2]}: {job.reason()}"
+            yield f"{outcomes[job.folder.path]}: {job.label.partition(' ')[2]}: {job.explain()}"
 
 
 def plan(request: Request) -> tuple[list[Job], Path]:
@@ -141,7 +145,7 @@ def plan(request: Request) -> tuple[list[Job], Path]:
         config = compose([*overrides, f"hydra.job.num={number}"], request.config_dir, request.config_name)
         load_settings(plain(config))
         root = find_folder(config, "hydra.sweep.dir")
-        folder = job_folder(config, root)
+        folder = find_job_folder(config, root)
         RunFolder(folder or root).check_writable()
         found.append((overrides, folder))
     if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
@@ -150,7 +154,7 @@ def plan(request: Request) -> tuple[list[Job], Path]:
     return (label_jobs(known) if len(known) == len(found) else []), root
 
 
-def job_folder(config: DictConfig, root: Path) -> Path | None:
+def find_job_folder(config: DictConfig, root: Path) -> Path | None:
     """The folder of a composed job; None if its name needs what Hydra knows only when the job starts."""
     try:
         return root / str(config.hydra.sweep.subdir)

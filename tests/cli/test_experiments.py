@@ -160,6 +160,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", [name for name in SHORT if f"experiment={name}" in SAME_CODE])
 def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Path, name: str) -> None:
     """Networks are small here, tasks are not: they have to fit into the splits. The others test_configs.py runs."""

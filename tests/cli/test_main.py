@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from metarun import __version__
-from metarun.cli.commands import COMMANDS, summaries
+from metarun.cli.commands import COMMANDS, summarise_commands
 from metarun.cli.compose import compose
 from metarun.cli.hydra_app import CONFIGS
 from tests.conftest import TINY, Command
@@ -71,7 +71,7 @@ def test_every_command_has_help_and_takes_a_folder_of_yaml_files(
     metarun: Command, place: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    assert len(summaries()[command]) <= 66
+    assert len(summarise_commands()[command]) <= 66
     answer = metarun(command, "--config-dir", "nowhere", "--help")
     assert answer.code == 0
     assert answer.out.startswith(f"usage: metarun {command} ")
@@ -267,6 +267,7 @@ def test_divergence_is_a_failure_not_a_mistake(metarun: Command, place: Path) ->
     assert answer.err.startswith("metarun: training diverged: the loss is nan at step 2; ")
     assert answer.err.count("\n") == 1
     assert not (place / "run/result.json").exists()
+    assert (place / "run/error.txt").read_text() == answer.err.removeprefix("metarun: ")
 
 
 # Configuration files of the user's own

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from metarun.cli.compose import compose
-from metarun.cli.reproduce import Length, choose, outlook, read
+from metarun.cli.reproduce import Length, choose, estimate, read
 from metarun.cli.sweep import label_jobs
 from metarun.config.errors import ConfigError
 from metarun.config.load import plain
@@ -66,7 +66,7 @@ def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Pa
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "result.json").write_text("{")
-    assert list(outlook(jobs, tmp_path)) == [
+    assert list(estimate(jobs, tmp_path)) == [
         "[1/3] trainer.steps=9: done",
         "[2/3] trainer.steps=300: about 2 min",
         "[3/3] trainer.steps=900: about 6 min",

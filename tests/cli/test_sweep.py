@@ -152,6 +152,7 @@ def test_two_launchers_share_a_sweep(metarun: Command, place: Path, untrained: d
         answer = metarun(*SWEEP)
     assert answer.code == 0, answer.err
     out = answer.out.splitlines()
+    assert "[2/3] elsewhere" in out
     assert out[-2] == "3 jobs: 2 done, 1 elsewhere"
     assert out[-1].startswith(f"elsewhere: seed=2: another process is at work in {busy}")
     assert set(seeds_done(place)) == {"seed1", "seed3"}
