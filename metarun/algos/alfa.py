@@ -3,9 +3,11 @@
 Baik, Choi, Choi, Kim, Lee, "Meta-Learning with Adaptive Hyperparameters", NeurIPS 2020,
 https://arxiv.org/abs/2011.00209; code: https://github.com/baiksung/ALFA.
 
-As in the authors' code the decay of a layer is 1 - beta, where the paper has beta itself; what is generated for a layer
-is multiplied by a number that is learned for each layer and step (for stability, they say); a "layer" is a weight or a
-bias, and norm layers' parameters are meta-learned but not adapted. Outer loss is that after the last step alone.
+We follow the authors' code where it differs from the paper:
+- A layer decays by the factor 1 - beta; the paper prints beta.
+- A generated rate is multiplied by a number that is learned for each layer and step (for stability, they say).
+- A "layer" is a weight or a bias. Parameters of norm layers are meta-learned but not adapted.
+The outer loss is that after the last inner step.
 """
 
 from collections.abc import Iterator
@@ -14,7 +16,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Norm, Positive
@@ -23,15 +24,16 @@ from metarun.core import objectives
 from metarun.core.inner import (
     at_step,
     draw_networks,
+    flatten,
+    forward,
     gradient_of,
     last,
     layer_means,
-    named,
     own_generator,
     select,
-    stacked,
+    stack_steps,
 )
-from metarun.core.learned import Chart, by_step
+from metarun.core.learned import Chart, chart_by_step
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
@@ -42,8 +44,8 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, Tas
 class ALFA:
     """MAML with a rate and a decay for each layer, generated at each step from the task (Baik et al. 2020)."""
 
-    inner_lr: Positive  # the learned factors of the rates at the start
-    decay: NonNegative  # that of the decays, as a part of inner_lr
+    inner_lr: Positive  # initial value of the learned factors of the rates
+    decay: NonNegative  # initial value of the learned factors of the decays, as a share of inner_lr
     inner_steps: Count
     norm: Norm
     backbone: Backbone
@@ -51,9 +53,9 @@ class ALFA:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        """MAML's components; "lr" and "decay": [J] for each layer, by full name; "generator": from 2L numbers to 2L."""
+        """MAML's components; "lr" and "decay", [J] for each layer by full name; "generator", from 2L to 2L numbers."""
         theta = draw_networks(self.backbone, self.head)
-        layers = named(select(theta, "backbone", "head"))
+        layers = flatten(select(theta, "backbone", "head"))
         lr = {name: p.new_full((self.inner_steps,), self.inner_lr) for name, p in layers.items()}
         decay = {name: self.decay * rate for name, rate in lr.items()}
         size = 2 * len(layers)
@@ -62,7 +64,7 @@ class ALFA:
         return {**theta, "lr": lr, "decay": decay, "generator": generator}
 
     def rates(self, theta: Theta, phi: Theta, gradient: Theta, j: int) -> tuple[Params, Params]:
-        """alpha and beta of step j, [] for each layer, from tau_j: the layers' mean weights, then mean gradients."""
+        """alpha and beta of step j, [] for each layer, from tau_j = (mean weights, mean gradients) of the layers."""
         generated = perceptron(theta["generator"], torch.cat([layer_means(phi), layer_means(gradient)]))
         lr, decay = at_step(theta["lr"], j), at_step(theta["decay"], j)
         alpha = {name: factor * number for (name, factor), number in zip(lr.items(), generated)}
@@ -76,7 +78,7 @@ class ALFA:
         )
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
-        """phi_{j+1} = (1 - beta_j) phi_j - alpha_j grad L(phi_j; support): yields phi_0 .. phi_J.
+        """Yield phi_0 .. phi_J of phi_{j+1} = (1 - beta_j) phi_j - alpha_j grad L(phi_j; support).
 
         support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
         """
@@ -96,21 +98,21 @@ class ALFA:
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N], or values [n, *output]."""
-        features = functional_call(self.backbone, (phi["backbone"], theta["norm"]), (x,))
-        return functional_call(self.head, phi["head"], (features,))
+        features = forward(self.backbone, (phi["backbone"], theta["norm"]), x)
+        return forward(self.head, phi["head"], features)
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Query loss after adaptation, descended in the initialisation and all that makes the rates."""
+        """Query loss after adaptation. It trains the initialisation and what generates the rates."""
         return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure, and the same after each inner step from 0 on."""
+        """The headline metric after the last inner step, and after each from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
-        """Of each layer and step the rate and the decay that the task is given."""
+    def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Chart the rate and the decay of each layer and step on this task."""
         states = enumerate(islice(self.trajectory(theta, episode.support), self.inner_steps))
-        given = [self.rates(theta, phi, self.gradient(theta, phi, episode.support), j) for j, phi in states]
-        alphas, betas = zip(*given)
-        return {"rates": by_step(stacked(alphas)), "decays": by_step(stacked(betas))}
+        rates = [self.rates(theta, phi, self.gradient(theta, phi, episode.support), j) for j, phi in states]
+        alphas, betas = zip(*rates)
+        return {"rates": chart_by_step(stack_steps(alphas)), "decays": chart_by_step(stack_steps(betas))}

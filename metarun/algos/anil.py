@@ -3,20 +3,19 @@
 Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML",
 ICLR 2020, https://arxiv.org/abs/1909.09157. There is no official code.
 
-Losses are means over examples; see maml.py on what that means for alpha.
+Losses are means over examples; maml.py says what this means for alpha.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import draw_networks, last, select, unroll
+from metarun.core.inner import draw_networks, forward, last, select, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -24,7 +23,7 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 @register("algo", "anil", Traits(kinds=("classification", "regression"), ragged=True))
 @dataclass(frozen=True)
 class ANIL:
-    """MAML whose inner loop changes the last layer only (Raghu et al. 2020)."""
+    """MAML whose inner loop adapts the last layer only (Raghu et al. 2020)."""
 
     inner_lr: Positive  # alpha
     inner_steps: Whole
@@ -39,17 +38,17 @@ class ANIL:
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
-        """MAML's inner loop on the head (section 4.1); the body is not adapted, so features are computed once.
+        """MAML's inner loop on the head (section 4.1): yield phi_0 .. phi_J. Features are computed once.
 
-        support.x: [n, *input], support.y: [n] class indices or [n, *output] values. Yields phi_0 .. phi_J.
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
         """
         features = self.features(theta, support.x)
 
         def loss(phi: Theta) -> Tensor:
-            logits = functional_call(self.head, phi["head"], (features,))
+            logits = forward(self.head, phi["head"], features)
             return objectives.loss(self.spec.kind, logits, support.y)
 
         head = select(theta, "head")
@@ -60,13 +59,13 @@ class ANIL:
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N], or values [n, *output]."""
-        return functional_call(self.head, phi["head"], (self.features(theta, x),))
+        return forward(self.head, phi["head"], self.features(theta, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Query loss after adaptation of the head."""
         return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure, and the same after each inner step from 0 on."""
+        """The headline metric after the last inner step, and after each from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)

@@ -1,12 +1,11 @@
-"""Baseline and Baseline++: a classifier of all training classes, whose frozen features serve a new last layer.
+"""Baseline and Baseline++: train a classifier of all training classes, then fit a new last layer on its features.
 
 Chen, Liu, Kira, Wang, Huang, "A Closer Look at Few-shot Classification", ICLR 2019,
 https://arxiv.org/abs/1904.04232.
 
-Unlike there the new layer is fitted without randomness: every step is on the whole support, where the authors pass
-100 times over it in random batches of 4 (at 5-way 1-shot 200 steps), and it starts from zeros, with cosines from the
-classes' mean features, where theirs start at random. Their code also learns a length for each weight vector of the
-cosine layer; the paper has none.
+Our new layer is fitted without randomness. Each step uses the whole support; the authors pass over it 100 times in
+random batches of 4 (200 steps at 5-way 1-shot). It starts from zeros, or with cosines from the classes' mean features;
+theirs starts at random. Their code also learns a length for each weight vector of the cosine layer, unlike the paper.
 """
 
 from collections.abc import Callable
@@ -14,12 +13,12 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call, grad
+from torch.func import grad
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, Whole
 from metarun.config.traits import Traits
-from metarun.core.inner import copy_weights, draw_networks, own_generator
+from metarun.core.inner import copy_weights, draw_networks, forward, own_generator
 from metarun.core.objectives import episode_metrics, judged
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
@@ -29,8 +28,8 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, Tas
 class Baseline:
     """Train a classifier, freeze its features, fit a new last layer to the support (Chen et al. 2019)."""
 
-    batch_size: Count  # of a training step: images of all training classes, no tasks
-    cosine_scale: Positive | None  # of the cosines that are Baseline++'s logits; null: Baseline's linear layer
+    batch_size: Count  # images of a training step, from all training classes
+    cosine_scale: Positive | None  # factor of the cosines that are Baseline++'s logits; null: Baseline's linear layer
     head_lr: Positive
     head_steps: Whole
     momentum: Fraction
@@ -38,10 +37,10 @@ class Baseline:
     weight_decay: NonNegative
     norm: Norm
     backbone: Backbone
-    spec: TaskSpec  # in training of all classes, at meta-test of a task
+    spec: TaskSpec  # output_size: in training all training classes, at meta-test the ways of a task
 
     def init(self) -> Theta:
-        """The "classifier" is a last layer for all training classes, of which cosines need no bias."""
+        """The "classifier" is a last layer for all training classes; a cosine layer has no bias."""
         theta = draw_networks(self.backbone)
         with own_generator():
             classifier = copy_weights(self.backbone.head(self.spec.output_size))
@@ -51,7 +50,7 @@ class Baseline:
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> z [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def logits(self, layer: Params, z: Tensor) -> Tensor:
         """W z + b, or scale * cos(z, w_c) (section 3.2). z: [n, D] -> [n, classes]."""
@@ -60,7 +59,7 @@ class Baseline:
         return self.cosine_scale * F.linear(F.normalize(z), F.normalize(layer["weight"]))
 
     def start(self, z: Tensor, y: Tensor) -> Params:
-        """The new layer before its first step. z: [n, D], y: [n]."""
+        """The initial weights of the new layer. z: [n, D], y: [n]."""
         if self.cosine_scale is None:
             ways, size = self.spec.output_size, z.shape[-1]
             return {"weight": z.new_zeros(ways, size), "bias": z.new_zeros(ways)}
@@ -68,16 +67,16 @@ class Baseline:
         return {"weight": members.T @ z / members.sum(0)[:, None]}
 
     def adapt(self, theta: Theta, support: Examples) -> Params:
-        """A new last layer, weight [N, D], by gradient descent on the support's loss."""
+        """Fit a new last layer, weight [N, D], by gradient descent on the support's loss."""
         z = self.features(theta, support.x)
 
         def loss(layer: Params) -> Tensor:
             return F.cross_entropy(self.logits(layer, z), support.y)
 
-        return self.fitted(loss, self.start(z, support.y))
+        return self.fit(loss, self.start(z, support.y))
 
-    def fitted(self, loss: Callable[[Params], Tensor], layer: Params) -> Params:
-        """Steps of gradient descent with momentum, as torch.optim.SGD takes them."""
+    def fit(self, loss: Callable[[Params], Tensor], layer: Params) -> Params:
+        """Take steps of gradient descent with momentum, equal to those of torch.optim.SGD."""
         velocity: Params = {}
         for _ in range(self.head_steps):
             gradient = grad(loss)(layer)
@@ -94,7 +93,7 @@ class Baseline:
         return self.logits(phi, self.features(theta, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The classifier's loss on a batch of images; there is no support. The accuracy is over all classes."""
+        """The classifier's loss and accuracy over all training classes, on a batch of images without a support."""
         images, y = episode.query
         return judged(self.spec, self.logits(theta["classifier"], self.features(theta, images)), y)
 

@@ -3,14 +3,14 @@
 Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-Learning", ICML 2019,
 https://arxiv.org/abs/1810.03642; code: https://github.com/lmzintgraf/cavia.
 
-The context phi is added, by a learned linear map, to the parameters that the backbone names as `modulated`:
-- A first layer's bias b + V phi: the layer W [x; phi] + b of the paper, with the context concatenated to the input.
-- A norm layer's scale w + U phi and shift b + V phi: the paper's FiLM layer with linear gamma(phi) and beta(phi),
-  since the constant part of gamma is one with w, and that of beta with b. FiLM starts as the identity, U and V
-  uniform in -1..1; in the code, gamma within 0.1 of 0 and its map within 0.17, which is as much beside that gamma.
-  The code pools before FiLM: where the scale is negative, pooling after it is another function.
-- A norm layer's shift alone, where it has no scale.
-The code clips the meta-gradient element-wise to [-10, 10]; see trainer.clip_value.
+The context phi is added, through a learned linear map, to the parameters that the backbone lists as `modulated`:
+- To a first layer's bias, b + V phi. This is the paper's layer W [x; phi] + b on input and context together.
+- To a norm layer's scale and shift, w + U phi and b + V phi. This is the paper's FiLM layer with linear gamma(phi) and
+  beta(phi), whose constant parts are w and b. Here FiLM starts as the identity, with U and V uniform in -1..1. In the
+  authors' code gamma starts within 0.1 of 0 and its map within 0.17, a similar ratio. The code pools before FiLM, which
+  is a different function if the scale is negative.
+- To the shift alone of a norm layer that has no scale.
+The code clips the meta-gradient element-wise to [-10, 10]; the setting for this is trainer.clip_value.
 """
 
 from collections.abc import Iterator
@@ -18,14 +18,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import draw_networks, last, own_generator, unroll
+from metarun.core.inner import draw_networks, forward, last, own_generator, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -48,11 +47,11 @@ class CAVIA:
         if not self.backbone.modulated:
             name = type(self.backbone).__name__
             raise ConfigError(
-                f"algo=cavia finds no place for a context in the backbone {name}: choose another, as conv4"
+                f"algo=cavia finds no place for a context in the backbone {name}: choose another, for example conv4"
             )
 
     def init(self) -> Theta:
-        """The maps from the context are [units or channels, context_size]."""
+        """MAML's components, and "context": the maps from the context, [units or channels, context_size] each."""
         sizes = {name: self.backbone.get_parameter(name).numel() for name in self.backbone.modulated}
         theta = draw_networks(self.backbone, self.head)
         with own_generator():
@@ -60,7 +59,7 @@ class CAVIA:
         return {**theta, "context": maps}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
-        """phi_0 = 0, phi_{j+1} = phi_j - alpha * grad L(phi_j, theta; support): yields phi_0 .. phi_J.
+        """Yield phi_0 .. phi_J of phi_0 = 0, phi_{j+1} = phi_j - alpha * grad L(phi_j, theta; support).
 
         support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
         """
@@ -77,14 +76,14 @@ class CAVIA:
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N], or values [n, *output]."""
         weights = theta["backbone"] | theta["norm"]
-        moved = {name: weights[name] + matrix @ phi["context"]["phi"] for name, matrix in theta["context"].items()}
-        return functional_call(self.head, theta["head"], (functional_call(self.backbone, weights | moved, (x,)),))
+        modulated = {name: weights[name] + matrix @ phi["context"]["phi"] for name, matrix in theta["context"].items()}
+        return forward(self.head, theta["head"], forward(self.backbone, weights | modulated, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Query loss after adaptation of the context: the meta-objective."""
         return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure, and the same after each inner step from 0 on."""
+        """The headline metric after the last inner step, and after each from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)

@@ -3,9 +3,9 @@
 Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with differentiable closed-form solvers", ICLR 2019,
 https://arxiv.org/abs/1805.08136; code: https://github.com/bertinetto/r2d2.
 
-One class against all others for each class, whose scores are the logits. The paper has one classifier for two classes:
-here their two scores are opposite, which doubles that classifier's logit. lambda is learned through its logarithm
-(the code keeps it where it starts).
+Each class has a classifier against all others, whose score is its logit. For two classes the paper has one classifier;
+our two have opposite scores, which doubles that classifier's logit. lambda is learned through its logarithm; the
+authors' code keeps it constant.
 """
 
 import math
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks
+from metarun.core.inner import draw_networks, forward
 from metarun.core.objectives import episode_metrics, judged, one_hot
-from metarun.core.solvers import logistic_regression, with_ones
+from metarun.core.solvers import add_ones, logistic_regression
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -29,7 +28,7 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 class LRD2:
     """Learn features that a few Newton steps of logistic regression separate best (Bertinetto et al. 2019)."""
 
-    penalty: Positive  # lambda at the start
+    penalty: Positive  # initial lambda
     iterations: Count
     norm: Norm
     backbone: Backbone
@@ -40,10 +39,10 @@ class LRD2:
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D + 1], with a column of ones."""
-        return with_ones(functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,)))
+        return add_ones(forward(self.backbone, (theta["backbone"], theta["norm"]), x))
 
     def weights(self, theta: Theta, features: Tensor, y: Tensor) -> Tensor:
-        """A classifier of each class against the others: features [n, D + 1], y [n] -> [D + 1, N]."""
+        """Fit a classifier of each class against the others: features [n, D + 1], y [n] -> [D + 1, N]."""
         members = one_hot(y, self.spec.output_size).to(features.dtype)  # [n, N]
         return logistic_regression(features, members, theta["logistic"]["log_penalty"].exp(), self.iterations)
 
@@ -56,7 +55,7 @@ class LRD2:
         return self.features(theta, x) @ phi
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Query loss of the solution. Support and query pass through the network as one batch, as in the code."""
+        """Query loss of the solution. As in the authors' code, the network sees support and query as one batch."""
         support, query = episode
         features = self.features(theta, torch.cat([support.x, query.x]))
         phi = self.weights(theta, features[: len(support.y)], support.y)

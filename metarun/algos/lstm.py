@@ -1,11 +1,11 @@
-"""A recurrent network that reads a task label by label: the baseline of memory-augmented networks.
+"""A recurrent network that reads a task example by example: the baseline of memory-augmented networks.
 
 Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, "Meta-Learning with Memory-Augmented Neural Networks", ICML 2016,
 https://arxiv.org/abs/1605.06065, after Hochreiter, Younger, Conwell, "Learning to Learn Using Gradient Descent",
 ICANN 2001. There is no official code.
 
-At step t comes x_t with the label of step t - 1, and the label of x_t is asked for: so one forward pass learns the
-task. The printed LSTM (62.5 % at the tenth instance) is weak: a re-implementation has 91.6.
+Step t reads x_t and the label of step t - 1, and predicts the label of x_t, so one forward pass learns the task. The
+LSTM printed in the paper (62.5 % at the tenth instance) is weak: a re-implementation reports 91.6 %.
 """
 
 from dataclasses import dataclass
@@ -13,13 +13,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import copy_weights, draw_networks
-from metarun.core.recurrent import LSTMCell, State
+from metarun.core.inner import copy_weights, draw_networks, forward
+from metarun.core.recurrent import LSTMCell, State, step_cell
 from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -27,7 +26,7 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 @register("algo", "lstm", Traits(kinds=("classification",), order="mixed", string_labels=True, sized=True))
 @dataclass(eq=False)
 class LSTM:
-    """Learn a network that remembers in its hidden state which inputs had which label (Santoro et al. 2016)."""
+    """Learn a network whose hidden state remembers which inputs had which label (Santoro et al. 2016)."""
 
     hidden: Count
     labels: Literal["one_hot", "strings"]
@@ -53,17 +52,17 @@ class LSTM:
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def start(self, z: Tensor) -> State:
         return z.new_zeros(self.hidden), z.new_zeros(self.hidden)
 
-    def step(self, theta: Theta, state: State, z: Tensor, told: Tensor) -> tuple[State, Tensor]:
-        """z: [..., D], told: [...] -> the new state, logits [..., N]."""
-        inputs = torch.cat([z, self.label.vectors(told).to(z.dtype)], dim=-1)
-        state = functional_call(self.networks["controller"], theta["controller"], (inputs, state))
-        said = functional_call(self.networks["readout"], theta["readout"], (state[0],))
-        return state, self.label.logits(said)
+    def step(self, theta: Theta, state: State, z: Tensor, previous: Tensor) -> tuple[State, Tensor]:
+        """z: [..., D], previous: [...], the label of the step before -> the new state, logits [..., N]."""
+        inputs = torch.cat([z, self.label.encode(previous).to(z.dtype)], dim=-1)
+        state = step_cell(self.networks["controller"], theta["controller"], inputs, state)
+        output = forward(self.networks["readout"], theta["readout"], state[0])
+        return state, self.label.logits(output)
 
     def adapt(self, theta: Theta, support: Examples) -> Reading:
         """support.x: [n, *input], support.y: [n], in the order in which they are read."""

@@ -3,11 +3,11 @@
 Santoro, Bartunov, Botvinick, Wierstra, Lillicrap, "Meta-Learning with Memory-Augmented Neural Networks", ICML 2016,
 https://arxiv.org/abs/1605.06065. There is no official code.
 
-Where the paper leaves something open, or re-implementations found otherwise (tristandeleu/ntm-one-shot, whose author
-reports the paper's accuracies for five classes): what a head writes is a vector of its own, not its key; gate and
-vectors are made from the controller's state anew at each step, for each head; head i writes to the i-th least used
-row; memory is written first and then read; the vectors read go to the controller's next step. At first nothing was
-read, no row was used, and all of the memory is 1e-6. Cosines have a 1e-12 beside each squared length.
+The paper leaves details open. We follow a re-implementation (tristandeleu/ntm-one-shot) whose author reports the
+paper's accuracies for five classes: a head writes a vector of its own, not its key; gates and vectors are computed from
+the controller's state at each step, for each head; head i writes to the i-th least used row; memory is written first,
+then read; the vectors read are an input of the controller's next step. Initially nothing was read, no row was used, and
+the memory is 1e-6 everywhere. Cosines add 1e-12 to each squared length.
 """
 
 from dataclasses import dataclass
@@ -15,15 +15,14 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import copy_weights, draw_networks
+from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.objectives import one_hot
-from metarun.core.recurrent import LSTMCell
+from metarun.core.recurrent import LSTMCell, step_cell
 from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -31,23 +30,23 @@ EMPTY, TINY = 1e-6, 1e-12
 
 
 class State(NamedTuple):
-    """What a step hands on to the next; R heads, M rows of width W."""
+    """What a step passes to the next; R heads, M rows of width W."""
 
     h: Tensor  # [..., hidden]
     c: Tensor  # [..., hidden]
     memory: Tensor  # [..., M, W]
-    reads: Tensor  # [..., R, M], where each head has read: w^r
+    reads: Tensor  # [..., R, M], where each head read: w^r
     usage: Tensor  # [..., M]: w^u
-    r: Tensor  # [..., R * W], what the heads have read
+    r: Tensor  # [..., R * W], what the heads read
 
 
 def least_used(usage: Tensor, heads: int) -> Tensor:
-    """w^lu (Eq. 6): [..., M] -> [..., R, M], for head i a one at the i-th least used row."""
+    """w^lu (Eq. 6): [..., M] -> [..., R, M], with a one at the i-th least used row for head i."""
     return one_hot(usage.argsort(dim=-1, stable=True)[..., :heads], usage.shape[-1]).to(usage.dtype)
 
 
 def write(memory: Tensor, weights: Tensor, vectors: Tensor, least: Tensor) -> Tensor:
-    """Set the least used row to zero, then add each head's vector [..., R, W] by its weights [..., R, M] (Eq. 8)."""
+    """Zero the least used row, then add each head's vector [..., R, W] with its weights [..., R, M] (Eq. 8)."""
     return memory * (1 - least[..., 0, :, None]) + weights.transpose(-2, -1) @ vectors
 
 
@@ -60,12 +59,12 @@ def address(memory: Tensor, keys: Tensor) -> Tensor:
 @register("algo", "mann", Traits(kinds=("classification",), order="mixed", string_labels=True, sized=True))
 @dataclass(eq=False)
 class MANN:
-    """Learn to write to a memory, over what was used least, and to read by content (Santoro et al. 2016)."""
+    """Learn to write to the least used row of a memory and to read by content (Santoro et al. 2016)."""
 
     hidden: Count  # units of the controller
-    rows: Count
-    width: Count
-    heads: Count  # that read, and write
+    rows: Count  # of the memory
+    width: Count  # of the memory
+    heads: Count  # each reads and writes
     decay: Fraction  # gamma, of usage
     labels: Literal["one_hot", "strings"]
     norm: Norm
@@ -74,7 +73,9 @@ class MANN:
 
     def __post_init__(self) -> None:
         if self.heads > self.rows:
-            raise ConfigError(f"algo.heads is {self.heads}: each writes to a row of its own, and algo.rows={self.rows}")
+            raise ConfigError(
+                f"algo.heads is {self.heads}: at most algo.rows={self.rows}, since each writes to its own row"
+            )
         self.networks = self.build_networks()
 
     @property
@@ -82,7 +83,7 @@ class MANN:
         return Labels(self.spec.output_size, self.labels == "strings")
 
     def build_networks(self) -> dict[str, nn.Module]:
-        """Controller and classifier; "heads" makes keys, vectors to write and gates of the controller's state."""
+        """Controller, classifier ("readout"), and "heads": keys, vectors and gates from the controller's state."""
         read = self.heads * self.width
         heads = nn.Linear(self.hidden, self.heads * (2 * self.width + 1))
         readout = nn.Linear(self.hidden + read, self.label.size)
@@ -99,7 +100,7 @@ class MANN:
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def start(self, z: Tensor) -> State:
         return State(
@@ -111,25 +112,23 @@ class MANN:
             r=z.new_zeros(self.heads * self.width),
         )
 
-    def step(self, theta: Theta, state: State, z: Tensor, told: Tensor) -> tuple[State, Tensor]:
-        """z: [..., D], told: [...] -> the new state, logits [..., N]."""
-
-        def of(name: str, *inputs: Tensor | tuple[Tensor, Tensor]) -> Tensor:
-            return functional_call(self.networks[name], theta[name], inputs)
-
-        inputs = [z, self.label.vectors(told).to(z.dtype), state.r.expand(*z.shape[:-1], -1)]
-        h, c = of("controller", torch.cat(inputs, dim=-1), (state.h, state.c))
-        keys, vectors, gate = (
-            of("heads", h).unflatten(-1, (self.heads, -1)).split([self.width, self.width, 1], dim=-1)
-        )  # [..., R, W], [..., R, W], [..., R, 1]
+    def step(self, theta: Theta, state: State, z: Tensor, previous: Tensor) -> tuple[State, Tensor]:
+        """z: [..., D], previous: [...], the label of the step before -> the new state, logits [..., N]."""
+        inputs = torch.cat(
+            [z, self.label.encode(previous).to(z.dtype), state.r.expand(*z.shape[:-1], -1)],
+            dim=-1,
+        )
+        h, c = step_cell(self.networks["controller"], theta["controller"], inputs, (state.h, state.c))
+        heads = forward(self.networks["heads"], theta["heads"], h).unflatten(-1, (self.heads, -1))
+        keys, vectors, gate = heads.split([self.width, self.width, 1], dim=-1)  # [..., R, W] twice, [..., R, 1]
         least, gate = least_used(state.usage, self.heads), gate.sigmoid()
         writes = gate * state.reads + (1 - gate) * least  # w^w (Eq. 7)
         memory = write(state.memory, writes, vectors.tanh(), least)
         reads = address(memory, keys.tanh())
         usage = self.decay * state.usage + (reads + writes).sum(-2).detach()  # Eq. 5; only its order is used
         r = (reads @ memory).flatten(-2)  # Eq. 4
-        logits = self.label.logits(of("readout", torch.cat([h, r], dim=-1)))
-        return State(h, c, memory, reads, usage, r), logits
+        output = forward(self.networks["readout"], theta["readout"], torch.cat([h, r], dim=-1))
+        return State(h, c, memory, reads, usage, r), self.label.logits(output)
 
     def adapt(self, theta: Theta, support: Examples) -> Reading:
         """support.x: [n, *input], support.y: [n], in the order in which they are read."""

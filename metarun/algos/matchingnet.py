@@ -3,8 +3,8 @@
 Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra, "Matching Networks for One Shot Learning", NeurIPS 2016,
 https://arxiv.org/abs/1606.04080. There is no official code.
 
-The paper's attention is `distance: cosine` with `scale: 1`. A cosine is at most 1, so that a softmax over it stays
-nearly flat and learns slowly: re-implementations multiply it (`scale`), or take the squared distance (`distance: l2`).
+The paper's attention is `distance: cosine` with `scale: 1`. Since a cosine is at most 1, a softmax over it is nearly
+flat and learns slowly; re-implementations multiply it (`scale`) or use the squared distance (`distance: l2`).
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,18 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import copy_weights, draw_networks
+from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.objectives import episode_metrics, judged, one_hot
-from metarun.core.recurrent import BiLSTM, LSTMCell
+from metarun.core.recurrent import BiLSTM, LSTMCell, step_cell
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Support(NamedTuple):
-    """What queries attend to: g [n, D], the embedded support, and its labels y [n]."""
+    """What queries attend to: the embedded support g [n, D] and its labels y [n]."""
 
     g: Tensor
     y: Tensor
@@ -34,12 +33,12 @@ class Support(NamedTuple):
 @register("algo", "matchingnet", Traits(kinds=("classification",)))
 @dataclass(eq=False)
 class MatchingNet:
-    """Learn an embedding in which labels are read off the support by attention (Vinyals et al. 2016)."""
+    """Learn an embedding for labelling queries by attention over the support (Vinyals et al. 2016)."""
 
     distance: Literal["cosine", "l2"]
     scale: Positive
     fce: bool  # full context embeddings (section 2.1.2)
-    processing_steps: Count  # K, of a query's context embedding
+    processing_steps: Count  # K, steps of a query's context embedding
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
@@ -48,7 +47,7 @@ class MatchingNet:
         self.contexts = self.build_contexts()
 
     def build_contexts(self) -> tuple[BiLSTM, LSTMCell]:
-        """The networks that embed the support and a query in the context of the whole support."""
+        """Build what embeds the support, and what embeds a query, in the context of the whole support."""
         size = self.backbone.feature_size
         return BiLSTM(size, size), LSTMCell(2 * size, size)
 
@@ -61,33 +60,32 @@ class MatchingNet:
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """f' and g', one network as in the paper's experiments: x [n, *input] -> [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def support_embedding(self, theta: Theta, z: Tensor) -> Tensor:
-        """g(x_i, S): what a bidirectional LSTM says of g'(x_i) plus g'(x_i) itself (appendix A.2). [n, D] -> [n, D].
+        """g(x_i, S): the outputs of a bidirectional LSTM at g'(x_i), plus g'(x_i) (appendix A.2). [n, D] -> [n, D].
 
         The LSTM reads the support in the order of the episode, class after class.
         """
         if not self.fce:
             return z
-        onward, back = functional_call(self.contexts[0], theta["support_context"], (z,))
+        onward, back = forward(self.contexts[0], theta["support_context"], z)  # [n, D] each
         return onward + back + z
 
     def query_embedding(self, theta: Theta, g: Tensor, z: Tensor) -> Tensor:
         """f(x, S) = attLSTM(f'(x), g(S), K) (appendix A.1, Eqs. 3-6). g: [n, D], z = f'(x): [q, D] -> [q, D].
 
-        LSTM(f', [h, r], c) is a cell whose input is [f', r] and whose state is h. The paper leaves the start open:
-        here the cell has said nothing yet, so that h_0 = f'(x).
+        LSTM(f', [h, r], c) is a cell with input [f', r] and state h. The paper leaves the start open: here the cell's
+        output is zero at first, so h_0 = f'(x).
         """
         if not self.fce:
             return z
-        said, c = torch.zeros_like(z), torch.zeros_like(z)
+        output, c = torch.zeros_like(z), torch.zeros_like(z)
         for _ in range(self.processing_steps):
-            h = said + z
+            h = output + z
             r = F.softmax(h @ g.T, dim=-1) @ g
-            inputs = (torch.cat([z, r], dim=-1), (h, c))
-            said, c = functional_call(self.contexts[1], theta["query_context"], inputs)
-        return said + z
+            output, c = step_cell(self.contexts[1], theta["query_context"], torch.cat([z, r], dim=-1), (h, c))
+        return output + z
 
     def similarities(self, g: Tensor, f: Tensor) -> Tensor:
         """Logits of the attention (section 2.1.1): [n, D], [q, D] -> [q, n]."""
@@ -96,7 +94,7 @@ class MatchingNet:
         return self.scale * F.normalize(f, dim=-1) @ F.normalize(g, dim=-1).T
 
     def log_probabilities(self, theta: Theta, phi: Support, z: Tensor) -> Tensor:
-        """log sum_i a(x, x_i) y_i (Eq. 1), attention a being a softmax over the support. z: [q, D] -> [q, N]."""
+        """log sum_i a(x, x_i) y_i (Eq. 1), where attention a is a softmax over the support. z: [q, D] -> [q, N]."""
         attention = self.similarities(phi.g, self.query_embedding(theta, phi.g, z)).log_softmax(-1)  # [q, n]
         members = one_hot(phi.y, self.spec.output_size)  # [n, N]
         return attention[:, :, None].masked_fill(~members, -torch.inf).logsumexp(1)
@@ -110,7 +108,7 @@ class MatchingNet:
         return self.log_probabilities(theta, phi, self.embed(theta, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """-log of the attention on the right class (Eq. 2). Support and query pass the network as one batch."""
+        """-log of the attention on the right class (Eq. 2). The network sees support and query as one batch."""
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         phi = Support(self.support_embedding(theta, z[: len(support.y)]), support.y)

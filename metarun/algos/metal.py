@@ -3,12 +3,12 @@
 Baik, Choi, Kim, Cho, Min, Lee, "Meta-Learning with Task-Adaptive Loss Function for Few-Shot Learning", ICCV 2021,
 https://arxiv.org/abs/2110.03909; code: https://github.com/baiksung/MeTAL.
 
-The published method is transductive: a learned loss of the queries' unlabelled predictions has a part in adaptation,
-and support and queries pass the network as one batch there. With `transductive: false` neither is so.
+The published method is transductive: adaptation includes a learned loss of the queries' unlabelled predictions, and the
+network sees support and queries as one batch. With `transductive: false` adaptation sees the support alone.
 
-As in the authors' code a "layer" is a weight or a bias, and norm layers' parameters are meta-learned but not adapted.
-Unlike there the outer loss is that of the queries, as printed, and not of the support as well; and after the last step
-the queries pass the network without the support.
+As in the authors' code a "layer" is a weight or a bias, and parameters of norm layers are meta-learned but not adapted.
+Unlike in that code the outer loss is that of the queries alone, as printed, and after the last step the network sees
+the queries without the support.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,6 @@ from itertools import islice
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
@@ -27,15 +26,16 @@ from metarun.core import objectives
 from metarun.core.inner import (
     at_step,
     draw_networks,
+    flatten,
+    forward,
     inner_step,
     last,
     layer_means,
-    named,
     own_generator,
     select,
-    stacked,
+    stack_steps,
 )
-from metarun.core.learned import Chart, of_losses
+from metarun.core.learned import Chart, chart_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
@@ -44,21 +44,21 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 @register("algo", "metal", Traits(kinds=("classification",), sees_queries=True))
 @dataclass(frozen=True)
 class MeTAL:
-    """MAML with learned losses of support and queries in its inner loop, adapted to the task (Baik et al. 2021)."""
+    """MAML whose inner loop has learned losses of support and queries, adapted to the task (Baik et al. 2021)."""
 
     inner_lr: Positive  # alpha
     inner_steps: Count
-    transductive: bool  # the queries' inputs have a part in adaptation
+    transductive: bool  # adaptation sees the queries' inputs
     norm: Norm
     backbone: Backbone
     head: nn.Linear
     spec: TaskSpec
 
     def init(self) -> Theta:
-        """MAML's components and, for support and queries, a loss and what adapts it: J networks each, stacked."""
+        """MAML's components; for support and queries a "loss" and an "adapter" of it: J networks each, stacked."""
         theta = draw_networks(self.backbone, self.head)
-        layers, ways = len(named(select(theta, "backbone", "head"))), self.spec.output_size
-        sizes = {"support": (1 + layers, 1 + layers + 2 * ways)}  # what each sees of the task, and of an example
+        layers, ways = len(flatten(select(theta, "backbone", "head"))), self.spec.output_size
+        sizes = {"support": (1 + layers, 1 + layers + 2 * ways)}  # inputs about the task, and about an example
         if self.transductive:
             sizes["query"] = (layers + ways + 1,) * 2
         with own_generator():
@@ -66,38 +66,38 @@ class MeTAL:
                 losses = [draw_perceptron(of_example, of_example, 1) for _ in range(self.inner_steps)]
                 adapters = [draw_perceptron(of_task, of_task, 2 * len(losses[0])) for _ in losses]
                 factors = {name: torch.zeros(self.inner_steps, len(losses[0])) for name in ("scale", "shift")}
-                theta[f"{part}_loss"] = stacked(losses)
-                theta[f"{part}_adapter"] = stacked(adapters) | factors
+                theta[f"{part}_loss"] = stack_steps(losses)
+                theta[f"{part}_adapter"] = stack_steps(adapters) | factors
         return theta
 
     def support_loss(self, theta: Theta, phi: Theta, logits: Tensor, y: Tensor, j: int) -> Tensor:
-        """Cross-entropy, and the learned loss of it, the mean weights, an example's logits and its label."""
+        """Cross-entropy plus a learned loss, whose inputs are it, mean weights, an example's logits and its label."""
         entropy = objectives.loss(self.spec.kind, logits, y)
         task = torch.cat([entropy[None], layer_means(phi)])
         labels = one_hot(y, self.spec.output_size).to(logits.dtype)
-        examples = standardised(torch.cat([task.expand(len(y), -1), logits, labels], dim=1))
-        return entropy + learned(theta, "support", examples, standardised(task), j)
+        examples = standardise(torch.cat([task.expand(len(y), -1), logits, labels], dim=1))
+        return entropy + learned_loss(theta, "support", examples, standardise(task), j)
 
     def query_loss(self, theta: Theta, phi: Theta, logits: Tensor, j: int) -> Tensor:
-        """The learned loss of the mean weights, an example's logits and their negative entropy."""
+        """A learned loss, whose inputs are mean weights, an example's logits and their negative entropy."""
         log_p = logits.log_softmax(-1)
         negative_entropy = (log_p.exp() * log_p).sum(-1, keepdim=True)
         examples = torch.cat([layer_means(phi).expand(len(logits), -1), logits, negative_entropy], dim=1)
-        examples = standardised(examples)
-        return learned(theta, "query", examples, examples.mean(0), j)
+        examples = standardise(examples)
+        return learned_loss(theta, "query", examples, examples.mean(0), j)
 
     def trajectory(self, theta: Theta, support: Examples, queries: Tensor | None) -> Iterator[Theta]:
-        """phi_{j+1} = phi_j - alpha grad of cross-entropy and learned losses of step j: yields phi_0 .. phi_J.
+        """Yield phi_0 .. phi_J of phi_{j+1} = phi_j - alpha grad (support loss + query loss of step j).
 
-        support.x: [n, *input], support.y: [n]; queries: [q, *input], where they are to have a part.
+        support.x: [n, *input], support.y: [n]; queries: [q, *input], or None to adapt to the support alone.
         """
 
         def loss(phi: Theta, j: int) -> Tensor:
             if queries is None:
                 return self.support_loss(theta, phi, self.predict(theta, phi, support.x), support.y, j)
             logits = self.predict(theta, phi, torch.cat([support.x, queries]))
-            ours, theirs = logits[: len(support.y)], logits[len(support.y) :]
-            return self.support_loss(theta, phi, ours, support.y, j) + self.query_loss(theta, phi, theirs, j)
+            of_support, of_queries = logits[: len(support.y)], logits[len(support.y) :]
+            return self.support_loss(theta, phi, of_support, support.y, j) + self.query_loss(theta, phi, of_queries, j)
 
         phi = select(theta, "backbone", "head")
         yield phi
@@ -110,35 +110,37 @@ class MeTAL:
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N]."""
-        features = functional_call(self.backbone, (phi["backbone"], theta["norm"]), (x,))
-        return functional_call(self.head, phi["head"], (features,))
+        features = forward(self.backbone, (phi["backbone"], theta["norm"]), x)
+        return forward(self.head, phi["head"], features)
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Query loss after adaptation."""
         return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure, and the same after each inner step from 0 on."""
+        """The headline metric after the last inner step, and after each from 0 on."""
         return metrics_by_step(self, self.spec, theta, episode, self.states(theta, episode))
 
     def states(self, theta: Theta, episode: Episode) -> Iterator[Theta]:
-        """The task's `trajectory`."""
+        """The `trajectory` of this task."""
         return self.trajectory(theta, episode.support, episode.query.x if self.transductive else None)
 
-    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
-        """Of each inner step the loss of the support, cross-entropy included, at the weights where the task then is."""
-        steps = enumerate(islice(self.states(theta, episode), self.inner_steps))
-        return of_losses(self.spec, {f"step {j + 1}": partial(self.support_loss, theta, phi, j=j) for j, phi in steps})
+    def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Chart each inner step's loss of the support, cross-entropy included, at that step's weights."""
+        states = enumerate(islice(self.states(theta, episode), self.inner_steps))
+        losses = {f"step {j + 1}": partial(self.support_loss, theta, phi, j=j) for j, phi in states}
+        return chart_losses(self.spec, losses)
 
 
-def standardised(x: Tensor) -> Tensor:
-    """All numbers of x less their mean, by their deviation."""
+def standardise(x: Tensor) -> Tensor:
+    """Shift and scale all numbers of x to mean 0 and standard deviation 1."""
     return (x - x.mean()) / (x.std() + 1e-12)
 
 
-def learned(theta: Theta, part: str, examples: Tensor, task: Tensor, j: int) -> Tensor:
-    """Mean learned loss of the examples [n, d], by a network whose every weight and bias the task [d'] has modulated:
-    phi' = (1 + a gamma) phi + b beta, where gamma and beta are generated, and a and b learned from 0 on.
+def learned_loss(theta: Theta, part: str, examples: Tensor, task: Tensor, j: int) -> Tensor:
+    """The mean learned loss of examples [n, d], from a network whose weights and biases depend on the task [d'].
+
+    phi' = (1 + a gamma) phi + b beta, where gamma and beta are generated from the task, and a and b are learned from 0.
     """
     loss, adapter = at_step(theta[f"{part}_loss"], j), at_step(theta[f"{part}_adapter"], j)
     gamma, beta = perceptron(adapter, task).chunk(2)

@@ -3,8 +3,8 @@
 Li, Zhou, Chen, Li, "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017,
 https://arxiv.org/abs/1707.09835. There is no official code.
 
-Losses are means over examples; see maml.py on what a sum over ways would mean for the rates.
-As in MAML the norm layers' parameters are meta-learned but not adapted, so they have no rates.
+Losses are means over examples; maml.py says what this means for the rates. As in MAML parameters of norm layers are
+meta-learned but not adapted, so they have no rates.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import NonNegative, Norm, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import draw_networks, last, named, select, unroll
-from metarun.core.learned import Chart, by_rank
+from metarun.core.inner import draw_networks, flatten, forward, last, select, unroll
+from metarun.core.learned import Chart, chart_by_rank
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -30,7 +29,7 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 class MetaSGD:
     """Learn an initialisation and a rate for each weight, which may turn negative (Li et al. 2017)."""
 
-    lr_range: list[NonNegative]  # alpha at the start is uniform between these two
+    lr_range: list[NonNegative]  # lower and upper end: initial alpha is uniform between them
     inner_steps: Whole
     norm: Norm
     backbone: Backbone
@@ -42,16 +41,16 @@ class MetaSGD:
             raise ConfigError(f"algo.lr_range is {self.lr_range}: it must be two numbers, the lower first")
 
     def init(self) -> Theta:
-        """MAML's components, and "lr": for each weight that is adapted one of its shape, by its full name."""
+        """MAML's components, and "lr": a rate for every adapted weight, by full name, in the parameter's shape."""
         theta = draw_networks(self.backbone, self.head)
-        adapted = named(select(theta, "backbone", "head"))
+        adapted = flatten(select(theta, "backbone", "head"))
         return {**theta, "lr": {name: torch.empty_like(p).uniform_(*self.lr_range) for name, p in adapted.items()}}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
-        """theta' = theta - alpha o grad L(theta; support), element by element (Algorithm 1): phi_0 .. phi_J.
+        """Yield phi_0 .. phi_J of theta' = theta - alpha o grad L(theta; support), element by element (Algorithm 1).
 
-        support.x: [n, *input], support.y: [n] class indices or [n, *output] values. The paper takes one step;
-        further ones have the same rates.
+        support.x: [n, *input], support.y: [n] class indices or [n, *output] values. The paper takes one step; further
+        steps use the same rates.
         """
 
         def loss(phi: Theta) -> Tensor:
@@ -64,18 +63,18 @@ class MetaSGD:
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N], or values [n, *output]."""
-        features = functional_call(self.backbone, (phi["backbone"], theta["norm"]), (x,))
-        return functional_call(self.head, phi["head"], (features,))
+        features = forward(self.backbone, (phi["backbone"], theta["norm"]), x)
+        return forward(self.head, phi["head"], features)
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Query loss after adaptation, descended in theta and alpha alike (Algorithm 1)."""
+        """Query loss after adaptation, which trains theta and alpha (Algorithm 1)."""
         return episode_loss(self, self.spec, theta, episode)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure, and the same after each inner step from 0 on."""
+        """The headline metric after the last inner step, and after each from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
-        """The rates of each layer's weights, sorted."""
-        return {"rates": by_rank(theta["lr"])}
+    def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Chart the rates of each layer's weights in ascending order."""
+        return {"rates": chart_by_rank(theta["lr"])}

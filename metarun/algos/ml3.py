@@ -3,19 +3,20 @@
 Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier, "Meta Learning via Learned Loss", ICPR 2021,
 https://arxiv.org/abs/1906.05374.
 
-As in the paper nothing but the loss is learned: the learner's weights are drawn anew for every outer step, so that
-the loss cannot rely on an initialisation. Here they are PyTorch's initial ones, all tasks of a step start from the
-same, and a trained model's are those of the step after the last. Norm layers keep scale 1 and shift 0.
+As in the paper only the loss is learned. The learner's weights are drawn again for every outer step, so the loss cannot
+rely on an initialisation. Here they have the distribution of PyTorch's initial weights, all tasks of a step start from
+the same weights, and a trained model starts from those of the step after the last. Scale and shift of norm layers stay
+1 and 0.
 
-`form` is the learned loss M(prediction, y), summed over the outputs of an example and averaged over the examples; its
-arguments are an output and its target or, in classification, a class's probability and 1 for the right class, else 0:
-- mlp: the paper's network, without biases, ReLU and at last softplus. It starts as noise.
-- cubic: a p + b p^2 + c p y + d p^3 + e p^2 y + f p y^2, which a person can read, after Gonzalez & Miikkulainen 2021,
-  https://arxiv.org/abs/2002.00059. It starts as the squared error, or the cross-entropy to second order about p = 1/2;
-  there a does nothing, since probabilities sum to 1, and c and f are one.
-- scaled: the task's own loss times a learned number: what is won by a learned rate alone, to compare with.
+`form` is the learned loss M(p, y), summed over the outputs of an example and averaged over examples. In regression p is
+an output and y its target; in classification p is a class's probability, and y is 1 for the right class and else 0.
+- mlp: the paper's network without biases, with ReLU, and softplus at the end. It starts as noise.
+- cubic: a p + b p^2 + c p y + d p^3 + e p^2 y + f p y^2, a readable form after Gonzalez & Miikkulainen 2021,
+  https://arxiv.org/abs/2002.00059. It starts as the squared error or, in classification, as the cross-entropy to second
+  order about p = 1/2. In classification a has no effect, since probabilities sum to 1, and c and f act alike.
+- scaled: the task's own loss times a learned number, to compare with: this is the effect of a learned rate alone.
 
-Unlike the authors' code, whose outer loss is that of the support, the loss is learned on the queries, as printed.
+The outer loss is that of the queries, as printed; in the authors' code it is that of the support.
 """
 
 from collections.abc import Iterator
@@ -26,14 +27,23 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import copy_networks, last, named, outer_step, own_generator, select, slope, tick, unroll
-from metarun.core.learned import Chart, of_losses
+from metarun.core.inner import (
+    copy_networks,
+    flatten,
+    forward,
+    last,
+    outer_step,
+    own_generator,
+    select,
+    slope,
+    unroll,
+)
+from metarun.core.learned import Chart, chart_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.seeding import hashed
@@ -43,10 +53,12 @@ AS_MSE = {"p": 0.0, "p2": 1.0, "py": -2.0, "p3": 0.0, "p2y": 0.0, "py2": 0.0}
 AS_CROSS_ENTROPY = {"p": 0.0, "p2": 0.0, "py": -4.0, "p3": 0.0, "p2y": 2.0, "py2": 0.0}
 
 
-@register("algo", "ml3", Traits(kinds=("classification", "regression"), carried=("backbone", "norm", "head", "clock")))
+@register(
+    "algo", "ml3", Traits(kinds=("classification", "regression"), carried=("backbone", "norm", "head", "clock", "salt"))
+)
 @dataclass(frozen=True)
 class ML3:
-    """Learn the loss by which a new network is trained on the support (Bechtle et al. 2021)."""
+    """Learn the loss that trains a new network on the support (Bechtle et al. 2021)."""
 
     form: Literal["mlp", "cubic", "scaled"]
     hidden: list[Count]  # widths of the form mlp
@@ -58,14 +70,16 @@ class ML3:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        """With the learner at hand. The clock starts anywhere, so that two seeds have other learners."""
+        """The learned "loss"; the learner of the first step; a "salt", so that the learners depend on the seed."""
         norm = copy_networks(self.backbone)["norm"]
         with own_generator():
-            start = torch.randint(2**20, ()).to(torch.get_default_dtype())
-            loss = self.initial_loss()
-        return {**self.learner(start), "norm": norm, "loss": loss, "clock": {"step": start}}
+            salt = torch.randint(2**20, ()).to(torch.get_default_dtype())
+            loss = self.draw_loss()
+        clock = {"step": torch.zeros(())}
+        return {**self.draw_learner(salt), "norm": norm, "loss": loss, "clock": clock, "salt": {"learner": salt}}
 
-    def initial_loss(self) -> Params:
+    def draw_loss(self) -> Params:
+        """M's initial weights, random only in the form mlp."""
         if self.form == "scaled":
             return {"scale": torch.ones(())}
         if self.form == "cubic":
@@ -74,17 +88,17 @@ class ML3:
         network = draw_perceptron(2, *self.hidden, 1, bias=False)
         return {name: nn.init.xavier_uniform_(weight) for name, weight in network.items()}
 
-    def learner(self, step: Tensor) -> Theta:
-        """A network that has learned nothing: all weights and biases uniform within 1/sqrt(fan-in)."""
+    def draw_learner(self, number: Tensor) -> Theta:
+        """The untrained network of this number: weights and biases uniform within 1/sqrt(fan-in). number: []."""
         shapes = select(copy_networks(self.backbone, self.head), "backbone", "head")
-        sizes = [p.numel() for p in named(shapes).values()]
-        draws = iter(hashed(sum(sizes), step).split(sizes))
+        sizes = [p.numel() for p in flatten(shapes).values()]
+        draws = iter(hashed(sum(sizes), number).split(sizes))
 
-        def drawn(params: Params, name: str) -> Tensor:
+        def draw(params: Params, name: str) -> Tensor:
             layer = params[f"{name.removesuffix('bias')}weight"] if name.endswith("bias") else params[name]
             return next(draws).view_as(params[name]) / layer[0].numel() ** 0.5
 
-        return {c: {name: drawn(params, name) for name in params} for c, params in shapes.items()}
+        return {c: {name: draw(params, name) for name in params} for c, params in shapes.items()}
 
     def loss(self, w: Params, prediction: Tensor, y: Tensor) -> Tensor:
         """M: predictions [n, outputs], y [n] or [n, outputs] -> []."""
@@ -102,7 +116,7 @@ class ML3:
         return F.softplus(perceptron(w, torch.stack([p, y], dim=-1)))[..., 0]
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
-        """phi_{j+1} = phi_j - alpha grad M(f(x; phi_j), y) from a new network phi_0: yields phi_0 .. phi_J.
+        """Yield phi_0 .. phi_J of phi_{j+1} = phi_j - alpha grad M(f(x; phi_j), y), from a new network phi_0.
 
         support.x: [n, *input], support.y: [n] class indices or [n, *output] values.
         """
@@ -119,21 +133,21 @@ class ML3:
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N], or values [n, *output]."""
         norm = {name: p.detach() for name, p in theta["norm"].items()}
-        features = functional_call(self.backbone, (phi["backbone"], norm), (x,))
-        return functional_call(self.head, phi["head"], (features,))
+        features = forward(self.backbone, (phi["backbone"], norm), x)
+        return forward(self.head, phi["head"], features)
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The task's own loss on the queries after training by the learned one; and the next learner is handed on."""
+        """The task's own loss on the queries, after training by the learned loss. Passes on the next step's learner."""
         loss, metrics = episode_loss(self, self.spec, theta, episode)
-        following = self.learner(outer_step(theta) + 1)
+        following = self.draw_learner(theta["salt"]["learner"].detach() + outer_step(theta) + 1)
         change = {c: {name: theta[c][name] - p for name, p in params.items()} for c, params in following.items()}
-        return loss + slope(select(theta, *change), change) + tick(theta), metrics
+        return loss + slope(select(theta, *change), change), metrics
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """The headline figure, and the same after each inner step from 0 on."""
+        """The headline metric after the last inner step, and after each from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
 
-    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
-        """The learned loss and its slope; of a cubic its coefficients are all there is to it."""
-        return of_losses(self.spec, {"learned": partial(self.loss, theta["loss"])})
+    def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]:
+        """Chart the learned loss and its slope."""
+        return chart_losses(self.spec, {"learned": partial(self.loss, theta["loss"])})

@@ -1,22 +1,21 @@
-"""No inner loop (NIL): what is left of a trained network when its head is thrown away.
+"""No inner loop (NIL): a trained network without its head.
 
 Raghu, Raghu, Bengio, Vinyals, "Rapid Learning or Feature Reuse? Towards Understanding the Effectiveness of MAML",
 ICLR 2020, https://arxiv.org/abs/1909.09157, section 5. There is no official code.
 
-Meant as the test of a network that another method trained, by `eval.algo`. It learns too: cosines as logits, without
-a temperature.
+Intended for testing a network that another method trained, through `eval.algo`. It can also be trained: its logits are
+cosines, without a temperature.
 """
 
 from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks
+from metarun.core.inner import draw_networks, forward
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -34,8 +33,8 @@ class NIL:
         return draw_networks(self.backbone)
 
     def directions(self, theta: Theta, x: Tensor) -> Tensor:
-        """Features of length one. x: [n, *input] -> [n, D]."""
-        return F.normalize(functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,)), dim=-1)
+        """Features, scaled to length 1. x: [n, *input] -> [n, D]."""
+        return F.normalize(forward(self.backbone, (theta["backbone"], theta["norm"]), x), dim=-1)
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """The sum of each class's directions. support.x: [n, *input], support.y: [n] -> [N, D]."""
@@ -43,7 +42,7 @@ class NIL:
         return one_hot(support.y, self.spec.output_size).to(directions.dtype).T @ directions
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
-        """The support's labels, each weighted by its cosine with the query: x [n, *input] -> logits [n, N]."""
+        """Sum the support's labels, weighted by cosines with the query: x [n, *input] -> logits [n, N]."""
         return self.directions(theta, x) @ phi.T
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:

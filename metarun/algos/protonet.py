@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks
+from metarun.core.inner import draw_networks, forward
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -21,7 +20,7 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 @register("algo", "protonet", Traits(kinds=("classification",), ragged=True))
 @dataclass(frozen=True)
 class ProtoNet:
-    """Learn an embedding in which each class is a cloud around its mean (Snell et al. 2017)."""
+    """Learn an embedding in which each class clusters around its mean (Snell et al. 2017)."""
 
     norm: Norm
     backbone: Backbone
@@ -32,7 +31,7 @@ class ProtoNet:
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def prototypes(self, z: Tensor, y: Tensor) -> Tensor:
         """c_k, the mean embedding of class k (Eq. 1). z: [n, D], y: [n] -> [N, D]."""
@@ -52,7 +51,7 @@ class ProtoNet:
         return self.logits(phi, self.embed(theta, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Algorithm 1. Support and query pass through the network as one batch, as in the authors' code."""
+        """Algorithm 1. As in the authors' code, the network sees support and query as one batch."""
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         prototypes = self.prototypes(z[: len(support.y)], support.y)

@@ -3,9 +3,9 @@
 Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with differentiable closed-form solvers", ICLR 2019,
 https://arxiv.org/abs/1805.08136; code: https://github.com/bertinetto/r2d2.
 
-The code divides the support's features and labels by sqrt(NK) each: lambda is per example, as here. lambda is learned,
-as in the paper (the code keeps it at 50), through its logarithm, so that it stays positive. The code draws the number
-of shots anew for each episode. With more than one class the bias moves all logits alike and has no gradient.
+As in the authors' code lambda is per example (there the support's features and labels are divided by sqrt(NK)). As in
+the paper lambda is learned; it is learned through its logarithm, so that it stays positive (in the code it is 50). The
+code draws a number of shots for each episode. In classification the bias moves all logits equally and has no gradient.
 """
 
 import math
@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks
+from metarun.core.inner import draw_networks, forward
 from metarun.core.objectives import episode_metrics, judged, one_hot
-from metarun.core.solvers import ridge, with_ones
+from metarun.core.solvers import add_ones, ridge
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -29,8 +28,8 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, T
 class R2D2:
     """Learn features that a ridge regression on the support separates best (Bertinetto et al. 2019)."""
 
-    penalty: Positive  # lambda at the start
-    scale: Positive  # alpha at the start
+    penalty: Positive  # initial lambda
+    scale: Positive  # initial alpha
     norm: Norm
     backbone: Backbone
     spec: TaskSpec
@@ -41,7 +40,7 @@ class R2D2:
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D + 1], with a column of ones."""
-        return with_ones(functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,)))
+        return add_ones(forward(self.backbone, (theta["backbone"], theta["norm"]), x))
 
     def weights(self, theta: Theta, features: Tensor, y: Tensor) -> Tensor:
         """Lambda(Z), the closed form: features [n, D + 1], y [n] class indices or [n, output] values -> [D + 1, N]."""
@@ -50,7 +49,7 @@ class R2D2:
         return ridge(features, targets, len(features) * theta["ridge"]["log_penalty"].exp())
 
     def outputs(self, theta: Theta, phi: Tensor, features: Tensor) -> Tensor:
-        """alpha X W + beta, which makes logits of regressed labels."""
+        """alpha X W + beta, which turns regressed labels into logits."""
         return theta["ridge"]["scale"] * (features @ phi) + theta["ridge"]["bias"]
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
@@ -62,7 +61,7 @@ class R2D2:
         return self.outputs(theta, phi, self.features(theta, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Query loss of the solution. Support and query pass through the network as one batch, as in the code."""
+        """Query loss of the solution. As in the authors' code, the network sees support and query as one batch."""
         support, query = episode
         features = self.features(theta, torch.cat([support.x, query.x]))
         phi = self.weights(theta, features[: len(support.y)], support.y)

@@ -4,9 +4,9 @@ Sung, Yang, Zhang, Xiang, Torr, Hospedales, "Learning to Compare: Relation Netwo
 https://arxiv.org/abs/1711.06025.
 
 As in the authors' code, norm layers always use the statistics of the batch at hand: at meta-test the queries are
-normalised together, and so are all pairs of a class and a query in the relation module. Averages over training tasks
-are no choice here. The code clips the gradients of embedding and relation module apart, each to norm 0.5; ours has
-the embedding's norm layers as a component of their own.
+normalised together, and so are all pairs of a class and a query in the relation module. `norm: running` is not
+available. The code clips the gradients of embedding and relation module separately, each to norm 0.5; here the
+embedding's norm layers are a third component.
 """
 
 from dataclasses import dataclass
@@ -15,23 +15,22 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import Traits
-from metarun.core.inner import copy_weights, draw_networks
+from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.norm import BatchNorm
 from metarun.core.objectives import episode_metrics, headline, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Relation(nn.Module):
-    """g, from two maps on top of each other to a score: two blocks of convolution, two layers (section 3.4).
+    """g, from two stacked maps to a score: two blocks of convolution, two layers (section 3.4).
 
-    The convolutions of the paper have padding for Omniglot's 5x5 maps and none for the larger ones of miniImageNet;
-    here there is padding where nothing would be left without. Maps of 1x1 are not pooled.
+    The paper's convolutions have padding for Omniglot's 5x5 maps and none for the larger ones of miniImageNet; here
+    maps below 10x10 are padded. Maps of 1x1 are not pooled.
     """
 
     def __init__(self, shape: tuple[int, ...], hidden: int) -> None:
@@ -65,9 +64,9 @@ class Relation(nn.Module):
 @register("algo", "relationnet", Traits(kinds=("classification",)))
 @dataclass(eq=False)
 class RelationNet:
-    """Learn an embedding and how to compare in it: a network scores class and query (Sung et al. 2018)."""
+    """Learn an embedding and a network that scores pairs of a class and a query (Sung et al. 2018)."""
 
-    hidden: Count  # units of the relation module's last layer but one
+    hidden: Count  # units of the relation module's second to last layer
     norm: Literal["batch", "per_query"]
     backbone: Backbone
     spec: TaskSpec
@@ -77,7 +76,7 @@ class RelationNet:
         if len(shape) != 3:
             raise ConfigError(
                 f"algo=relationnet compares maps [C, S, S], and this backbone has features {list(shape)}: "
-                "choose a backbone that has maps, as conv4_relation"
+                "choose a backbone that has maps, for example conv4_relation"
             )
         self.relation = self.build_relation()
 
@@ -89,7 +88,7 @@ class RelationNet:
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """f: x [n, *input] -> maps [n, C, S, S]."""
-        z = functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        z = forward(self.backbone, (theta["backbone"], theta["norm"]), x)
         return z.unflatten(1, self.backbone.feature_shape)
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
@@ -105,7 +104,7 @@ class RelationNet:
             [phi.expand(len(z), *phi.shape), z[:, None].expand(-1, *phi.shape)],
             dim=2,
         )  # [n, N, 2C, S, S]
-        scores = functional_call(self.relation, theta["relation"], (pairs.flatten(0, 1),))
+        scores = forward(self.relation, theta["relation"], pairs.flatten(0, 1))
         return scores.unflatten(0, pairs.shape[:2])
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:

@@ -3,8 +3,8 @@
 Koch, Zemel, Salakhutdinov, "Siamese Neural Networks for One-shot Image Recognition", ICML Deep Learning Workshop
 2015. There is no official code; the regularisation is the optimiser's `weight_decay`.
 
-The paper draws pairs, as many of one class as of two, from a list made beforehand. Here an episode gives the pairs,
-every query with every support image, and the two kinds weigh the same: the expectation over such draws.
+The paper draws pairs, equally many of one class and of two, from a list made beforehand. Here an episode's pairs are
+every query with every support image, and both kinds have equal total weight: the expectation over such draws.
 """
 
 from dataclasses import dataclass
@@ -13,19 +13,18 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import copy_weights, draw_networks
+from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.objectives import episode_metrics, headline, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Support(NamedTuple):
-    """What queries are compared with: z [n, D], the embedded support, and its labels y [n]."""
+    """What queries are compared with: the embedded support z [n, D] and its labels y [n]."""
 
     z: Tensor
     y: Tensor
@@ -34,7 +33,7 @@ class Support(NamedTuple):
 @register("algo", "siamese", Traits(kinds=("classification",)))
 @dataclass(eq=False)
 class Siamese:
-    """Learn whether two images are of one class; a query is of the class it is most like (Koch et al. 2015)."""
+    """Learn whether two images are of one class; a query gets the class of its best match (Koch et al. 2015)."""
 
     norm: Norm
     backbone: Backbone
@@ -46,20 +45,20 @@ class Siamese:
         self.metric = self.backbone.head(1)
 
     def init(self) -> Theta:
-        """The "metric" is the weighted distance: alpha [1, D] and a bias [1]."""
+        """The backbone's components, and "metric", the weighted distance: alpha [1, D] and a bias [1]."""
         return {**draw_networks(self.backbone), "metric": copy_weights(self.backbone.head(1))}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""
-        return functional_call(self.backbone, (theta["backbone"], theta["norm"]), (x,))
+        return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
     def likeness(self, theta: Theta, one: Tensor, other: Tensor) -> Tensor:
         """sum_d alpha_d |h1_d - h2_d| + b, the logit of "same" (section 3.1): [n, D], [m, D] -> [n, m]."""
         distances = (one[:, None] - other).abs()  # [n, m, D]
-        return functional_call(self.metric, theta["metric"], (distances,))[:, :, 0]
+        return forward(self.metric, theta["metric"], distances)[:, :, 0]
 
     def best_match(self, likeness: Tensor, y: Tensor) -> Tensor:
-        """Of each class's support the most alike (section 4.3): [n, m], y [m] -> [n, N]."""
+        """The greatest likeness within each class's support (section 4.3): [n, m], y [m] -> [n, N]."""
         members = one_hot(y, self.spec.output_size)  # [m, N]
         return likeness[:, :, None].masked_fill(~members, -torch.inf).amax(1)
 
@@ -72,9 +71,9 @@ class Siamese:
         return self.best_match(self.likeness(theta, self.embed(theta, x), phi.z), phi.y)
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Binary cross-entropy over the pairs, half of it over those of one class (section 3.2).
+        """Binary cross-entropy over the pairs, with half of the weight on pairs of one class (section 3.2).
 
-        Support and query pass the network as one batch.
+        The network sees support and query as one batch.
         """
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))

@@ -6,7 +6,7 @@ from typing import Protocol, runtime_checkable
 
 from metarun.config.errors import ConfigError
 from metarun.core.batch import unstack
-from metarun.core.learned import POINTS, Chart, mean
+from metarun.core.learned import POINTS, Chart, average
 from metarun.core.seeding import generator_for
 from metarun.core.types import Episode, Theta
 from metarun.engine import checkpoint
@@ -20,7 +20,7 @@ TASKS = 20
 class Explained(Protocol):
     """An algorithm that shows what it has learned."""
 
-    def explained(self, theta: Theta, episode: Episode) -> dict[str, Chart]: ...  # of one task
+    def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]: ...  # of one task
 
 
 def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
@@ -36,10 +36,10 @@ def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
     theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
     tester = experiment.tester(experiment.rows()["test"], "val")
     tasks = tester.source.sample(TASKS, generator_for(tester.row.seed, "explain"))
-    each = [algo.explained(theta, task) for task in unstack(tasks)]
+    each = [algo.explain(theta, task) for task in unstack(tasks)]
     written = []
     for name in each[0]:
-        chart = mean([charts[name] for charts in each])
+        chart = average([charts[name] for charts in each])
         place = folder.path / "explained" / name
         place.parent.mkdir(exist_ok=True)
         written += [_table(chart, place.with_suffix(".csv")), _drawing(chart, name, place.with_suffix(".png"))]

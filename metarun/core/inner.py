@@ -1,4 +1,8 @@
-"""The steps that methods of the gradient family share, as plain functions of parameter dictionaries."""
+"""Steps that methods share, as plain functions of parameter dictionaries.
+
+Networks that an algorithm holds are templates: only their forward pass and shapes count. `forward` calls them with the
+weights of theta, and `Algorithm.init` draws those.
+"""
 
 import math
 from collections import deque
@@ -10,15 +14,21 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import grad
+from torch.func import functional_call, grad
 
 from metarun.core.norm import norm_names
 from metarun.core.seeding import seed_for
 from metarun.core.types import Algorithm, Backbone, Params, Theta
 
 
+def forward(module: nn.Module, params: Params | tuple[Params, ...], *inputs: Tensor) -> Tensor:
+    """Call `module` with `params` (one dictionary, or several to be joined) in place of its own weights."""
+    output: Tensor = functional_call(module, params, inputs)
+    return output
+
+
 def draw_theta(algo: Algorithm, seed: int) -> Theta:
-    """Draw an algorithm's initial meta-parameters from `seed` alone; the global generator is as before afterwards."""
+    """Draw an algorithm's initial meta-parameters from `seed` alone. Leaves the global generator as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return algo.init()
@@ -26,11 +36,11 @@ def draw_theta(algo: Algorithm, seed: int) -> Theta:
 
 @contextmanager
 def own_generator() -> Iterator[None]:
-    """Inside, numbers are drawn from a generator of their own, whose seed follows from the run's seed.
+    """Draw what follows from a second generator, whose seed is derived from the run's seed.
 
-    The rule of `init()`: networks are drawn first, in the order backbone, head, the method's own; what a method learns
-    beside them is drawn inside this block. So methods with one seed start from the same backbone and head, and what a
-    method adds does not depend on how many numbers the networks took.
+    The rule for `Algorithm.init`: draw the networks first, in the order backbone, head, the method's own ones. Draw
+    inside this block what the method learns beside them. So all methods start from the same backbone and head, and the
+    rest does not depend on how many numbers the networks took.
     """
     seed = torch.initial_seed()
     with torch.random.fork_rng(devices=[]):
@@ -39,12 +49,12 @@ def own_generator() -> Iterator[None]:
 
 
 def copy_weights(module: nn.Module) -> Params:
-    """Copy a module's weights, as a component of theta."""
+    """Copy a module's weights: a component of theta."""
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
 def copy_networks(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
-    """Copy the modules' weights, by component: "backbone", its "norm" layers, "head"."""
+    """Copy the weights of both, by component: "backbone", its "norm" layers, "head"."""
     norms = norm_names(backbone)
     weights = copy_weights(backbone)
     theta = {
@@ -57,17 +67,18 @@ def copy_networks(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
 
 
 def draw_networks(backbone: Backbone, head: nn.Linear | None = None) -> Theta:
-    """Draw new weights for networks of the form of these templates, by component as in `copy_networks`."""
-    drawn: Backbone = replace(cast(Any, backbone))  # a backbone is a dataclass, which this builds again
+    """Draw new weights for both of these templates, by component: "backbone", its "norm" layers, "head"."""
+    drawn: Backbone = replace(cast(Any, backbone))  # backbones are dataclasses: this builds another one
     return copy_networks(drawn, drawn.head(head.out_features) if head is not None else None)
 
 
 def select(theta: Theta, *components: str) -> Theta:
+    """Keep these components only."""
     return {component: theta[component] for component in components}
 
 
-def named(components: Theta) -> Params:
-    """All parameters in one dictionary, by full names as "backbone.convs.0.weight"."""
+def flatten(components: Theta) -> Params:
+    """Put all parameters in one dictionary, by full name, for example "backbone.convs.0.weight"."""
     return {f"{component}.{name}": p for component, params in components.items() for name, p in params.items()}
 
 
@@ -76,7 +87,7 @@ _one_by_one = ContextVar("_one_by_one", default=False)
 
 @contextmanager
 def one_by_one() -> Iterator[None]:
-    """Here tasks are run one after another, under no transform of torch.func."""
+    """Declare that tasks run one after another here, under no transform of torch.func."""
     token = _one_by_one.set(True)
     try:
         yield
@@ -85,52 +96,51 @@ def one_by_one() -> Iterator[None]:
 
 
 def gradient_of(loss: Callable[[Theta], Tensor], phi: Theta) -> Theta:
-    """grad loss(phi), itself differentiable where gradients are enabled.
+    """grad loss(phi), itself differentiable if gradients are enabled.
 
-    By torch.func, as vmap needs it; `one_by_one` by plain autograd, which handles small tensors more quickly.
+    Uses torch.func, which vmap needs; inside `one_by_one` plain autograd, which is faster on small tensors.
     """
     if not _one_by_one.get():
         return grad(loss)(phi)
     further = torch.is_grad_enabled()
 
-    def input_of(p: Tensor) -> Tensor:  # a tensor of its own: loss may depend on p by other ways as well
+    def make_input(p: Tensor) -> Tensor:  # a tensor of its own: `loss` may depend on p in other ways too
         return p.view_as(p) if further and p.requires_grad else p.detach().requires_grad_()
 
     with torch.enable_grad():
-        inputs = {component: {name: input_of(p) for name, p in params.items()} for component, params in phi.items()}
-        found = torch.autograd.grad(
-            loss(inputs), list(named(inputs).values()), create_graph=further, materialize_grads=True
+        inputs = {component: {name: make_input(p) for name, p in params.items()} for component, params in phi.items()}
+        gradients = torch.autograd.grad(
+            loss(inputs), list(flatten(inputs).values()), create_graph=further, materialize_grads=True
         )
-    remaining = iter(found)
+    remaining = iter(gradients)
     return {component: {name: next(remaining) for name in params} for component, params in phi.items()}
 
 
 def inner_step(
     loss: Callable[[Theta], Tensor], phi: Theta, *, lr: float | Params, first_order: bool | Tensor = False
 ) -> Theta:
-    """phi - lr * grad loss(phi), with one rate for all, or by full name one that broadcasts against each parameter.
+    """phi - lr * grad loss(phi).
 
-    Differentiable in `lr` and in whatever `loss` and `phi` depend on, unless `first_order`: then the gradient
-    counts as a constant, and no graph is kept for it. Where that is a tensor (a boolean scalar), the graph is
-    kept in either case, and counts where it is false.
+    `lr` is one rate for all parameters, or a rate by full name that broadcasts against its parameter. The result is
+    differentiable in `lr` and in all that `loss` and `phi` depend on. With `first_order` the gradient counts as a
+    constant, and no graph is kept for it. `first_order` may be a boolean scalar tensor: then the graph is always kept.
     """
     with torch.no_grad() if first_order is True else nullcontext():
         gradient = gradient_of(loss, phi)
 
-    def stepped(component: str, name: str, p: Tensor) -> Tensor:
+    def step(component: str, name: str, p: Tensor) -> Tensor:
         rate, g = lr[f"{component}.{name}"] if isinstance(lr, dict) else lr, gradient[component][name]
         return p - rate * (torch.where(first_order, g.detach(), g) if isinstance(first_order, Tensor) else g)
 
     return {
-        component: {name: stepped(component, name, p) for name, p in params.items()}
-        for component, params in phi.items()
+        component: {name: step(component, name, p) for name, p in params.items()} for component, params in phi.items()
     }
 
 
 def unroll(
     loss: Callable[[Theta], Tensor], phi: Theta, *, lr: float | Params, steps: int, first_order: bool = False
 ) -> Iterator[Theta]:
-    """phi_0 = phi, then phi_1 .. phi_steps, each by an `inner_step` from the one before."""
+    """Yield phi_0 = phi, then phi_1 .. phi_steps, each one `inner_step` after the one before."""
     yield phi
     for _ in range(steps):
         phi = inner_step(loss, phi, lr=lr, first_order=first_order)
@@ -143,7 +153,7 @@ def last(states: Iterator[Theta]) -> Theta:
 
 
 def slope(params: Theta, gradient: Theta) -> Tensor:
-    """Zero, with `gradient` as its derivative in `params`: for updates that no loss has as its gradient."""
+    """Zero, with `gradient` as its derivative in `params`: for updates that are no loss's gradient."""
     terms = [
         ((p - p.detach()) * gradient[component][name].detach()).sum()
         for component, weights in params.items()
@@ -153,35 +163,30 @@ def slope(params: Theta, gradient: Theta) -> Tensor:
 
 
 def outer_step(theta: Theta) -> Tensor:
-    """How many outer steps were taken, by a carried clock; a mean over tasks may have left it a rounding error off."""
-    return theta["clock"]["step"].detach().round()
-
-
-def tick(theta: Theta) -> Tensor:
-    """0; its gradient of -1 makes the clock go on by 1."""
-    clock = theta["clock"]["step"]
-    return clock.detach() - clock
+    """The number of outer steps taken so far []: the training loop sets this clock before each step."""
+    return theta["clock"]["step"].detach()
 
 
 def at_step(params: Params, j: int) -> Params:
-    """What belongs to inner step j, [J, ...] -> [...] each; from J on, as at meta-test, that of the last."""
+    """The values of inner step j, [J, ...] -> [...] each; beyond J, as at meta-test, those of the last step."""
     return {name: p[min(j, len(p) - 1)] for name, p in params.items()}
 
 
-def stacked(by_step: Sequence[Params]) -> Params:
-    """The inverse: what belongs to each of J steps, as [J, ...]."""
+def stack_steps(by_step: Sequence[Params]) -> Params:
+    """Stack the values of J steps: [...] -> [J, ...] each. The inverse of `at_step`."""
     return {name: torch.stack([params[name] for params in by_step]) for name in by_step[0]}
 
 
 def layer_means(phi: Theta) -> Tensor:
-    """[L]: the mean of every weight and bias, what ALFA and MeTAL see of a network."""
-    return torch.stack([p.mean() for p in named(phi).values()])
+    """[L]: the mean of every weight and bias, which is what ALFA and MeTAL see of a network."""
+    return torch.stack([p.mean() for p in flatten(phi).values()])
 
 
 def log_and_sign(g: Tensor, p: float) -> Tensor:
-    """Numbers of any size as two of about 1, for a network to read: [...] -> [..., 2].
+    """Turn numbers of any magnitude into two of about 1, for a network to read: [...] -> [..., 2].
 
-    (log|g| / p, sign g), and below e^-p (-1, e^p g) (Andrychowicz et al. 2016, https://arxiv.org/abs/1606.04474, A).
+    (log|g| / p, sign g), and (-1, e^p g) where |g| is below e^-p (Andrychowicz et al. 2016,
+    https://arxiv.org/abs/1606.04474, appendix A).
     """
     large = g.abs() > math.exp(-p)
     log = torch.where(large, g.abs(), 1.0).log() / p

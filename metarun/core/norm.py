@@ -1,7 +1,7 @@
-"""Batch normalisation that is right under vmap and keeps no hidden state.
+"""Batch normalisation that works under vmap and keeps no hidden state.
 
-The affine part stays outside the fused operation: `F.batch_norm` with weight and bias returns wrong second
-derivatives under vmap (https://github.com/pytorch/functorch/issues/534).
+The affine part stays outside the fused operation: under vmap `F.batch_norm` with weight and bias returns wrong second
+derivatives (https://github.com/pytorch/functorch/issues/534).
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from metarun.core.types import Params
 class BatchNorm(nn.Module):
     """Normalise each channel of x [n, C, *space] by the statistics of this batch, or by given ones.
 
-    Training always uses the batch's own statistics. Where a method's paper tests with running averages, the
-    evaluator gives them to its copy of the network (`use_statistics`).
+    Training always uses the batch's own statistics. For a test with running averages the evaluator gives those to its
+    copy of the network (`use_statistics`).
     """
 
     mean: Tensor | None
@@ -48,7 +48,7 @@ class BatchNorm(nn.Module):
 
 
 def norm_names(network: nn.Module) -> set[str]:
-    """Names of the parameters that belong to norm layers."""
+    """The names of the parameters of norm layers."""
     return {
         f"{prefix}.{name}"
         for prefix, layer in network.named_modules()
@@ -59,9 +59,9 @@ def norm_names(network: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
-    """Mean and variance of every norm layer's input over all batches that `run` sends through `network`.
+    """Measure mean and variance of every norm layer's input over all batches that `run` sends through `network`.
 
-    Averages over whole batches of the current weights, rather than a moving average over past ones (the
+    These are averages over whole batches with the current weights, not moving averages over past weights (the
     "precise" batch norm of Wu & Johnson 2021, https://arxiv.org/abs/2105.07576). `run` must not use vmap.
     """
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, BatchNorm)}
@@ -81,7 +81,7 @@ def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
 
 
 def use_statistics(network: nn.Module, statistics: Params) -> None:
-    """Make the norm layers of `network` normalise by `statistics` (as `collect_statistics` returns them)."""
+    """Make the norm layers of `network` normalise by `statistics`, which `collect_statistics` returned."""
     for name, value in statistics.items():
         layer, _, which = name.rpartition(".")
         setattr(network.get_submodule(layer), which, value)

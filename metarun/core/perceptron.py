@@ -1,4 +1,4 @@
-"""Small fully connected networks inside of a method, with ReLU between their layers."""
+"""Small fully connected networks inside a method, with ReLU between their layers."""
 
 from itertools import pairwise
 
@@ -19,6 +19,6 @@ def perceptron(w: Params, x: Tensor) -> Tensor:
 
 
 def draw_perceptron(*widths: int, bias: bool = True) -> Params:
-    """Weights as PyTorch's linear layers start."""
+    """Draw weights as PyTorch's linear layers do."""
     layers = nn.ModuleList(nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in pairwise(widths))
     return copy_weights(layers)

@@ -1,10 +1,13 @@
-"""Recurrent layers from plain operations: the fused `nn.LSTM` and `nn.LSTMCell` have no rule under vmap."""
+"""Recurrent layers from plain operations: the fused `nn.LSTM` and `nn.LSTMCell` do not work under vmap."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
-State = tuple[Tensor, Tensor]  # what the cell says and what it remembers: [..., hidden] each
+from metarun.core.types import Params
+
+State = tuple[Tensor, Tensor]  # output h and cell state c: [..., hidden] each
 
 
 class LSTMCell(nn.Module):
@@ -21,7 +24,7 @@ class LSTMCell(nn.Module):
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
     def start(self, x: Tensor) -> State:
-        """Nothing said and nothing remembered yet, for an input [..., inputs]."""
+        """The state before the first step, all zeros, for inputs [..., inputs]."""
         zeros = x.new_zeros(*x.shape[:-1], self.hidden)
         return zeros, zeros
 
@@ -34,13 +37,19 @@ class LSTMCell(nn.Module):
         return leave.sigmoid() * c.tanh(), c
 
 
+def step_cell(cell: nn.Module, params: Params, x: Tensor, state: State) -> State:
+    """One step of `cell` with `params` in place of its own weights. x: [..., inputs]."""
+    following: State = functional_call(cell, params, (x, state))
+    return following
+
+
 def read(cell: LSTMCell, x: Tensor) -> Tensor:
-    """What the cell says after each step of a sequence: x [steps, ..., inputs] -> [steps, ..., hidden]."""
-    state, said = cell.start(x[0]), []
+    """Outputs after each step of a sequence: x [steps, ..., inputs] -> [steps, ..., hidden]."""
+    state, outputs = cell.start(x[0]), []
     for step in x:
         state = cell(step, state)
-        said.append(state[0])
-    return torch.stack(said)
+        outputs.append(state[0])
+    return torch.stack(outputs)
 
 
 class BiLSTM(nn.Module):
@@ -50,6 +59,6 @@ class BiLSTM(nn.Module):
         super().__init__()
         self.onward, self.back = LSTMCell(inputs, hidden), LSTMCell(inputs, hidden)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x: [steps, ..., inputs] -> what each direction says at each step: two of [steps, ..., hidden]."""
-        return read(self.onward, x), read(self.back, x.flip(0)).flip(0)
+    def forward(self, x: Tensor) -> Tensor:
+        """x: [steps, ..., inputs] -> outputs of both directions at each step: [2, steps, ..., hidden]."""
+        return torch.stack([read(self.onward, x), read(self.back, x.flip(0)).flip(0)])

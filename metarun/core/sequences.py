@@ -1,6 +1,6 @@
-"""A task as a sequence: one example after another, each with the label of the one before (Santoro et al. 2016).
+"""A task as a sequence of examples, each of which comes with the label of the one before (Santoro et al. 2016).
 
-What methods share that read a task so, step by step: the sequence, labels as vectors, and figures by instance.
+Shared by the methods that read a task step by step: the sequence, labels as vectors, and accuracy by instance.
 """
 
 from dataclasses import dataclass
@@ -13,27 +13,29 @@ from metarun.core.objectives import episode_metrics, headline, loss, metric_of, 
 from metarun.core.types import Algorithm, Episode, Examples, Metrics, TaskSpec, Theta
 
 NOTHING = -1  # the label that comes with the first example
+LETTERS, LENGTH = 5, 5  # string labels (Santoro et al. 2016, section 4.2) have five letters, each from a to e
+STRINGS = LETTERS**LENGTH
 
 
 class Sequence(NamedTuple):
-    """A task laid out, step by step."""
+    """A task, step by step."""
 
     x: Tensor  # [n, *input]
-    told: Tensor  # [n], the label of the step before: what x comes with
-    y: Tensor  # [n], what is asked for
-    instance: Tensor  # [n], how many of its class have come by now: 1 where it is met for the first time
+    previous: Tensor  # [n], the label of the step before, which comes with x
+    y: Tensor  # [n], the label to predict
+    instance: Tensor  # [n], how many examples of its class have come so far, this one included
 
 
-def sequence(*parts: Examples) -> Sequence:
-    """The parts one after another, in the order they are in: that was drawn with the task."""
+def make_sequence(*parts: Examples) -> Sequence:
+    """Join the parts in their order, which was drawn with the task."""
     x, y = (torch.cat(fields) for fields in zip(*parts))
-    told = torch.cat([torch.full_like(y[:1], NOTHING), y[:-1]])
-    return Sequence(x, told, y, (y[:, None] == y).tril().sum(1))
+    previous = torch.cat([torch.full_like(y[:1], NOTHING), y[:-1]])
+    return Sequence(x, previous, y, (y[:, None] == y).tril().sum(1))
 
 
 @dataclass(frozen=True)
 class Labels:
-    """How a network is told a label and says one: as one of the classes, or as a string, letter by letter."""
+    """The form of labels at a network's input and output: one of the classes, or a string of letters."""
 
     classes: int
     strings: bool
@@ -42,18 +44,18 @@ class Labels:
     def size(self) -> int:
         return LENGTH * LETTERS if self.strings else self.classes
 
-    def vectors(self, y: Tensor) -> Tensor:
-        """[...] -> [..., size], a one at the label or at each of its letters; NOTHING is all zeros."""
+    def encode(self, y: Tensor) -> Tensor:
+        """[...] -> [..., size], with a one at the label or at each of its letters; NOTHING is all zeros."""
         if not self.strings:
             return one_hot(y, self.classes)
         return (one_hot(letters(y), LETTERS) & (y != NOTHING)[..., None, None]).flatten(-2)
 
-    def logits(self, said: Tensor) -> Tensor:
-        """[..., size] -> [..., classes]. A string's is its log-probability, the sum of its letters'."""
+    def logits(self, output: Tensor) -> Tensor:
+        """[..., size] -> [..., classes]. A string's logit is the sum of its letters' log-probabilities."""
         if not self.strings:
-            return said
-        by_letter = said.unflatten(-1, (LENGTH, LETTERS)).log_softmax(-1).flatten(-2)
-        return by_letter @ self.vectors(torch.arange(STRINGS, device=said.device)).to(said.dtype).T
+            return output
+        by_letter = output.unflatten(-1, (LENGTH, LETTERS)).log_softmax(-1).flatten(-2)
+        return by_letter @ self.encode(torch.arange(STRINGS, device=output.device)).to(output.dtype).T
 
 
 class Reader(Algorithm, Protocol):
@@ -67,60 +69,61 @@ class Reader(Algorithm, Protocol):
         ...
 
     def start(self, z: Tensor) -> Any:
-        """The state before the first step, z [D] being what that will read: a tuple of tensors."""
+        """The state before the first step, a tuple of tensors; z: [D], the features of that step."""
         ...
 
-    def step(self, theta: Theta, state: Any, z: Tensor, told: Tensor) -> tuple[Any, Tensor]:
-        """z: [..., D], told: [...], the label of the step before -> the new state, logits [..., N]."""
+    def step(self, theta: Theta, state: Any, z: Tensor, previous: Tensor) -> tuple[Any, Tensor]:
+        """z: [..., D], previous: [...], the label of the step before -> the new state, logits [..., N]."""
         ...
 
 
 class Reading(NamedTuple):
-    """The phi of a reader: its state after the support, and the last label, which the next step will tell it."""
+    """The phi of a reader: its state after the support, and the last label, which comes with the next step."""
 
     state: Any
-    told: Tensor
+    previous: Tensor
 
 
 def read(algo: Reader, theta: Theta, steps: Sequence) -> tuple[Tensor, Any]:
-    """Logits [n, N], each before the step's own label is told, and the state at the end."""
+    """Read the sequence: logits [n, N], each before that step's own label is known, and the state at the end."""
     z = algo.embed(theta, steps.x)
     state, logits = algo.start(z[0]), []
-    for z_t, told in zip(z, steps.told):
-        state, said = algo.step(theta, state, z_t, told)
-        logits.append(said)
+    for z_t, previous in zip(z, steps.previous):
+        state, output = algo.step(theta, state, z_t, previous)
+        logits.append(output)
     return torch.stack(logits), state
 
 
 def read_support(algo: Reader, theta: Theta, support: Examples) -> Reading:
-    return Reading(read(algo, theta, sequence(support))[1], support.y[-1])
+    """Read the support. x: [n, *input], y: [n], in the order in which they are read."""
+    return Reading(read(algo, theta, make_sequence(support))[1], support.y[-1])
 
 
 def read_next(algo: Reader, theta: Theta, phi: Reading, x: Tensor) -> Tensor:
-    """Logits [n, N] of queries [n, *input], each as the next step after the support: none sees the others."""
+    """Read each query [n, *input] as the next step after the support, without the others: logits [n, N]."""
     z = algo.embed(theta, x)
-    return algo.step(theta, phi.state, z, phi.told.expand(len(z)))[1]
+    return algo.step(theta, phi.state, z, phi.previous.expand(len(z)))[1]
 
 
 def sequence_loss(algo: Reader, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-    """The loss of all steps, of support and queries alike."""
-    steps = sequence(*episode)
+    """The mean loss over all steps, those of the support and of the queries."""
+    steps = make_sequence(*episode)
     logits, _ = read(algo, theta, steps)
-    return loss(algo.spec.kind, logits, steps.y), figures(algo.spec, logits.detach(), steps, len(episode.support.y))
+    return loss(algo.spec.kind, logits, steps.y), measure(algo.spec, logits.detach(), steps, len(episode.support.y))
 
 
 def sequence_metrics(algo: Reader, theta: Theta, episode: Episode) -> Metrics:
-    """As in training; but where queries are to be predicted one by one, each as the next step after the support."""
+    """Metrics of all steps; with `norm: per_query`, of each query as the next step after the support."""
     if algo.norm == "per_query":
         return episode_metrics(algo, algo.spec, theta, episode)
-    steps = sequence(*episode)
-    return figures(algo.spec, read(algo, theta, steps)[0], steps, len(episode.support.y))
+    steps = make_sequence(*episode)
+    return measure(algo.spec, read(algo, theta, steps)[0], steps, len(episode.support.y))
 
 
-def figures(spec: TaskSpec, logits: Tensor, steps: Sequence, support: int) -> Metrics:
-    """Accuracy by instance of a class, [K + Q], and as the headline that of instance K + 1: K-shot accuracy.
+def measure(spec: TaskSpec, logits: Tensor, steps: Sequence, support: int) -> Metrics:
+    """Accuracy by instance of a class [K + Q]; its headline is that of instance K + 1, which is K-shot accuracy.
 
-    `support` is the size N * K. Where tasks are judged by something else, it is that of the steps after the support.
+    `support` is the number of steps N * K. With another metric than accuracy: that metric over the steps after it.
     """
     if metric_of(spec) != "accuracy":
         return headline(spec, logits[support:], steps.y[support:])
@@ -131,13 +134,7 @@ def figures(spec: TaskSpec, logits: Tensor, steps: Sequence, support: int) -> Me
     return {"accuracy": by_instance[support // ways], "accuracy_by_instance": by_instance}
 
 
-LETTERS, LENGTH = 5, 5  # of string labels (Santoro et al. 2016, section 4.2): a to e, five of them
-
-
-STRINGS = LETTERS**LENGTH
-
-
 def letters(strings: Tensor) -> Tensor:
-    """[...] numbers below STRINGS -> [..., LENGTH], the letters of each, 0 to LETTERS - 1."""
+    """[...] numbers below STRINGS -> [..., LENGTH], the letters of each, from 0 to LETTERS - 1."""
     places = LETTERS ** torch.arange(LENGTH, device=strings.device)
     return strings[..., None].div(places, rounding_mode="floor") % LETTERS

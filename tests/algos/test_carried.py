@@ -1,4 +1,4 @@
-"""Components that tasks hand on: counted and replaced by the step itself, never by the optimiser."""
+"""Components that a step replaces itself, without the optimiser."""
 
 from dataclasses import dataclass
 
@@ -34,7 +34,7 @@ class Counting:
     """Learns w by (w - x)^2 / 2, and counts its steps."""
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[torch.Tensor, Metrics]:
-        count = theta["clock"]["count"]
+        count = theta["counter"]["count"]
         pull = (count - (count + 1).detach()).square() / 2
         return (theta["net"]["w"] - episode.query.x.mean()).square() / 2 + pull, {}
 
@@ -42,11 +42,11 @@ class Counting:
 def test_a_carried_component_is_replaced_whole_whatever_optimiser_and_clipping_do() -> None:
     theta = {
         "net": {"w": torch.tensor(5.0, dtype=torch.float64, requires_grad=True)},
-        "clock": {"count": torch.tensor(0.0, dtype=torch.float64, requires_grad=True)},
+        "counter": {"count": torch.tensor(0.0, dtype=torch.float64, requires_grad=True)},
     }
     optimizer = torch.optim.SGD([theta["net"]["w"]], lr=1.0)
     for step in range(3):
         _, _, gradient = meta_gradient(Counting(), theta, episodes(4), execution="vmap")
-        descend(theta, gradient, optimizer, SETTINGS, carried=("clock",))
-        assert theta["clock"]["count"].item() == step + 1
+        descend(theta, gradient, optimizer, SETTINGS, carried=("counter",))
+        assert theta["counter"]["count"].item() == step + 1
         torch.testing.assert_close(theta["net"]["w"].item(), 5.0 - 1e-3 * (step + 1), rtol=1e-6, atol=0)

@@ -93,6 +93,6 @@ def test_a_backbone_without_a_place_for_a_context_is_refused() -> None:
     class Bare(Backbone):
         feature_size = 3
 
-    message = "algo=cavia finds no place for a context in the backbone Bare: choose another, as conv4"
+    message = "algo=cavia finds no place for a context in the backbone Bare: choose another, for example conv4"
     with pytest.raises(ConfigError, match=f"^{message}$"):
         algorithm({"name": "cavia", **SETTINGS}, Bare(), TaskSpec("classification", (3,), 2))

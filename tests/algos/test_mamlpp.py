@@ -1,14 +1,19 @@
 """MAML++: its annealing by hand, and over the whole of training against plain autograd."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.core.inner import outer_step
+from metarun.engine import checkpoint
 from metarun.engine.gradient import meta_gradient
-from metarun.engine.loop import descend
+from metarun.engine.loop import descend, set_clock
+from metarun.runs.folder import RunFolder
 from tests.algos.test_carried import SETTINGS
+from tests.conftest import TINY, Command
 from tests.reference.plain import predict
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 
@@ -102,17 +107,20 @@ def test_steps_beyond_the_trained_ones_repeat_the_last() -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("tasks", [3, 25])
-def test_the_clock_counts_outer_steps_in_single_precision(tasks) -> None:
+def test_a_descent_leaves_the_clock_where_the_loop_set_it() -> None:
     algo, theta = algo_and_theta("mamlpp", "mlp", inner_steps=1)
-    theta = {c: {n: p.detach().float().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
-    batch = episodes(tasks)
-    batch = type(batch)(*(part._replace(x=part.x.float()) for part in batch))
-    algo.backbone.float()
-    optimizer = torch.optim.SGD(
-        [p for c in theta if c not in traits_of(algo).carried for p in theta[c].values()], lr=0.1
-    )
-    for step in range(6):
+    carried = traits_of(algo).carried
+    optimizer = torch.optim.SGD([p for c in theta if c not in carried for p in theta[c].values()], lr=0.1)
+    for step in (0, 1, 70_000):
+        set_clock(theta, step)
+        _, _, gradient = meta_gradient(algo, theta, episodes(3), execution="vmap")
+        descend(theta, gradient, optimizer, SETTINGS, carried)
         assert outer_step(theta).item() == step
-        _, _, gradient = meta_gradient(algo, theta, batch, execution="vmap", tasks_per_chunk=2)
-        descend(theta, gradient, optimizer, SETTINGS, traits_of(algo).carried)
+
+
+@pytest.mark.integration
+def test_training_sets_the_clock_to_the_step_that_it_takes(metarun: Command, place: Path) -> None:
+    answer = metarun(*TINY, "algo=mamlpp", "hydra.run.dir=run")
+    assert answer.code == 0, answer.err
+    tensors, facts = checkpoint.load(RunFolder(place / "run").last)
+    assert (tensors["theta"]["clock"]["step"].item(), facts["step"]) == (3, 4)

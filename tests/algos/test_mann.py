@@ -74,5 +74,5 @@ def test_a_step_by_hand() -> None:
 
 
 def test_more_heads_than_rows_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"algo\.heads is 4: each writes to a row of its own, and algo\.rows=3"):
+    with pytest.raises(ConfigError, match=r"algo\.heads is 4: at most algo\.rows=3, since each writes to its own row"):
         algo_and_theta("mann", "mlp", rows=3, heads=4)

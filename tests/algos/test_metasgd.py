@@ -9,7 +9,7 @@ from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
 from metarun.core.batch import unstack
-from metarun.core.inner import draw_theta, named
+from metarun.core.inner import draw_theta, flatten
 from metarun.engine.build import Experiment
 from tests.reference.plain import loss, predict
 from tests.support.tiny import algo_and_theta, episodes
@@ -33,7 +33,7 @@ def test_the_gradient_of_a_rate_is_the_product_of_support_and_query_gradient() -
         for component in ("backbone", "head")
     }
     query_loss = loss(predict("conv4_strided", {**phi, "norm": theta["norm"]}, task.query.x), task.query.y)
-    g_query = torch.autograd.grad(query_loss, list(named(phi).values()))
+    g_query = torch.autograd.grad(query_loss, list(flatten(phi).values()))
     expected = [-s * q for s, q in zip(g_support, g_query)]
     torch.testing.assert_close(list(found), expected, rtol=1e-9, atol=1e-12)
     assert all(g.abs().max() > 1e-6 for g in found)

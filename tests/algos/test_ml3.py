@@ -11,7 +11,7 @@ from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.engine.build import Experiment
 from metarun.engine.gradient import meta_gradient
-from metarun.engine.loop import descend
+from metarun.engine.loop import descend, set_clock
 from tests.algos.test_carried import SETTINGS
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 
@@ -76,12 +76,14 @@ def test_a_learner_is_as_new_as_pytorchs_own() -> None:
     algo, _ = algo_and_theta("ml3", "conv4")
     for name, fan_in in {"convs.0.weight": 9, "convs.3.weight": 36}.items():
         bound = fan_in**-0.5
-        drawn = torch.cat([algo.learner(torch.tensor(float(step)))["backbone"][name].flatten() for step in range(40)])
+        drawn = torch.cat(
+            [algo.draw_learner(torch.tensor(float(step)))["backbone"][name].flatten() for step in range(40)]
+        )
         assert bound * 0.97 < drawn.max() <= bound
         assert -bound <= drawn.min() < -bound * 0.97
         assert abs(drawn.mean()) < 4 * bound / (3 * len(drawn)) ** 0.5
         assert drawn.std().item() == pytest.approx(bound / 3**0.5, rel=0.1)
-    bias = algo.learner(torch.tensor(7.0))["head"]["bias"]
+    bias = algo.draw_learner(torch.tensor(7.0))["head"]["bias"]
     assert 0 < bias.abs().max() <= 1 / 2
     assert len(bias.unique()) == len(bias)
 
@@ -91,8 +93,10 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> N
     theta["norm"] = {name: torch.full_like(p, 1.5, requires_grad=True) for name, p in theta["norm"].items()}
     optimizer = torch.optim.SGD(list(theta["loss"].values()), lr=0.1)
     seen = []
-    for _ in range(3):
-        taken, loss = theta["clock"]["step"].item(), [p.clone() for p in theta["loss"].values()]
+    salt = theta["salt"]["learner"].detach().clone()
+    for step in range(3):
+        loss = [p.clone() for p in theta["loss"].values()]
+        set_clock(theta, step)
         descend(
             theta,
             meta_gradient(algo, theta, episodes(3), execution="vmap")[2],
@@ -100,8 +104,8 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> N
             SETTINGS,
             traits_of(algo).carried,
         )
-        assert theta["clock"]["step"].item() == pytest.approx(taken + 1)
-        expected = algo.learner(theta["clock"]["step"].detach().round())
+        assert theta["salt"]["learner"] == salt
+        expected = algo.draw_learner(salt + step + 1)
         for component in ("backbone", "head"):
             torch.testing.assert_close({n: p.detach() for n, p in theta[component].items()}, expected[component])
         assert all((p == 1.5).all() for p in theta["norm"].values())
@@ -117,5 +121,5 @@ def test_learners_and_loss_are_drawn_from_the_seed(place: Path) -> None:
         return Experiment.of(settings).initial_theta()
 
     torch.testing.assert_close(start(0), start(0), rtol=0, atol=0)
-    for component, name in (("loss", "0.weight"), ("backbone", "layers.0.weight"), ("clock", "step")):
+    for component, name in (("loss", "0.weight"), ("backbone", "layers.0.weight"), ("salt", "learner")):
         assert not torch.equal(start(0)[component][name], start(1)[component][name])

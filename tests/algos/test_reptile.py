@@ -59,7 +59,7 @@ def assert_same(theta: Theta, leaves: list[Tensor], moments: list[Tensor], steps
     ours = [p.detach() for component in WEIGHTS for p in theta[component].values()]
     torch.testing.assert_close(ours, [p.detach() for p in leaves], rtol=1e-9, atol=1e-12)
     torch.testing.assert_close([p.detach() for p in theta["moments"].values()], moments, rtol=1e-9, atol=1e-15)
-    assert theta["clock"]["steps"].item() == pytest.approx(steps, abs=1e-12)
+    assert theta["adam"]["steps"].item() == pytest.approx(steps, abs=1e-12)
 
 
 @pytest.mark.parametrize("backbone", ["conv4_flat", "mlp"])

@@ -11,8 +11,8 @@ import torch
 
 from metarun.config.traits import Kind
 from metarun.core.batch import unstack
-from metarun.core.inner import named
-from metarun.core.learned import Chart, by_rank, by_step, mean
+from metarun.core.inner import flatten
+from metarun.core.learned import Chart, average, chart_by_rank, chart_by_step
 from metarun.core.types import Theta
 from tests.conftest import TINY, Command
 from tests.support.tiny import WAYS, algo_and_theta, episodes
@@ -30,7 +30,7 @@ def detach(theta: Theta) -> Theta:
 
 
 def charts_of(algo: Any, theta: Theta, kind: Kind = "classification") -> dict[str, Chart]:
-    charts: dict[str, Chart] = algo.explained(detach(theta), unstack(episodes(1, kind))[0])
+    charts: dict[str, Chart] = algo.explain(detach(theta), unstack(episodes(1, kind))[0])
     return charts
 
 
@@ -84,22 +84,22 @@ def test_metals_curve_has_cross_entropy_in_it() -> None:
 
 def test_rates_by_step_and_by_rank() -> None:
     rates = {"backbone.a": torch.tensor([0.1, 0.3]), "head.b": torch.tensor([0.2, -0.2])}
-    chart = by_step(rates)
+    chart = chart_by_step(rates)
     assert (chart.x.tolist(), list(chart.lines)) == ([1, 2], ["backbone.a", "head.b"])
-    sorted_rates = by_rank({"w": torch.tensor([[3.0, 1.0], [2.0, 5.0]])}).lines["w"]
+    sorted_rates = chart_by_rank({"w": torch.tensor([[3.0, 1.0], [2.0, 5.0]])}).lines["w"]
     assert sorted_rates[[0, 60, -1]].tolist() == [1, 2.5, 5]
 
 
 def test_alfas_rates_and_decays_are_those_of_its_steps() -> None:
     algo, theta = algo_and_theta("alfa", "mlp")
     theta, (task,) = detach(theta), unstack(episodes(1))
-    charts = algo.explained(theta, task)
+    charts = algo.explain(theta, task)
     states = list(algo.trajectory(theta, task.support))
     for j, (before, after) in enumerate(pairwise(states)):
-        gradient = named(algo.gradient(theta, before, task.support))
-        for name, p in named(before).items():
+        gradient = flatten(algo.gradient(theta, before, task.support))
+        for name, p in flatten(before).items():
             rate, decay = charts["rates"].lines[name][j], charts["decays"].lines[name][j]
-            torch.testing.assert_close(named(after)[name], (1 - decay) * p - rate * gradient[name])
+            torch.testing.assert_close(flatten(after)[name], (1 - decay) * p - rate * gradient[name])
 
 
 def test_gates_that_see_nothing_are_their_biases() -> None:
@@ -114,7 +114,7 @@ def test_gates_that_see_nothing_are_their_biases() -> None:
 
 def test_a_mean_is_over_tasks() -> None:
     charts = [Chart("error", torch.arange(2.0), {"a": torch.tensor(line)}) for line in ([1.0, 2.0], [3.0, 6.0])]
-    assert mean(charts).lines["a"].tolist() == [2, 4]
+    assert average(charts).lines["a"].tolist() == [2, 4]
 
 
 @pytest.mark.parametrize(

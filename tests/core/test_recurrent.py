@@ -7,7 +7,7 @@ from torch.func import functional_call, vmap
 from metarun.core.batch import unstack
 from metarun.core.recurrent import BiLSTM, LSTMCell, read
 from metarun.core.sequences import read as sequence_read
-from metarun.core.sequences import sequence
+from metarun.core.sequences import make_sequence
 from tests.support.tiny import WAYS, algo_and_theta, episodes
 
 
@@ -39,7 +39,7 @@ def test_a_sequence_read_from_both_ends_equals_pytorchs_bidirectional_lstm() -> 
         of_cell = {name.removesuffix(suffix): p for name, p in weights.items() if name.endswith(suffix)}
         ours.get_submodule(cell).load_state_dict(of_cell)
     x = torch.randn(6, 2, 3, dtype=torch.float64)  # [steps, batch, inputs]
-    torch.testing.assert_close(torch.cat(ours(x), dim=-1), theirs(x)[0], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(torch.cat(ours(x).unbind(), dim=-1), theirs(x)[0], rtol=1e-12, atol=1e-14)
 
 
 def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task() -> None:
@@ -67,7 +67,7 @@ def test_the_lstm_that_reads_a_task_is_pytorchs_lstm_and_a_linear_layer() -> Non
     """Over the inputs with the labels before them as one-hot vectors."""
     algo, theta = algo_and_theta("lstm", "ngram")
     task = unstack(episodes(1, backbone="ngram"))[0]
-    steps = sequence(*task)
+    steps = make_sequence(*task)
     z = algo.embed(theta, steps.x)
     told = torch.nn.functional.one_hot(steps.y, WAYS).roll(1, 0).double()
     told[0] = 0

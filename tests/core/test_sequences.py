@@ -11,7 +11,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.seeding import generator_for
-from metarun.core.sequences import NOTHING, STRINGS, Labels, figures, letters, read, sequence
+from metarun.core.sequences import NOTHING, STRINGS, Labels, letters, make_sequence, measure, read
 from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
 from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
@@ -114,32 +114,32 @@ def test_a_published_list_and_assays_can_be_read_in_order_too(sampler) -> None:
 def test_a_sequence_tells_the_label_of_the_step_before_and_counts_instances() -> None:
     support = Examples(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([1, 0, 1]))
     query = Examples(torch.tensor([[3.0], [4.0]]), torch.tensor([1, 0]))
-    steps = sequence(support, query)
+    steps = make_sequence(support, query)
     assert steps.x.flatten().tolist() == [0, 1, 2, 3, 4]
     assert steps.y.tolist() == [1, 0, 1, 1, 0]
-    assert steps.told.tolist() == [NOTHING, 1, 0, 1, 1]
+    assert steps.previous.tolist() == [NOTHING, 1, 0, 1, 1]
     assert steps.instance.tolist() == [1, 1, 2, 3, 2]
 
 
 def test_accuracy_by_instance_by_hand() -> None:
     """Classes 0 1 1 0 0 1, answers 0 0 1 0 1 1: right at the first 1 of 2, the second 2 of 2, the third 1 of 2."""
     y, answers = torch.tensor([0, 1, 1, 0, 0, 1]), torch.tensor([0, 0, 1, 0, 1, 1])
-    steps = sequence(Examples(torch.zeros(6, 1), y))
+    steps = make_sequence(Examples(torch.zeros(6, 1), y))
     logits = torch.nn.functional.one_hot(answers, 2).double()
     for shots, accuracy in ((1, 1.0), (2, 0.5)):
-        found = figures(TaskSpec("classification", (1,), 2), logits, steps, 2 * shots)
+        found = measure(TaskSpec("classification", (1,), 2), logits, steps, 2 * shots)
         assert found["accuracy_by_instance"].tolist() == [0.5, 1.0, 0.5]
         assert found["accuracy"] == accuracy
-    judged = figures(TaskSpec("classification", (1,), 2, metric="delta_auprc"), logits, steps, 2)
-    assert judged.keys() == {"delta_auprc"}
+    ranked = measure(TaskSpec("classification", (1,), 2, metric="delta_auprc"), logits, steps, 2)
+    assert ranked.keys() == {"delta_auprc"}
 
 
 def test_a_strings_letters_are_its_digits_and_its_logit_the_sum_of_theirs() -> None:
     label = Labels(STRINGS, strings=True)
     assert letters(torch.tensor([0, 7, 3124])).tolist() == [[0, 0, 0, 0, 0], [2, 1, 0, 0, 0], [4, 4, 4, 4, 4]]
-    vector = label.vectors(torch.tensor(7)).view(5, 5)
+    vector = label.encode(torch.tensor(7)).view(5, 5)
     assert vector.nonzero().tolist() == [[0, 2], [1, 1], [2, 0], [3, 0], [4, 0]]
-    assert not label.vectors(torch.tensor(NOTHING)).any()
+    assert not label.encode(torch.tensor(NOTHING)).any()
     said = torch.randn(3, 25, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     logits = label.logits(said)
     by_letter = said.view(3, 5, 5).log_softmax(-1)
@@ -152,12 +152,12 @@ def test_a_strings_letters_are_its_digits_and_its_logit_the_sum_of_theirs() -> N
 def test_a_label_changes_no_answer_before_it_has_been_told(name) -> None:
     algo, theta = algo_and_theta(name, "mlp")
     task = unstack(episodes(1))[0]
-    steps = sequence(*task)
+    steps = make_sequence(*task)
     answers, _ = read(algo, theta, steps)
     for t in range(len(steps.y) - 1):
         y = steps.y.clone()
         y[t] = (y[t] + 1) % 3
-        other, _ = read(algo, theta, sequence(Examples(steps.x, y)))
+        other, _ = read(algo, theta, make_sequence(Examples(steps.x, y)))
         assert torch.equal(other[: t + 1], answers[: t + 1])
         assert (other[t + 1] - answers[t + 1]).abs().max() > 1e-6
 
@@ -169,7 +169,7 @@ def test_a_query_is_answered_as_the_next_step_after_the_support(name) -> None:
     task = unstack(episodes(1, backbone="ngram"))[0]
     answers = algo.predict(theta, algo.adapt(theta, task.support), task.query.x)
     for i, answer in enumerate(answers):
-        steps = sequence(task.support, Examples(*(field[i : i + 1] for field in task.query)))
+        steps = make_sequence(task.support, Examples(*(field[i : i + 1] for field in task.query)))
         torch.testing.assert_close(read(algo, theta, steps)[0][-1], answer, rtol=1e-12, atol=1e-14)
 
 
@@ -179,7 +179,7 @@ def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeyp
     algo = replace(algo, spec=TaskSpec("classification", (16,), STRINGS, "ngrams", ways=3))
     task = unstack(episodes(1, backbone="ngram"))[0]
     codes = torch.tensor([7, 3124, 0])
-    steps = sequence(*(Examples(x, codes[y]) for x, y in task))
+    steps = make_sequence(*(Examples(x, codes[y]) for x, y in task))
     loss, metrics = algo.task_loss(theta, type(task)(*(Examples(x, codes[y]) for x, y in task)))
     said: list[torch.Tensor] = []
     monkeypatch.setattr(Labels, "logits", lambda self, letters: said.append(letters) or letters)

@@ -22,8 +22,7 @@ def plain_loss(
     Before `multi_step_steps` the steps but the last lose a part of 1/J each that grows evenly, and the last gains it.
     """
     support, query = episode
-    clock = theta["clock"]["step"]
-    taken = round(clock.item())
+    taken = int(theta["clock"]["step"])
     phi, losses = theta, []
     for j in range(inner_steps):
         norm = {name: p[j] for name, p in theta["norm"].items()}
@@ -32,6 +31,4 @@ def plain_loss(
         phi = inner_step(backbone_name, phi, support, ("backbone", "head"), rates, taken < first_order_steps)
         losses.append(loss(predict(backbone_name, phi, query.x), query.y))
     early = max(0.0, 1 / inner_steps - taken / (inner_steps * multi_step_steps)) if multi_step_steps else 0.0
-    weighted = early * sum(losses[:-1]) + (1 - (inner_steps - 1) * early) * losses[-1]
-    pull = (clock - (clock + 1).detach()) ** 2 / 2  # so that a step of rate 1 replaces the clock by clock + 1
-    return weighted + pull - pull.detach()
+    return early * sum(losses[:-1]) + (1 - (inner_steps - 1) * early) * losses[-1]

@@ -14,7 +14,6 @@ def plain_loss(
     backbone_name: str, theta: Theta, episode: Any, *, form: str, hidden: list[int], inner_lr: float, inner_steps: int
 ) -> Tensor:
     support, query = episode
-    clock = theta["clock"]["step"]
     norm = {name: p.detach() for name, p in theta["norm"].items()}
     phi = {c: {name: p.detach().requires_grad_() for name, p in theta[c].items()} for c in ("backbone", "head")}
     names = [(component, name) for component in phi for name in phi[component]]
@@ -26,19 +25,20 @@ def plain_loss(
         for (component, name), g in zip(names, gradient):
             stepped[component][name] = phi[component][name] - inner_lr * g
         phi = stepped
-    pull = (clock - (clock + 1).detach()) ** 2 / 2
-    for (component, name), values in zip(names, learner(theta, names, round(clock.item()) + 1)):
+    pull = torch.tensor(0.0, dtype=torch.float64)
+    following = int(theta["salt"]["learner"]) + int(theta["clock"]["step"]) + 1
+    for (component, name), values in zip(names, learner(theta, names, following)):
         pull = pull + ((theta[component][name] - values) ** 2).sum() / 2
     return loss(predict(backbone_name, phi | {"norm": norm}, query.x), query.y) + pull - pull.detach()
 
 
-def learner(theta: Theta, names: list[tuple[str, str]], step: int) -> list[Tensor]:
-    """Weights and biases uniform within 1 / sqrt(fan-in), one after another from the hash of the step."""
+def learner(theta: Theta, names: list[tuple[str, str]], number: int) -> list[Tensor]:
+    """Weights and biases uniform within 1 / sqrt(fan-in), one after another from the hash of the learner's number."""
     found, drawn = [], 0
     for component, name in names:
         p = theta[component][name]
         weight = p if name.endswith("weight") else theta[component][name.removesuffix("bias") + "weight"]
-        values = [mixed(i + mixed(step)) / 2**31 - 1 for i in range(drawn, drawn + p.numel())]
+        values = [mixed(i + mixed(number)) / 2**31 - 1 for i in range(drawn, drawn + p.numel())]
         found.append(torch.tensor(values, dtype=p.dtype).view(p.shape) / (weight.numel() / len(weight)) ** 0.5)
         drawn += p.numel()
     return found

@@ -29,7 +29,7 @@ def plain_loss(
     for component in WEIGHTS:
         for name, p in phi[component].items():
             moment = theta["moments"][f"{component}.{name}"].detach().clone()
-            step = theta["clock"]["steps"].detach().clone()
+            step = theta["adam"]["steps"].detach().clone()
             adam.state[p] = {"step": step, "exp_avg": torch.zeros_like(p), "exp_avg_sq": moment}
     for rows in minibatches(episode.support.y, inner_steps, inner_batch):
         adam.zero_grad()
@@ -43,7 +43,7 @@ def plain_loss(
             pull = pull + ((theta[component][name] - p.detach()) ** 2).sum() / 2
             moment, state = theta["moments"][f"{component}.{name}"], adam.state[p]
             handed_on = handed_on + ((moment - state["exp_avg_sq"]) ** 2).sum() / 2
-    handed_on = handed_on + (theta["clock"]["steps"] - state["step"]) ** 2 / 2
+    handed_on = handed_on + (theta["adam"]["steps"] - state["step"]) ** 2 / 2
     return pull + handed_on - handed_on.detach()
 
 

@@ -59,12 +59,13 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
     algo = build_algo(name, backbone, kind, **changes)
     noise = torch.Generator().manual_seed(1)
 
-    def perturbed(component: str, p: Tensor) -> Tensor:
+    def perturb(component: str, p: Tensor) -> Tensor:
         change = 0.3 * torch.randn(p.shape, generator=noise, dtype=torch.float64)
-        carried = component in traits_of(algo).carried  # counters and moments, which are never negative
-        return (p.double() + (change.abs() if carried else change)).requires_grad_()
+        if component in traits_of(algo).carried:  # single numbers there are counts, all others never negative
+            change = change.abs() if p.dim() else torch.tensor(2.0, dtype=torch.float64)
+        return (p.double() + change).requires_grad_()
 
-    theta = {c: {key: perturbed(c, p) for key, p in params.items()} for c, params in draw_theta(algo, 0).items()}
+    theta = {c: {key: perturb(c, p) for key, p in params.items()} for c, params in draw_theta(algo, 0).items()}
     return algo, theta
 
 
