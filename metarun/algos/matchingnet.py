@@ -69,8 +69,7 @@ class MatchingNet:
         """
         if not self.fce:
             return z
-        onward, back = forward(self.contexts[0], theta["support_context"], z)  # [n, D] each
-        return onward + back + z
+        return forward(self.contexts[0], theta["support_context"], z).sum(0) + z
 
     def query_embedding(self, theta: Theta, g: Tensor, z: Tensor) -> Tensor:
         """f(x, S) = attLSTM(f'(x), g(S), K) (appendix A.1, Eqs. 3-6). g: [n, D], z = f'(x): [q, D] -> [q, D].

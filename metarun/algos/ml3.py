@@ -92,11 +92,12 @@ class ML3:
         """The untrained network of this number: weights and biases uniform within 1/sqrt(fan-in). number: []."""
         shapes = select(copy_networks(self.backbone, self.head), "backbone", "head")
         sizes = [p.numel() for p in flatten(shapes).values()]
-        draws = iter(hashed(sum(sizes), number).split(sizes))
+        draws: Iterator[Tensor] = iter(hashed(sum(sizes), number).split(sizes))
 
         def draw(params: Params, name: str) -> Tensor:
             layer = params[f"{name.removesuffix('bias')}weight"] if name.endswith("bias") else params[name]
-            return next(draws).view_as(params[name]) / layer[0].numel() ** 0.5
+            bound: float = layer[0].numel() ** 0.5
+            return next(draws).view_as(params[name]) / bound
 
         return {c: {name: draw(params, name) for name in params} for c, params in shapes.items()}
 

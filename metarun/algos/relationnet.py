@@ -89,7 +89,7 @@ class RelationNet:
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """f: x [n, *input] -> maps [n, C, S, S]."""
         z = forward(self.backbone, (theta["backbone"], theta["norm"]), x)
-        return z.unflatten(1, self.backbone.feature_shape)
+        return z.view(len(z), *self.backbone.feature_shape)
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """The sum of each class's maps (section 3.3): support.x [n, *input] -> [N, C, S, S]."""
@@ -105,7 +105,7 @@ class RelationNet:
             dim=2,
         )  # [n, N, 2C, S, S]
         scores = forward(self.relation, theta["relation"], pairs.flatten(0, 1))
-        return scores.unflatten(0, pairs.shape[:2])
+        return scores.view(pairs.shape[:2])
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Mean squared error of the scores: 1 for the query's own class, else 0 (Eq. 2, there a sum)."""

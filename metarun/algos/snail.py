@@ -72,7 +72,8 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: [..., steps, C] -> [..., steps, outputs]; each step sees itself and those before."""
-        return self.last(self.blocks(x))
+        outputs: Tensor = self.last(self.blocks(x))
+        return outputs
 
 
 @register("algo", "snail", Traits(kinds=("classification",), order="support first", sized=True))

@@ -1,1 +1,1 @@
-"""Networks from inputs to features: templates called with `torch.func.functional_call`, never with hidden state."""
+"""Networks from inputs to features: templates without hidden state, called through `metarun.core.inner.forward`."""

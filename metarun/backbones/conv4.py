@@ -19,8 +19,8 @@ from metarun.core.types import Backbone
 class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and ReLU, flattened (Vinyals 2016, Snell 2017).
 
-    28x28 with 64 filters gives 64 features, 84x84 with 32 filters 800. Pooling before ReLU is the same function
-    as after it, and cheaper. A convolution needs no bias in front of batch norm.
+    28x28 with 64 filters gives 64 features, 84x84 with 32 filters 800. Pooling before ReLU is the same function as
+    after it, and cheaper. A convolution needs no bias before batch norm.
     """
 
     filters: Count
@@ -48,8 +48,8 @@ class Conv4(Backbone):
 class Conv4Strided(Backbone):
     """Finn's Omniglot network: four 3x3 convolutions of stride 2, batch norm, ReLU; mean over space.
 
-    Finn et al. 2017, appendix A.1, and the authors' code: norm layers shift but do not scale, eps 1e-3, weights
-    Xavier. Unlike there, padding is symmetric (TensorFlow's SAME pads an even image at the far side only).
+    Finn et al. 2017, appendix A.1, and the authors' code: norm layers shift but do not scale, eps 1e-3, Xavier
+    weights. Here padding is symmetric; TensorFlow's SAME pads an even image at the far side only.
     """
 
     filters: Count
@@ -79,8 +79,8 @@ class Conv4Strided(Backbone):
 class Conv4Flat(Backbone):
     """Four 3x3 convolutions of stride 2, batch norm with scale and shift, ReLU; flattened: 28x28 gives 2x2 maps.
 
-    The Omniglot network in the authors' code of Reptile (weights Xavier, eps 1e-3) and, with eps 1e-5, of iMAML.
-    Unlike in the former, padding is symmetric (TensorFlow's SAME pads an even image at the far side only).
+    The Omniglot network in the authors' code of Reptile (Xavier weights, eps 1e-3) and, with eps 1e-5, of iMAML. Here
+    padding is symmetric; in Reptile's code TensorFlow's SAME pads an even image at the far side only.
     """
 
     filters: Count
@@ -108,7 +108,7 @@ class Conv4Flat(Backbone):
 @register("backbone", "conv4_relation")
 @dataclass(eq=False)
 class Conv4Relation(Backbone):
-    """Conv-4 that leaves a map to compare: padding only in the last two blocks, pooling only in the first two.
+    """Conv-4 with a large last map: padding only in the last two blocks, pooling only in the first two.
 
     Sung et al. 2018, https://arxiv.org/abs/1711.06025: 28x28 with 64 filters gives maps 64x5x5, 84x84 64x19x19.
     Weights from a normal distribution of variance 2 / fan-out, as in the authors' code.
@@ -141,7 +141,7 @@ class Conv4Relation(Backbone):
 
 
 def image_shape(name: str, shape: tuple[int, ...], smallest: int) -> tuple[int, int]:
-    """Channels and side of a square image. Raises ConfigError for anything else."""
+    """Return channels and side of a square image. Raises ConfigError for any other shape."""
     if len(shape) != 3 or shape[1] != shape[2] or shape[1] < smallest:
         raise ConfigError(
             f"backbone={name} takes square images [C, S, S] with S at least {smallest}, "

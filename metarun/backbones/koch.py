@@ -16,12 +16,12 @@ from metarun.core.types import Backbone
 @register("backbone", "koch")
 @dataclass(eq=False)
 class Koch(Backbone):
-    """Four convolutions of shrinking kernels with ReLU, pooled but for the last, and a sigmoid layer; no norm.
+    """Four convolutions with ReLU, pooled except for the last, and a sigmoid layer; no norm layers.
 
-    Koch, Zemel, Salakhutdinov 2015 (ICML Deep Learning Workshop), figure 4: 64, 128, 128 and 256 filters of
-    10x10, 7x7, 4x4 and 4x4 on images of 105x105, then 4,096 units. `filters` are the first layer's; the others
-    have 2, 2 and 4 times as many. The initial weights are PyTorch's own: with those of the paper (convolutions
-    N(0, 0.01) with biases N(0.5, 0.01), fully connected N(0, 0.2)) most units start saturated.
+    Koch, Zemel, Salakhutdinov 2015 (ICML Deep Learning Workshop), figure 4: 64, 128, 128 and 256 filters of 10x10,
+    7x7, 4x4 and 4x4 on images of 105x105, then 4,096 units. `filters` is the first layer's number; the others have 2,
+    2 and 4 times as many. Initial weights are PyTorch's: with the paper's (convolutions N(0, 0.01) with biases
+    N(0.5, 0.01), fully connected N(0, 0.2)) most units start saturated.
     """
 
     filters: Count
@@ -43,7 +43,7 @@ class Koch(Backbone):
         if last < 1:
             raise ConfigError(
                 f"backbone.kernels is {self.kernels}: nothing is left of images {list(self.input_shape)}; "
-                f"use dataset.image_size=105 as in the paper, or smaller kernels, as [5,3,2,2] for 28"
+                f"use dataset.image_size=105 as in the paper, or smaller kernels, for example [5,3,2,2] for 28"
             )
         widths = [self.input_shape[0], *(times * self.filters for times in (1, 2, 2, 4))]
         self.convs = nn.ModuleList(nn.Conv2d(i, o, k) for (i, o), k in zip(pairwise(widths), self.kernels))

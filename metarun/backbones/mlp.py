@@ -18,8 +18,8 @@ from metarun.core.types import Backbone
 class MLP(Backbone):
     """Hidden layers of the given widths with ReLU, with or without batch norm; images are flattened.
 
-    Finn et al. 2017: widths 40, 40 without norm for the sinusoid, 256, 128, 64, 64 with norm for Omniglot;
-    weights from a truncated normal (std 0.01), biases zero.
+    Finn et al. 2017: widths 40, 40 without norm for the sinusoid; 256, 128, 64, 64 with norm for Omniglot; weights
+    from a truncated normal (std 0.01), biases zero.
     """
 
     hidden: list[Count]

@@ -19,11 +19,11 @@ from metarun.core.types import Backbone
 @register("backbone", "r2d2")
 @dataclass(eq=False)
 class R2D2Net(Backbone):
-    """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and leaky ReLU; the last two are the features.
+    """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and leaky ReLU; features are those of the last two.
 
-    Bertinetto et al. 2019, and their code: the last pool has stride 1, and the third block's output is
-    pooled so once more to stand beside it. Filters 96, 192, 384, 512 give 28x28 images 3,584 features, 84x84 72,576.
-    Without their dropout, which is 0.1 on miniImageNet and 0 on Omniglot.
+    Bertinetto et al. 2019, and their code: the last pool has stride 1, and the third block's output is pooled once
+    more with stride 1 to have the same size. Filters 96, 192, 384, 512 give 3,584 features for 28x28 images and 72,576
+    for 84x84. Their dropout (0.1 on miniImageNet, 0 on Omniglot) is left out.
     """
 
     filters: list[Count]

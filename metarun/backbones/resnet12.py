@@ -1,4 +1,4 @@
-"""The residual network that most few-shot papers after 2018 use."""
+"""ResNet-12, the residual network of most few-shot papers after 2018."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from metarun.core.types import Backbone
 
 
 class ResidualBlock(nn.Module):
-    """Three 3x3 convolutions with batch norm beside a 1x1 one; LeakyReLU 0.1; 2x2 max-pool."""
+    """Three 3x3 convolutions with batch norm, a 1x1 shortcut, LeakyReLU 0.1, 2x2 max-pool."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
         for conv, norm in zip(self.convs[:-1], self.norms[:-1]):
             x = F.leaky_relu(norm(conv(x)), 0.1)
         x = self.norms[-1](self.convs[-1](x)) + shortcut
-        return F.leaky_relu(F.max_pool2d(x, 2), 0.1)  # as pooling after it, and cheaper
+        return F.leaky_relu(F.max_pool2d(x, 2), 0.1)  # equal to pooling after it, and cheaper
 
 
 @register("backbone", "resnet12")
@@ -42,18 +42,17 @@ class ResNet12(Backbone):
     """Four residual blocks of three convolutions each, then the mean over space (Lee et al. 2019, MetaOptNet).
 
     "Meta-Learning with Differentiable Convex Optimization", https://arxiv.org/abs/1904.03758: 64, 160, 320, 640
-    filters, weights from a normal of variance 2 / fan-out. Unlike there features are averaged over space, as most
-    papers since have them (84x84 gives 640 features, without the mean 16,000).
+    filters, weights from a normal of variance 2 / fan-out. Unlike there, features are averaged over space, as in most
+    papers since (84x84 gives 640 features instead of 16,000).
 
     With a `drop_rate` training drops features: single ones after the first two blocks, squares after the last two
-    (DropBlock). Which, each picture's own number says, so that within a task nothing is random: where the network is
-    adapted, a picture's mask stays through all inner steps. The rate is there from the first step on, in the authors'
-    code it rises over 40,000.
+    (DropBlock). Each picture's number determines which, so nothing is random within a task, and a picture keeps its
+    mask through all inner steps. The rate is constant; in the authors' code it rises over 40,000 steps.
     """
 
     filters: list[Count]  # of each block
     drop_rate: Fraction
-    drop_size: Count  # of the squares, a side
+    drop_size: Count  # side of the squares
     input_shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
@@ -73,7 +72,7 @@ class ResNet12(Backbone):
         self.feature_size = self.filters[-1]
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: [n, C, S, S] -> [n, filters[-1]]; with pictures' numbers [n, C + 1, S, S], features are dropped."""
+        """x: [n, C, S, S] -> [n, filters[-1]]. Drops features if x is [n, C + 1, S, S], with numbers of pictures."""
         x, numbers = x[:, : self.channels], x[:, self.channels :, 0, 0]
         for i, block in enumerate(self.blocks):
             x = block(x)
@@ -83,10 +82,10 @@ class ResNet12(Backbone):
 
 
 def drop_block(x: Tensor, numbers: Tensor, rate: float, size: int) -> Tensor:
-    """x [n, C, H, W] with about `rate` of it set to zero, in squares, and the rest the larger for it.
+    """Set about `rate` of x [n, C, H, W] to zero, in squares of `size`, and scale up the rest.
 
-    `numbers`, [n] whole ones, determine where. Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018,
-    https://arxiv.org/abs/1810.12890, Algorithm 1: every channel has squares of its own.
+    The whole numbers `numbers` [n] determine where. Ghiasi, Lin, Le, "DropBlock", NeurIPS 2018,
+    https://arxiv.org/abs/1810.12890, Algorithm 1, with separate squares in every channel.
     """
     n, channels, height, width = x.shape
     size = min(size, height, width)

@@ -1,4 +1,4 @@
-"""Any of torchvision's image classifiers as a feature extractor, with or without its pre-trained weights."""
+"""Any image classifier of torchvision as a feature extractor, with or without pre-trained weights."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ from metarun.config.registry import register
 from metarun.core.norm import BatchNorm
 from metarun.core.types import Backbone
 
-CLASSIFIERS = ("fc", "classifier", "head", "heads")  # what torchvision's networks call their last part
-UNFIT = (  # random, or with second derivatives that are missing or wrong under vmap
+CLASSIFIERS = ("fc", "classifier", "head", "heads")  # names of the last part in torchvision's networks
+UNFIT = (  # random, or second derivatives are missing or wrong under vmap
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, StochasticDepth),
     *(nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention),
 )
@@ -22,11 +22,11 @@ UNFIT = (  # random, or with second derivatives that are missing or wrong under 
 @register("backbone", "torchvision")
 @dataclass(eq=False)
 class TorchVision(Backbone):
-    """A classifier of torchvision's without its last part; the features are what that would have read.
+    """A classifier of torchvision without its last part; the features are that part's inputs.
 
-    Batch norm layers keep scale and shift, but not pre-trained running averages: statistics are those of the batch, or
-    at meta-test of this run's training tasks, as with every backbone. Images of one channel are repeated to three;
-    for pre-trained weights they are standardised as those expect (and only with them).
+    Batch norm layers keep scale and shift, but not pre-trained running averages: as in every backbone, statistics are
+    those of the batch or, at meta-test, of this run's training tasks. An image of one channel is repeated to three
+    channels. With pre-trained weights images are standardised as those weights expect.
     """
 
     model: str
@@ -40,7 +40,7 @@ class TorchVision(Backbone):
                 f"backbone=torchvision takes images of 1 or 3 channels [C, H, W], and this dataset has inputs "
                 f"{list(self.input_shape)}: choose another backbone (mlp takes any input)"
             )
-        self.network = self._built()
+        self.network = self._build_network()
         mean, std = [0.0] * 3, [1.0] * 3
         if self.weights is not None:
             preset = torchvision.models.get_model_weights(self.model)[self.weights].transforms()
@@ -48,14 +48,14 @@ class TorchVision(Backbone):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
         self._adopt_norms()
-        self.feature_size = self._measured()
+        self.feature_size = self._count_features()
         self.feature_shape = (self.feature_size,)
 
-    def _built(self) -> nn.Module:
-        """torchvision's network, without what makes classes of features. Raises ConfigError."""
+    def _build_network(self) -> nn.Module:
+        """Build torchvision's network without its last part. Raises ConfigError."""
         models = torchvision.models.list_models(module=torchvision.models)
         if self.model not in models:
-            hint = did_you_mean(self.model, models) or ", as resnet18"
+            hint = did_you_mean(self.model, models) or ", for example resnet18"
             raise ConfigError(f"backbone.model is {self.model!r}: it must be a classifier of torchvision's{hint}")
         offered = torchvision.models.get_model_weights(self.model).__members__
         if self.weights is not None and self.weights not in offered:
@@ -70,12 +70,12 @@ class TorchVision(Backbone):
         return network
 
     def _adopt_norms(self) -> None:
-        """Batch norm of ours in place of torch's. Raises ConfigError where the network has other such layers."""
+        """Replace torch's batch norm by ours. Raises ConfigError if the network has layers that do not work here."""
         for parent in list(self.network.modules()):
             if isinstance(parent, UNFIT):
                 raise ConfigError(
-                    f"backbone.model is {self.model!r}: its {type(parent).__name__} layers do not fit here; "
-                    f"networks without dropout whose only norm is batch norm do, as resnet18"
+                    f"backbone.model is {self.model!r}: its {type(parent).__name__} layers do not work here; choose a "
+                    f"network without dropout whose only norm is batch norm, for example resnet18"
                 )
             for name, layer in parent.named_children():
                 if isinstance(layer, nn.BatchNorm2d):
@@ -84,10 +84,11 @@ class TorchVision(Backbone):
                     setattr(parent, name, norm)
 
     @torch.no_grad()
-    def _measured(self) -> int:
-        """The number of features. Raises ConfigError where images are too small for the network."""
+    def _count_features(self) -> int:
+        """Count the features of an image. Raises ConfigError if images are too small for the network."""
         try:
-            return self(torch.zeros(2, *self.input_shape)).shape[1]
+            features: Tensor = self(torch.zeros(2, *self.input_shape))
+            return features.shape[1]
         except (RuntimeError, ValueError) as error:
             height, width = self.input_shape[1:]
             reason = str(error).splitlines()[0]

@@ -101,7 +101,8 @@ def gradient_of(loss: Callable[[Theta], Tensor], phi: Theta) -> Theta:
     Uses torch.func, which vmap needs; inside `one_by_one` plain autograd, which is faster on small tensors.
     """
     if not _one_by_one.get():
-        return grad(loss)(phi)
+        gradient: Theta = grad(loss)(phi)
+        return gradient
     further = torch.is_grad_enabled()
 
     def make_input(p: Tensor) -> Tensor:  # a tensor of its own: `loss` may depend on p in other ways too

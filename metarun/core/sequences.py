@@ -55,7 +55,9 @@ class Labels:
         if not self.strings:
             return output
         by_letter = output.unflatten(-1, (LENGTH, LETTERS)).log_softmax(-1).flatten(-2)
-        return by_letter @ self.encode(torch.arange(STRINGS, device=output.device)).to(output.dtype).T
+        strings = self.encode(torch.arange(STRINGS, device=output.device)).to(output.dtype)  # [classes, size]
+        logits: Tensor = by_letter @ strings.T
+        return logits
 
 
 class Reader(Algorithm, Protocol):

@@ -29,7 +29,8 @@ def ridge(x: Tensor, weighted_targets: Tensor, penalty: Tensor, weights: Tensor 
 def solve(matrix: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
     """(matrix + penalty I)^-1 right. Does not check for a singular matrix, since that waits for the device."""
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-    return torch.linalg.solve_ex(matrix + penalty * identity, right)[0]
+    solution: Tensor = torch.linalg.solve_ex(matrix + penalty * identity, right)[0]
+    return solution
 
 
 def logistic_regression(x: Tensor, y: Tensor, penalty: Tensor, iterations: int) -> Tensor:

@@ -6,8 +6,8 @@ from torch.func import functional_call, vmap
 
 from metarun.core.batch import unstack
 from metarun.core.recurrent import BiLSTM, LSTMCell, read
-from metarun.core.sequences import read as sequence_read
 from metarun.core.sequences import make_sequence
+from metarun.core.sequences import read as sequence_read
 from tests.support.tiny import WAYS, algo_and_theta, episodes
 
 
