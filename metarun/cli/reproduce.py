@@ -11,10 +11,12 @@ from metarun.cli.sweep import Job
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.load import load_settings, plain
 from metarun.runs.folder import RunFolder
+from metarun.runs.result import Training
 
 Length = Literal["paper", "short", "smoke"]
 SMOKE = ("trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "eval.tasks=8", "eval.val_tasks=4")
 STEPS, TASKS = 3, 8  # timed where no run is recorded
+SETTLED = 10.0  # seconds of a training, below which its speed is that of its first steps
 
 
 def read(arguments: Sequence[str]) -> tuple[Length, list[str], list[str]]:
@@ -72,13 +74,15 @@ def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> 
 
 
 def find_rates(root: Path) -> dict[str, float]:
-    """Setting -> training tasks per second, validation included, of finished runs below a folder."""
-    rates = {}
+    """Setting -> training tasks per second, validation included, of the longest run of it below a folder."""
+    longest: dict[str, Training] = {}
     for file in root.rglob("result.json"):
         with contextlib.suppress(ConfigError, KeyError):  # damaged; of a later test
-            if (result := RunFolder(file.parent).result()) is not None:
-                rates[identify(result.config)] = result.training.tasks_per_second
-    return rates
+            result = RunFolder(file.parent).result()
+            if result is not None and result.training.seconds >= SETTLED:
+                key = identify(result.config)
+                longest[key] = max(result.training, longest.get(key, result.training), key=lambda run: run.seconds)
+    return {key: training.tasks_per_second for key, training in longest.items()}
 
 
 def identify(values: dict[str, Any]) -> str:

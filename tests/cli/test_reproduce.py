@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from metarun.cli.compose import compose
-from metarun.cli.reproduce import Length, choose, estimate, read
+from metarun.cli.reproduce import Length, choose, estimate, find_rates, read
 from metarun.cli.sweep import label_jobs
 from metarun.config.errors import ConfigError
 from metarun.config.load import plain
@@ -51,21 +51,23 @@ def test_a_request_is_a_length_cells_and_settings() -> None:
 
 
 def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Path) -> None:
-    """300 steps of 4 tasks at 10 tasks per second take 2 minutes, 900 steps 6; another setting has another rate."""
+    """300 steps of 4 tasks at 10 tasks per second take 2 minutes, 900 steps 6.
+
+    Other settings have other rates, and runs that were shorter or too short do not count.
+    """
     common = ["trainer.tasks_per_step=4", "dataset=sinusoid"]
     jobs = label_jobs(
         [([f"trainer.steps={steps}", *common], tmp_path / name) for steps, name in ((9, "a"), (300, "b"), (900, "c"))]
     )
-    for name, ways, rate in (("a", 5, 10.0), ("elsewhere", 3, 99.0)):
+    recorded = (("a", 5, 60, 10.0), ("elsewhere", 3, 60, 99.0), ("shorter", 5, 50, 98.0), ("short", 3, 9, 97.0))
+    for name, ways, seconds, rate in recorded:
         (tmp_path / name).mkdir()
-        config = plain(compose([f"ways={ways}", *common]))
-        result = omniglot_result() | {
-            "config": config,
-            "training": {"steps": 9, "seconds": 1, "tasks_per_second": rate},
-        }
+        training = {"steps": 9, "seconds": seconds, "tasks_per_second": rate}
+        result = omniglot_result() | {"config": plain(compose([f"ways={ways}", *common])), "training": training}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "result.json").write_text("{")
+    assert sorted(find_rates(tmp_path).values()) == [10.0, 99.0]
     assert list(estimate(jobs, tmp_path)) == [
         "[1/3] trainer.steps=9: done",
         "[2/3] trainer.steps=300: about 2 min",
