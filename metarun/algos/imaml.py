@@ -43,7 +43,7 @@ from metarun.core.objectives import judged, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "imaml", Traits(kinds=("classification", "regression"), ragged=True))
+@register("algo", "imaml", Traits(kinds=("classification", "regression"), exact=False, ragged=True))
 @dataclass(frozen=True)
 class IMAML:
     """Learn the centre that every task's weights are kept close to (Rajeswaran et al. 2019)."""

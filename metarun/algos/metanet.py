@@ -56,7 +56,7 @@ class TaskGenerator(nn.Module):
         return output[..., 0]
 
 
-@register("algo", "metanet", Traits(kinds=("classification",), sized=True))
+@register("algo", "metanet", Traits(kinds=("classification",), exact=False, sized=True))
 @dataclass(eq=False)
 class MetaNet:
     """Learn to generate fast weights from gradients, and look them up by attention (Munkhdalai & Yu 2017)."""

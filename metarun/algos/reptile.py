@@ -30,7 +30,7 @@ from metarun.core.objectives import judged, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
-@register("algo", "reptile", Traits(kinds=("classification", "regression"), carried=("moments", "adam")))
+@register("algo", "reptile", Traits(kinds=("classification", "regression"), exact=False, carried=("moments", "adam")))
 @dataclass(frozen=True)
 class Reptile:
     """Learn an initialisation close to every task's trained weights (Nichol et al. 2018)."""

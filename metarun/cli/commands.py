@@ -14,7 +14,7 @@ from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import Request, check_folder
 from metarun.cli.overview import LISTED, wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
-from metarun.config.errors import ConfigError
+from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, plain
 from metarun.config.words import count
 from metarun.runs.folder import RunFolder
@@ -193,6 +193,29 @@ def list_options(words: Sequence[str]) -> None:
         print(write_group(arguments.group, arguments.pattern, arguments.all, arguments.config_dir))
 
 
+def check(words: Sequence[str]) -> None:
+    """Run generic tests on a method, a dataset or a network.
+
+    They are meant for one of your own; make it small by settings. Exit code 1 if one fails.
+    """
+    parser = Parser(check)
+    parser.add_argument("component", help="algo=NAME, dataset=NAME or backbone=NAME")
+    parser.add_argument("overrides", nargs="*", default=[], help="settings, for example algo.inner_steps=2")
+    arguments = parser.read(words)
+    from metarun.cli.check import find_checks
+
+    failed = 0
+    for test in find_checks(arguments.component, arguments.overrides, arguments.config_dir):
+        try:
+            test.run()
+            print(f"ok      {test.title}", flush=True)
+        except AssertionError as error:
+            failed += 1
+            print(f"FAILED  {test.title}: {error}", flush=True)
+    if failed:
+        raise Failed(f"{arguments.component}: {count(failed, 'check')} failed")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "list": list_options,
     "data": data,
@@ -202,6 +225,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "reproduce": reproduce,
     "profile": profile,
     "explain": explain,
+    "check": check,
 }
 
 

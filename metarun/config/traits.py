@@ -13,6 +13,7 @@ class Traits:
     """What the wiring needs to know about an algorithm."""
 
     kinds: tuple[Kind, ...]  # kinds of task that it can learn
+    exact: bool = True  # its meta-gradient is the slope of its loss (with `first_order` false, if it has that)
     carried: tuple[str, ...] = ()  # components of theta that tasks hand on: a step subtracts the whole mean gradient
     order: Order | None = None  # the order in which it reads a task's examples; None: any
     string_labels: bool = False  # its setting `labels` may be "strings"
@@ -28,6 +29,7 @@ class DatasetTraits:
 
     kind: Kind
     metric: str | None = None
+    duplicates: bool = False  # different examples may have equal inputs, and one may be in tasks of several splits
 
     @property
     def headline(self) -> str:

@@ -55,7 +55,7 @@ class Packed(NamedTuple):
     sha256: str
 
 
-@register("dataset", "fs_mol", DatasetTraits(kind="classification", metric="delta_auprc"))
+@register("dataset", "fs_mol", DatasetTraits(kind="classification", metric="delta_auprc", duplicates=True))
 @dataclass(frozen=True)
 class FSMol:
     """Assays as tasks; `shots` and `queries` count molecules of both classes. See configs/dataset/fs_mol.yaml."""

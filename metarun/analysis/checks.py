@@ -1,0 +1,477 @@
+"""Generic checks of a method, a dataset or a network: what each must fulfil to be trained and tested here.
+
+A check raises AssertionError with one line that says what is wrong. Methods and networks are checked in float64 on
+small random tasks. `metarun.testing` and the command `metarun check` run the checks.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from metarun.config.errors import Failed
+from metarun.config.registry import build, declaration, traits_of
+from metarun.config.schema import Settings, at_meta_test
+from metarun.config.traits import Inputs, Kind
+from metarun.core.batch import map_tasks, unstack
+from metarun.core.inner import draw_networks, draw_theta
+from metarun.core.norm import collect_statistics, norm_names, use_statistics
+from metarun.core.objectives import adapted, answers, headline
+from metarun.core.seeding import generator_for
+from metarun.core.types import (
+    Algorithm,
+    Backbone,
+    Dataset,
+    Episode,
+    Examples,
+    Split,
+    TaskShape,
+    TaskSource,
+    TaskSpec,
+    Theta,
+)
+from metarun.datasets.preprocessing import read_preprocessing
+from metarun.datasets.sampling.numbered import Numbered
+from metarun.engine import checkpoint
+from metarun.engine.build import Experiment, algorithm, dataset_of, in_order, inputs_of
+from metarun.engine.distributed import ALONE
+from metarun.engine.evaluate import make_inductive
+from metarun.engine.gradient import meta_gradient
+from metarun.runs.folder import RunFolder
+from metarun.runs.session import train_run
+
+SHAPE = TaskShape(ways=3, shots=2, queries=2)  # of the random tasks
+LENGTH = 16  # n-grams in a row of theirs
+NOISE = 0.05  # that moves theta away from where training starts, in standard deviations
+CLOSE, NEAR = 1e-7, 1e-4  # of a gradient's norm: rounding in float64; the error of a finite difference
+DISTANCES = (1e-6, 1e-8)  # of the points of finite differences from theta: the smaller if a ReLU changes sides
+MLP: dict[str, Any] = {"name": "mlp", "hidden": [8, 6], "batch_norm": True}  # where tasks are of regression
+DRAWN = 40  # tasks of a dataset that are looked at
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is checked, in words, and a function that raises AssertionError if it does not hold."""
+
+    title: str
+    run: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class RandomTasks:
+    """Tasks of random numbers, with the labels of a few-shot task or with random values."""
+
+    kind: Kind
+    input_shape: tuple[int, ...]
+    inputs: Inputs = "numbers"
+
+    @property
+    def spec(self) -> TaskSpec:
+        return TaskSpec(self.kind, self.input_shape, SHAPE.ways if self.kind == "classification" else 1, self.inputs)
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+        def part(per_class: int) -> Examples:
+            size = (num_tasks, SHAPE.ways * per_class, *self.input_shape)
+            if self.inputs == "ngrams":
+                x = torch.randint(2**31, size, generator=generator, dtype=torch.int32)
+            else:
+                x = torch.rand(size, generator=generator, dtype=torch.float64)
+            if self.kind == "regression":
+                return Examples(x, torch.randn(*size[:2], 1, generator=generator, dtype=torch.float64))
+            return Examples(x, torch.arange(SHAPE.ways).repeat_interleave(per_class).expand(num_tasks, -1))
+
+        return Episode(part(SHAPE.shots), part(SHAPE.queries))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A method with a network, in float64, and random tasks for them."""
+
+    algo: Algorithm
+    backbone: Backbone
+    source: TaskSource  # of training tasks
+    tested: TaskSource  # of test tasks: without the numbers that a random network takes in training
+
+    @classmethod
+    def of(cls, settings: Settings, kind: Kind, **changes: Any) -> "Problem":
+        """changes: settings of the method. Raises ConfigError if the method and the network do not fit."""
+        values = {**settings.algo, **changes}
+        chosen = settings.backbone if kind == "classification" else MLP
+        inputs = inputs_of(chosen["name"])
+        side = settings.dataset.get("image_size", 28)
+        shape = (1,) if kind == "regression" else (LENGTH,) if inputs == "ngrams" else (1, side, side)
+        tested = in_order(RandomTasks(kind, shape, inputs), values)
+        with torch.random.fork_rng(devices=[]):
+            backbone: Backbone = build("backbone", chosen, input_shape=shape).double()
+        source = Numbered(tested) if backbone.numbered else tested
+        return cls(algorithm(values, backbone, tested.spec), backbone, source, tested)
+
+    def tasks(self, count: int) -> Episode:
+        return self.source.sample(count, generator_for("check"))
+
+    def theta(self, late: bool = False) -> Theta:
+        """Meta-parameters at some distance from where training starts; if `late`, with a clock after many steps."""
+        noise = generator_for("noise")
+
+        def move(component: str, p: Tensor) -> Tensor:
+            change = NOISE * torch.randn(p.shape, generator=noise, dtype=torch.float64)
+            carried = component in traits_of(self.algo).carried  # counters and moments, which are never negative
+            return (p.double() + (change.abs() if carried else change)).requires_grad_()
+
+        drawn = draw_theta(self.algo, 0)
+        theta = {c: {name: move(c, p) for name, p in params.items()} for c, params in drawn.items()}
+        if late and "step" in theta.get("clock", {}):
+            theta["clock"]["step"] = torch.tensor(1e6, dtype=torch.float64, requires_grad=True)
+        return theta
+
+
+def leaves(theta: Theta) -> list[Tensor]:
+    return [p for params in theta.values() for p in params.values()]
+
+
+def list_algorithm_checks(settings: Settings) -> list[Check]:
+    """The checks of the method that the settings choose, on their backbone and dataset."""
+    traits = declaration("algo", settings.algo["name"]).traits
+    exact = {"first_order": False} if "first_order" in settings.algo else {}
+
+    def each(check: Callable[[Problem], None], **changes: Any) -> Callable[[], None]:
+        def run() -> None:
+            for kind in traits.kinds:
+                check(Problem.of(settings, kind, **changes))
+
+        return run
+
+    def check_inits() -> None:
+        for kind in traits.kinds:
+            check_init(functools.partial(Problem.of, settings, kind))
+
+    training = functools.cache(lambda: Trained(settings))
+    checks = [
+        Check("all weights are drawn in init(), from the seed alone", check_inits),
+        Check("the meta-gradient of a batch equals that of a plain loop over tasks", each(check_batching)),
+        Check("vmap, a loop and chunks of tasks give the same meta-gradient", each(check_chunks)),
+    ]
+    if traits.exact:
+        checks.append(Check("the meta-gradient is the slope of the loss", each(check_slope, **exact)))
+    return [
+        *checks,
+        Check(
+            "a query is predicted alone as in company, unless the method says transductive",
+            lambda: check_leaks(settings),
+        ),
+        Check(
+            "the test's figure is that of the predictions, which see no query's label", lambda: check_metric(settings)
+        ),
+        Check("a training of a few steps stays finite", lambda: training().check_finite()),
+        Check("a training that goes on from a checkpoint is bit-equal", lambda: training().check_resume()),
+    ]
+
+
+def list_backbone_checks(settings: Settings) -> list[Check]:
+    """The checks of the network that the settings choose, trained by their method."""
+    problem = functools.partial(Problem.of, settings, "classification")
+    return [
+        Check("features have the size that is declared", lambda: check_features(problem())),
+        Check("weights are drawn anew from the seed alone", lambda: check_init(problem)),
+        Check("an input has the same features each time, and alone as in company", lambda: check_state(problem())),
+        Check("the meta-gradient of a batch equals that of a plain loop over tasks", lambda: check_batching(problem())),
+        Check("vmap, a loop and chunks of tasks give the same meta-gradient", lambda: check_chunks(problem())),
+        Check("the meta-gradient is the slope of the loss", lambda: check_slope(problem())),
+    ]
+
+
+def list_dataset_checks(settings: Settings) -> list[Check]:
+    """The checks of the dataset that the settings choose. Prepares the data."""
+    dataset = functools.cache(lambda: dataset_of(settings))
+    shape = TaskShape(settings.ways, settings.shots, settings.queries)
+    draw = functools.cache(lambda split: draw_tasks(dataset(), split, shape, seed=0))
+    duplicates = declaration("dataset", settings.dataset["name"]).traits.duplicates
+    distinct = [
+        Check("support and queries of a task share no example", lambda: check_disjoint(draw)),
+        Check("no example of one split is in another", lambda: check_splits(draw)),
+    ]
+    return [
+        Check("it can be prepared and described", lambda: check_description(dataset())),
+        Check("tasks have the shapes and labels that are declared", lambda: check_tasks(dataset(), shape, draw)),
+        Check("tasks follow from the generator alone", lambda: check_determinism(dataset(), shape, draw)),
+        *([] if duplicates else distinct),
+    ]
+
+
+def check_init(problem: Callable[[], Problem]) -> None:
+    """`problem` builds the method anew."""
+    state = torch.get_rng_state()
+    first = problem().algo
+    one, two = draw_theta(first, 1), draw_theta(first, 2)
+    require(torch.equal(torch.get_rng_state(), state), "init() or the constructor changes the global random generator")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        again = draw_theta(problem().algo, 2)
+    for name, (a, b, c) in zip_theta(one, two, again):
+        require(
+            torch.equal(b, c), f"{name} does not follow from the seed alone: it is drawn, or kept, outside of init()"
+        )
+        constant = bool((a == a.flatten()[0]).all()) if a.numel() else True
+        require(
+            constant or not torch.equal(a, b), f"{name} is random and yet the same for two seeds: draw it in init()"
+        )
+
+
+def zip_theta(*thetas: Theta) -> Iterator[tuple[str, list[Tensor]]]:
+    for component, params in thetas[0].items():
+        for name in params:
+            yield f"{component}.{name}", [theta[component][name] for theta in thetas]
+
+
+def check_batching(problem: Problem) -> None:
+    theta, tasks = problem.theta(), problem.tasks(3)
+    losses = torch.stack([problem.algo.task_loss(theta, task)[0] for task in unstack(tasks)])
+    require(losses.shape == (3,), f"task_loss returns {list(losses.shape[1:])}: it must be a scalar")
+    plain = torch.autograd.grad(losses.mean(), leaves(theta), materialize_grads=True)
+    loss, _, gradient = meta_gradient(problem.algo, theta, tasks, execution="vmap")
+    compare("loss of a batch", [loss], [losses.mean()])
+    compare("meta-gradient of a batch", leaves(gradient), list(plain))
+
+
+def check_chunks(problem: Problem) -> None:
+    theta, tasks = problem.theta(), problem.tasks(3)
+    whole = leaves(meta_gradient(problem.algo, theta, tasks, execution="vmap")[2])
+    compare("meta-gradient of a loop", leaves(meta_gradient(problem.algo, theta, tasks, execution="loop")[2]), whole)
+    for size in (1, 2):
+        found = meta_gradient(problem.algo, theta, tasks, execution="vmap", tasks_per_chunk=size)[2]
+        compare(f"meta-gradient in chunks of {size}", leaves(found), whole)
+
+
+def check_slope(problem: Problem) -> None:
+    """Compare along the gradient and a random direction together: a wrong length shows as well as a wrong angle."""
+    algo, tasks, theta = problem.algo, problem.tasks(2), problem.theta(late=True)
+    gradient = meta_gradient(algo, theta, tasks, execution="vmap")[2]
+    learned = {c: params for c, params in gradient.items() if c not in traits_of(algo).carried}
+    noise = generator_for("direction")
+    random = {
+        c: {n: torch.randn(g.shape, generator=noise, dtype=g.dtype) for n, g in ps.items()} for c, ps in learned.items()
+    }
+    lengths = [torch.cat([g.flatten() for g in leaves(part)]).norm() for part in (learned, random)]
+    require(float(lengths[0]) > 0, "the meta-gradient is zero: nothing is learned")
+    direction = {
+        c: {n: g / lengths[0] + random[c][n] / lengths[1] for n, g in params.items()} for c, params in learned.items()
+    }
+
+    def loss_at(distance: float) -> Tensor:
+        moved = {
+            c: {n: p.detach() + distance * direction[c][n] if c in direction else p.detach() for n, p in params.items()}
+            for c, params in theta.items()
+        }
+        with torch.no_grad():
+            loss: Tensor = map_tasks(lambda task: algo.task_loss(moved, task)[0], tasks, "loop").mean()
+        return loss
+
+    slope = torch.stack([(g * direction[c][n]).sum() for c, params in learned.items() for n, g in params.items()]).sum()
+    rises = [(loss_at(distance) - loss_at(-distance)) / (2 * distance) for distance in DISTANCES]
+    error, rise = min((float((slope - rise).abs() / lengths[0]), float(rise)) for rise in rises)
+    require(
+        error <= NEAR,
+        f"the loss rises by {rise:.6g} along a direction and the meta-gradient says {float(slope):.6g}: "
+        "something is left out of the graph (if that is meant, declare Traits(exact=False))",
+    )
+
+
+def build_tested(settings: Settings, kind: Kind, per_query: bool) -> tuple[Algorithm, Theta, Episode]:
+    """The method as it is tested, with the statistics of norm layers where it uses them, and a task for it."""
+    values = at_meta_test(settings.algo, settings.eval.algo)
+    trained = Problem.of(settings, kind)
+    theta = trained.theta()
+    transductive = values["norm"] == "batch" or (
+        declaration("algo", values["name"]).traits.sees_queries and values["transductive"]
+    )
+    problem = Problem.of(settings, kind, **(make_inductive(values) if transductive or per_query else values))
+    if problem.algo.norm == "running" and norm_names(problem.backbone):
+        tasks = unstack(trained.tasks(3))
+        run = lambda: [trained.algo.task_loss(theta, task) for task in tasks]  # noqa: E731
+        use_statistics(problem.backbone, collect_statistics(trained.backbone, run))
+    return problem.algo, theta, unstack(problem.tested.sample(1, generator_for("test")))[0]
+
+
+@torch.no_grad()
+def check_leaks(settings: Settings) -> None:
+    for kind in declaration("algo", settings.algo["name"]).traits.kinds:
+        algo, theta, task = build_tested(settings, kind, per_query=False)
+        together = answers(algo, theta, adapted(algo, theta, task), task)
+        for i in range(len(task.query.x)):
+            single = Episode(task.support, Examples(task.query.x[i : i + 1], task.query.y[i : i + 1]))
+            alone = answers(algo, theta, adapted(algo, theta, single), single)[0]
+            difference = float((alone - together[i]).abs().max())
+            require(
+                difference <= CLOSE * (1 + float(together.abs().max())),
+                f"a query's prediction differs by {difference:.1e} when the other queries are not there ({kind}): "
+                "predict() lets queries see each other",
+            )
+
+
+@torch.no_grad()
+def check_metric(settings: Settings) -> None:
+    for kind in declaration("algo", settings.algo["name"]).traits.kinds:
+        algo, theta, task = build_tested(settings, kind, per_query=True)
+        spec = Problem.of(settings, kind).tested.spec
+        for name, expected in headline(
+            spec, answers(algo, theta, adapted(algo, theta, task), task), task.query.y
+        ).items():
+            measured = algo.task_metrics(theta, task)
+            require(name in measured, f"task_metrics has no {name}, which tasks of {kind} are judged by")
+            difference = float((measured[name] - expected).abs())
+            require(
+                difference <= CLOSE * (1 + float(expected.abs())),
+                f"task_metrics says {name} {float(measured[name]):.4f}, the predictions from the support alone have "
+                f"{float(expected):.4f} ({kind})",
+            )
+
+
+class Trained:
+    """A short training in a temporary folder, and the same again from its middle on."""
+
+    def __init__(self, settings: Settings) -> None:
+        steps = replace(settings.trainer, steps=4, eval_every=2, log_every=1, keep_best=2, workers=1)
+        self.settings = replace(settings, trainer=steps, logger={"name": "none"})
+        with tempfile.TemporaryDirectory() as folder:
+            whole, resumed = RunFolder(Path(folder, "whole")), RunFolder(Path(folder, "resumed"))
+            self.losses, self.first = self.train(whole)
+            resumed.last.parent.mkdir(parents=True)
+            shutil.copy(whole.checkpoint("best-2"), resumed.last)
+            shutil.copy(whole.path / "metrics.jsonl", resumed.path)
+            self.again, self.second = self.train(resumed)
+
+    def train(self, folder: RunFolder) -> tuple[list[str], Theta]:
+        """Train from the last checkpoint on. Returns the lines of metrics.jsonl and theta."""
+        folder.path.mkdir(parents=True, exist_ok=True)
+        try:
+            train_run(Experiment.of(self.settings), folder, {"config": {}}, ALONE)
+        except Failed as error:
+            raise AssertionError(str(error)) from error
+        lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return lines, checkpoint.load(folder.last)[0]["theta"]
+
+    def check_finite(self) -> None:
+        losses = [json.loads(line)["loss"] for line in self.losses if "loss" in json.loads(line)]
+        require(len(losses) == 4 and all(map(math.isfinite, losses)), f"the losses of four steps are {losses}")
+
+    def check_resume(self) -> None:
+        for one, two in zip(self.losses, self.again, strict=True):
+            require(one == two, f"the resumed training logs {two} where the other has {one}: state outside of theta?")
+        for name, (a, b) in zip_theta(self.first, self.second):
+            require(torch.equal(a, b), f"{name} differs after a resumed training: state outside of theta?")
+
+
+def check_features(problem: Problem) -> None:
+    backbone, x = problem.backbone, problem.source.sample(1, generator_for("check")).support.x[0]
+    z = backbone(x)
+    require(
+        z.shape == (len(x), backbone.feature_size),
+        f"features are {list(z.shape)}, feature_size is {backbone.feature_size}",
+    )
+    require(math.prod(backbone.feature_shape) == backbone.feature_size, "feature_shape and feature_size do not fit")
+    names = dict(backbone.named_parameters())
+    for name in backbone.modulated:
+        require(name in names, f"modulated names {name}, which is no parameter")
+
+
+@torch.no_grad()
+def check_state(problem: Problem) -> None:
+    backbone, weights = problem.backbone, draw_networks(problem.backbone)
+    params = {name: p.double() for part in weights.values() for name, p in part.items()}
+    x = problem.tested.sample(2, generator_for("check")).query.x.flatten(0, 1)
+    if norm_names(backbone):
+        use_statistics(backbone, collect_statistics(backbone, lambda: functional_call(backbone, params, (x,))))
+    together = functional_call(backbone, params, (x,))
+    require(torch.equal(together, functional_call(backbone, params, (x,))), "the same inputs have other features later")
+    alone = torch.cat([functional_call(backbone, params, (x[i : i + 1],)) for i in range(len(x))])
+    difference = float((alone - together).abs().max())
+    require(
+        difference <= CLOSE * (1 + float(together.abs().max())),
+        f"an input's features differ by {difference:.1e} when the others are not there: "
+        "use metarun.core.norm.BatchNorm, whose statistics can be given",
+    )
+
+
+def check_description(dataset: Dataset) -> None:
+    dataset.prepare()
+    require(bool(dataset.describe().strip()), "describe() says nothing")
+    json.dumps(dataset.identity())
+    read_preprocessing(json.loads(json.dumps(dataset.preprocessing())))
+
+
+Draw = Callable[[Split], Episode]
+
+
+def draw_tasks(dataset: Dataset, split: Split, shape: TaskShape, seed: int) -> Episode:
+    return dataset.tasks(split, shape).sample(DRAWN, generator_for(seed, "check", split))
+
+
+def check_tasks(dataset: Dataset, shape: TaskShape, draw: Draw) -> None:
+    for split in get_args(Split):
+        spec = dataset.tasks(split, shape).spec
+        for part, (x, y) in zip(("support", "query"), draw(split)):
+            require(
+                tuple(x.shape[2:]) == spec.input_shape,
+                f"{part}.x of {split} is {list(x.shape)}, inputs are {spec.input_shape}",
+            )
+            require(
+                x.shape[:2] == y.shape[:2],
+                f"{part} of {split} has {list(x.shape[:2])} inputs, {list(y.shape[:2])} labels",
+            )
+            require(bool(x.isfinite().all()), f"{part}.x of {split} is not finite")
+            if spec.kind == "classification" and not spec.ragged:
+                within = bool(((y >= 0) & (y < spec.output_size)).all())
+                require(within, f"{part}.y of {split} has labels outside of 0..{spec.output_size - 1}")
+
+
+def check_determinism(dataset: Dataset, shape: TaskShape, draw: Draw) -> None:
+    for split in get_args(Split):
+        state = torch.get_rng_state()
+        again, other = (draw_tasks(dataset, split, shape, seed) for seed in (0, 1))
+        require(torch.equal(torch.get_rng_state(), state), f"tasks of {split} change the global random generator")
+        same = all(torch.equal(a, b) for one, two in zip(draw(split), again) for a, b in zip(one, two))
+        require(same, f"one seed gives two sets of tasks in {split}")
+        fixed = len(again.query.y) < DRAWN  # a list of published tasks
+        require(fixed or not torch.equal(again.query.x, other.query.x), f"two seeds give the same tasks in {split}")
+
+
+def fingerprint(x: Tensor) -> bytes:
+    return hashlib.blake2b(x.contiguous().cpu().numpy().tobytes(), digest_size=16).digest()
+
+
+def check_disjoint(draw: Draw) -> None:
+    for split in get_args(Split):
+        for number, task in enumerate(unstack(draw(split))):
+            both = {fingerprint(x) for x in task.support.x} & {fingerprint(x) for x in task.query.x}
+            require(not both, f"task {number} of {split} has the same example in support and queries (or a duplicate)")
+
+
+def check_splits(draw: Draw) -> None:
+    """Over many tasks: splits that share a class would show examples of one in the other."""
+    seen = {split: {fingerprint(x) for part in draw(split) for x in part.x.flatten(0, 1)} for split in get_args(Split)}
+    for one, other in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = len(seen[one] & seen[other])
+        require(not both, f"{both} examples are in {one} and in {other}: splits must not share classes (or duplicates)")
+
+
+def compare(what: str, found: list[Tensor], expected: list[Tensor]) -> None:
+    """Raise AssertionError if the numbers differ by more than rounding in float64."""
+    ours, theirs = (torch.cat([g.detach().flatten() for g in each]) for each in (found, expected))
+    error = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
+    require(error <= CLOSE, f"the {what} differs by {error:.1e} of its norm from plain autograd, task by task")
+
+
+def require(holds: bool, line: str) -> None:
+    """Raise AssertionError with this line unless it holds."""
+    if not holds:
+        raise AssertionError(line)

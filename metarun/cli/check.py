@@ -1,0 +1,45 @@
+"""From `algo=NAME` and overrides to the generic checks of that component."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from metarun.cli.compose import compose
+from metarun.config.errors import ConfigError, instead
+from metarun.config.load import load_settings, plain
+from metarun.config.registry import declaration
+
+if TYPE_CHECKING:
+    from metarun.analysis.checks import Check
+
+GROUPS = ("algo", "dataset", "backbone")
+SHORT = ("trainer.tasks_per_step=2", "eval.tasks=10", "eval.val_tasks=4", "device=cpu")
+GLYPHS = (
+    "dataset=glyphs",
+    "dataset.classes_train=20",
+    "dataset.classes_val=10",
+    "dataset.classes_test=10",
+    "dataset.drawings=10",
+)
+SINUSOID = ("dataset=sinusoid", "backbone=mlp")  # for methods that learn nothing but regression
+
+
+def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> list["Check"]:
+    """List the checks of a component, for example "algo=maml", with other overrides. Raises ConfigError."""
+    group, _, name = component.partition("=")
+    if group not in GROUPS or not name:
+        raise ConfigError(f"{component} cannot be checked{instead(group, GROUPS)} with a name, for example algo=maml")
+    where: tuple[str, ...] = () if group == "dataset" else GLYPHS
+    config = compose([*where, component, *SHORT, *overrides], config_dir)
+    if group == "algo" and "classification" not in declaration("algo", config.algo.name).traits.kinds:
+        where = SINUSOID
+    small = ["backbone.filters=4"] if where == GLYPHS and isinstance(config.backbone.get("filters"), int) else []
+    config = compose([*where, component, *SHORT, *small, *overrides], config_dir)
+    settings = load_settings(plain(config))
+    from metarun.analysis import checks
+
+    lists = {
+        "algo": checks.list_algorithm_checks,
+        "dataset": checks.list_dataset_checks,
+        "backbone": checks.list_backbone_checks,
+    }
+    return lists[group](settings)
