@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from metarun.cli.compose import compose, describe_options
 from metarun.cli.hydra_app import CONFIGS
-from metarun.config.load import plain
+from metarun.config.load import resolve
 from metarun.config.registry import declaration
 from metarun.reports.collect import Cell, make_cells, read_runs
 from metarun.reports.text import format_table
@@ -74,7 +74,7 @@ def describe(algo: str, comment: str, tested: list[Cell]) -> Method:
         raise SystemExit(f"configs/algo/{algo}.yaml must begin with the comments {wanted}")
     if facts["family"] not in FAMILIES:
         raise SystemExit(f"configs/algo/{algo}.yaml: {facts['family']} is not a family of {Path(__file__).name}")
-    values = plain(compose([f"algo={algo}"]))["algo"]
+    values = resolve(compose([f"algo={algo}"]))["algo"]
     return Method(
         f"`{algo}`",
         facts["family"],

@@ -19,7 +19,7 @@ import metarun
 from metarun.cli.compose import describe_options
 from metarun.core.batch import map_tasks
 from metarun.core.norm import use_statistics
-from metarun.core.objectives import adapted, answers
+from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.types import Episode, Examples
 from metarun.engine.build import Experiment
 from metarun.engine.distributed import ALONE
@@ -146,7 +146,7 @@ def evaluate(run: metarun.Run, row: str) -> tuple[Episode, Tensor]:
     tasks = Episode(*(Examples(x[whole], y[whole]) for x, y in drawn))
 
     def logits(task: Episode) -> Tensor:
-        return answers(tester.algo, model.theta, adapted(tester.algo, model.theta, task), task)
+        return predict_queries(tester.algo, model.theta, adapt_to(tester.algo, model.theta, task), task)
 
     with torch.no_grad():
         return tasks, map_tasks(logits, tasks, "loop")

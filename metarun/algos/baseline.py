@@ -19,7 +19,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward, own_generator
-from metarun.core.objectives import episode_metrics, judged
+from metarun.core.objectives import episode_metrics, judge
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
@@ -95,7 +95,7 @@ class Baseline:
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """The classifier's loss and accuracy over all training classes, on a batch of images without a support."""
         images, y = episode.query
-        return judged(self.spec, self.logits(theta["classifier"], self.features(theta, images)), y)
+        return judge(self.spec, self.logits(theta["classifier"], self.features(theta, images)), y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

@@ -39,7 +39,7 @@ from metarun.config.schema import Count, NonNegative, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import draw_networks, forward, last, slope, unroll
-from metarun.core.objectives import judged, metrics_by_step
+from metarun.core.objectives import judge, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -105,7 +105,7 @@ class IMAML:
         """The query loss L_Q(phi*), with the implicit gradient as its gradient (Algorithm 2)."""
 
         def query_loss(phi: Theta) -> tuple[Tensor, tuple[Tensor, Metrics]]:
-            value, metrics = judged(self.spec, self.predict(theta, phi, episode.query.x), episode.query.y)
+            value, metrics = judge(self.spec, self.predict(theta, phi, episode.query.x), episode.query.y)
             return value, (value, metrics)
 
         with torch.no_grad():

@@ -24,7 +24,7 @@ from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import at_step, draw_networks, flatten, forward, inner_step, last, outer_step, select
 from metarun.core.learned import Chart, chart_by_step
-from metarun.core.objectives import judged, metrics_by_step
+from metarun.core.objectives import judge, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
@@ -88,7 +88,7 @@ class MAMLPlusPlus:
         """Sum over the inner steps of v_j times the query loss after step j (section 4); metrics after the last."""
         _, *states = self.trajectory(theta, episode.support)
         predictions = [self.predict(theta, phi, episode.query.x) for phi in states]
-        losses, metrics = zip(*(judged(self.spec, prediction, episode.query.y) for prediction in predictions))
+        losses, metrics = zip(*(judge(self.spec, prediction, episode.query.y) for prediction in predictions))
         return self.importance(outer_step(theta)) @ torch.stack(losses), metrics[-1]
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:

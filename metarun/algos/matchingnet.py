@@ -18,7 +18,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
-from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.objectives import episode_metrics, judge, one_hot
 from metarun.core.recurrent import BiLSTM, LSTMCell, step_cell
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -111,7 +111,7 @@ class MatchingNet:
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         phi = Support(self.support_embedding(theta, z[: len(support.y)]), support.y)
-        return judged(self.spec, self.log_probabilities(theta, phi, z[len(support.y) :]), query.y)
+        return judge(self.spec, self.log_probabilities(theta, phi, z[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

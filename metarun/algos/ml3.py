@@ -46,7 +46,7 @@ from metarun.core.inner import (
 from metarun.core.learned import Chart, chart_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
 from metarun.core.perceptron import draw_perceptron, perceptron
-from metarun.core.seeding import hashed
+from metarun.core.seeding import hash_uniform
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 AS_MSE = {"p": 0.0, "p2": 1.0, "py": -2.0, "p3": 0.0, "p2y": 0.0, "py2": 0.0}
@@ -92,7 +92,7 @@ class ML3:
         """The untrained network of this number: weights and biases uniform within 1/sqrt(fan-in). number: []."""
         shapes = select(copy_networks(self.backbone, self.head), "backbone", "head")
         sizes = [p.numel() for p in flatten(shapes).values()]
-        draws: Iterator[Tensor] = iter(hashed(sum(sizes), number).split(sizes))
+        draws: Iterator[Tensor] = iter(hash_uniform(sum(sizes), number).split(sizes))
 
         def draw(params: Params, name: str) -> Tensor:
             layer = params[f"{name.removesuffix('bias')}weight"] if name.endswith("bias") else params[name]

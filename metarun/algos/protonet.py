@@ -13,7 +13,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
 from metarun.core.inner import draw_networks, forward
-from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.objectives import episode_metrics, judge, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -55,7 +55,7 @@ class ProtoNet:
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         prototypes = self.prototypes(z[: len(support.y)], support.y)
-        return judged(self.spec, self.logits(prototypes, z[len(support.y) :]), query.y)
+        return judge(self.spec, self.logits(prototypes, z[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

@@ -18,7 +18,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core.inner import draw_networks, forward
-from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.objectives import episode_metrics, judge, one_hot
 from metarun.core.solvers import add_ones, ridge
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -65,7 +65,7 @@ class R2D2:
         support, query = episode
         features = self.features(theta, torch.cat([support.x, query.x]))
         phi = self.weights(theta, features[: len(support.y)], support.y)
-        return judged(self.spec, self.outputs(theta, phi, features[len(support.y) :]), query.y)
+        return judge(self.spec, self.outputs(theta, phi, features[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

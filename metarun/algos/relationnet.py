@@ -22,7 +22,7 @@ from metarun.config.schema import Count
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.norm import BatchNorm
-from metarun.core.objectives import episode_metrics, headline, one_hot
+from metarun.core.objectives import episode_metrics, measure, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -112,7 +112,7 @@ class RelationNet:
         support, query = episode
         scores = self.predict(theta, self.adapt(theta, support), query.x)
         loss = F.mse_loss(scores, one_hot(query.y, self.spec.output_size).to(scores.dtype))
-        return loss, headline(self.spec, scores, query.y)
+        return loss, measure(self.spec, scores, query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

@@ -26,7 +26,7 @@ from metarun.config.schema import Count, Fraction, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import draw_networks, flatten, forward, gradient_of, last, select, slope
-from metarun.core.objectives import judged, metrics_by_step
+from metarun.core.objectives import judge, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -114,7 +114,7 @@ class Reptile:
         pull = torch.stack([d.square().sum() for d in flatten(self.weights(change)).values()]).sum() / 2
         passed_on = slope(select(theta, *traits_of(self).carried), change)
         prediction = self.predict(theta, phi, episode.query.x)
-        return pull + passed_on, judged(self.spec, prediction, episode.query.y)[1]
+        return pull + passed_on, judge(self.spec, prediction, episode.query.y)[1]
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The headline metric after the last inner step, and after each from 0 on."""

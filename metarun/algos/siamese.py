@@ -19,7 +19,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
-from metarun.core.objectives import episode_metrics, headline, one_hot
+from metarun.core.objectives import episode_metrics, measure, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -82,7 +82,7 @@ class Siamese:
         weight = (same / same.sum() + (1 - same) / (1 - same).sum()) / 2
         loss = F.binary_cross_entropy_with_logits(likeness, same, weight, reduction="sum")
         matches = self.best_match(likeness, support.y)
-        return loss, headline(self.spec, matches, query.y)
+        return loss, measure(self.spec, matches, query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

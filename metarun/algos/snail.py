@@ -20,7 +20,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
-from metarun.core.objectives import episode_metrics, judged, one_hot
+from metarun.core.objectives import episode_metrics, judge, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -128,7 +128,7 @@ class SNAIL:
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         phi = self.append_labels(z[: len(support.y)], support.y)
-        return judged(self.spec, self.logits(theta, phi, z[len(support.y) :]), query.y)
+        return judge(self.spec, self.logits(theta, phi, z[len(support.y) :]), query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)

@@ -21,12 +21,12 @@ from torch.func import functional_call
 
 from metarun.config.errors import Failed
 from metarun.config.registry import build, declaration, traits_of
-from metarun.config.schema import Settings, at_meta_test
+from metarun.config.schema import Settings, apply_test_changes
 from metarun.config.traits import Inputs, Kind
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.inner import draw_networks, draw_theta
 from metarun.core.norm import collect_statistics, norm_names, use_statistics
-from metarun.core.objectives import adapted, answers, headline
+from metarun.core.objectives import adapt_to, measure, predict_queries
 from metarun.core.seeding import generator_for
 from metarun.core.types import (
     Algorithm,
@@ -288,7 +288,7 @@ def check_slope(problem: Problem) -> None:
 
 def build_tested(settings: Settings, kind: Kind, per_query: bool) -> tuple[Algorithm, Theta, Episode]:
     """The method as it is tested, with the statistics of norm layers where it uses them, and a task for it."""
-    values = at_meta_test(settings.algo, settings.eval.algo)
+    values = apply_test_changes(settings.algo, settings.eval.algo)
     trained = Problem.of(settings, kind)
     theta = trained.theta()
     transductive = values["norm"] == "batch" or (
@@ -306,10 +306,10 @@ def build_tested(settings: Settings, kind: Kind, per_query: bool) -> tuple[Algor
 def check_leaks(settings: Settings) -> None:
     for kind in declaration("algo", settings.algo["name"]).traits.kinds:
         algo, theta, task = build_tested(settings, kind, per_query=False)
-        together = answers(algo, theta, adapted(algo, theta, task), task)
+        together = predict_queries(algo, theta, adapt_to(algo, theta, task), task)
         for i in range(len(task.query.x)):
             single = Episode(task.support, Examples(task.query.x[i : i + 1], task.query.y[i : i + 1]))
-            alone = answers(algo, theta, adapted(algo, theta, single), single)[0]
+            alone = predict_queries(algo, theta, adapt_to(algo, theta, single), single)[0]
             difference = float((alone - together[i]).abs().max())
             require(
                 difference <= CLOSE * (1 + float(together.abs().max())),
@@ -323,8 +323,8 @@ def check_metric(settings: Settings) -> None:
     for kind in declaration("algo", settings.algo["name"]).traits.kinds:
         algo, theta, task = build_tested(settings, kind, per_query=True)
         spec = Problem.of(settings, kind).tested.spec
-        for name, expected in headline(
-            spec, answers(algo, theta, adapted(algo, theta, task), task), task.query.y
+        for name, expected in measure(
+            spec, predict_queries(algo, theta, adapt_to(algo, theta, task), task), task.query.y
         ).items():
             measured = algo.task_metrics(theta, task)
             require(name in measured, f"task_metrics has no {name}, which tasks of {kind} are judged by")

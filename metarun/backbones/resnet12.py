@@ -12,7 +12,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction
 from metarun.core.norm import BatchNorm
-from metarun.core.seeding import hashed
+from metarun.core.seeding import hash_uniform
 from metarun.core.types import Backbone
 
 
@@ -90,7 +90,7 @@ def drop_block(x: Tensor, numbers: Tensor, rate: float, size: int) -> Tensor:
     n, channels, height, width = x.shape
     size = min(size, height, width)
     places = height - size + 1, width - size + 1  # of a square's corner
-    corners = hashed(channels * math.prod(places), numbers).view(n, channels, *places)  # uniform in -1..1
+    corners = hash_uniform(channels * math.prod(places), numbers).view(n, channels, *places)  # uniform in -1..1
     gamma = rate / size**2 * height * width / math.prod(places)  # Eq. 1
     dropped = F.max_pool2d(F.pad((corners < 2 * gamma - 1).to(x.dtype), 4 * (size - 1,)), size, stride=1)
     kept = 1 - dropped

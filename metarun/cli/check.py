@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError, instead
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str |
         where = SINUSOID
     small = ["backbone.filters=4"] if where == GLYPHS and isinstance(config.backbone.get("filters"), int) else []
     config = compose([*where, component, *SHORT, *small, *overrides], config_dir)
-    settings = load_settings(plain(config))
+    settings = load_settings(resolve(config))
     from metarun.analysis import checks
 
     lists = {

@@ -15,7 +15,7 @@ from metarun.cli.hydra_app import Request, check_folder
 from metarun.cli.overview import LISTED, wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.words import count
 from metarun.runs.folder import RunFolder
 
@@ -86,7 +86,7 @@ def data(words: Sequence[str]) -> None:
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a few tasks into this file")
     arguments = parser.read(words)
     config = compose([f"dataset={arguments.name}", *arguments.overrides], arguments.config_dir)
-    settings = load_settings(plain(config))
+    settings = load_settings(resolve(config))
     from metarun.engine.build import dataset_of
 
     dataset = dataset_of(settings)
@@ -107,7 +107,7 @@ def profile(words: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", default=[], help="the settings of a run, for example algo=maml")
     arguments = parser.read(words)
     config = compose(arguments.overrides, arguments.config_dir)
-    settings = load_settings(plain(config))
+    settings = load_settings(resolve(config))
     from metarun.analysis.profile import describe
 
     print(*describe(settings), sep="\n")

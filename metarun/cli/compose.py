@@ -19,7 +19,7 @@ from metarun.cli.grammar import parse, show
 from metarun.cli.hydra_app import CONFIGS, check_folder, search
 from metarun.cli.mistakes import explain
 from metarun.config.errors import ConfigError
-from metarun.config.load import identity, plain
+from metarun.config.load import identity, resolve
 from metarun.config.registry import config_folders
 
 
@@ -52,12 +52,12 @@ def change(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
         if override.is_sweep_override():
             raise ConfigError(f"{show(override.input_line or '')} is a list of values: give one")
         OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
-    return plain(config)
+    return resolve(config)
 
 
 def name_run(*, _root_: DictConfig) -> str:
     """The folder of a run: what it is, in words, and a hash of its identity."""
-    choices, values = _root_.hydra.runtime.choices, identity(plain(_root_))
+    choices, values = _root_.hydra.runtime.choices, identity(resolve(_root_))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
     return f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
 

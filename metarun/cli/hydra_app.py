@@ -19,7 +19,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig
 
 from metarun.config.errors import ConfigError, did_you_mean
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import config_folders
 from metarun.runs.folder import RunFolder
 
@@ -125,7 +125,7 @@ def call(request: Request, job: Job) -> None:
 
 def run_composed(config: DictConfig, experiment: "Experiment | None" = None) -> float:
     """Run what Hydra composed, in the folder that it made. Returns the best validation score."""
-    context, values = HydraConfig.get(), plain(config)
+    context, values = HydraConfig.get(), resolve(config)
     choices = {group: choice for group, choice in context.runtime.choices.items() if not group.startswith("hydra/")}
     settings = load_settings(values)
     from metarun.runs.run import run

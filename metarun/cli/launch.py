@@ -9,9 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from metarun.cli.compose import compose, find_folder
 from metarun.cli.hydra_app import Job, Request, call, run_composed
 from metarun.cli.sweep import show_jobs, sweep
-from metarun.config.errors import ConfigError, reported
-from metarun.config.load import load_settings, plain
-from metarun.engine.process import launched, prepare_cpu
+from metarun.config.errors import ConfigError, report_error
+from metarun.config.load import load_settings, resolve
+from metarun.engine.process import launcher_rank, prepare_cpu
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
 
@@ -23,7 +23,7 @@ def launch(request: Request) -> None:
     shows = {"cfg", "info"} & request.flags.keys()
     if SHOWN_BY_HYDRA & request.flags.keys():
         call(request, run_composed)
-    elif launched() is not None and request.multirun:
+    elif launcher_rank() is not None and request.multirun:
         raise ConfigError("a sweep under torchrun: start one torchrun for each run, or use --multirun's launchers")
     elif request.multirun and shows:
         if request.flags.get("cfg") != "job":
@@ -33,7 +33,7 @@ def launch(request: Request) -> None:
         sweep(request)
     else:
         config = compose(request.overrides, request.config_dir, request.config_name)
-        if launched():
+        if launcher_rank():
             _follow(config)
         else:
             call(request, run_composed if shows else _prepare(config))
@@ -49,7 +49,7 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
             raise ConfigError(f"{text} is no setting: give name=value")
     request = Request.parse(overrides, ())
     config = compose(request.overrides)
-    values, folder = plain(config), RunFolder(find_folder(config, "hydra.run.dir"))
+    values, folder = resolve(config), RunFolder(find_folder(config, "hydra.run.dir"))
     settings = load_settings(values)
     if (result := folder.result()) is None:
         prepare_cpu()
@@ -70,7 +70,7 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
 
 def _prepare(config: DictConfig) -> Job:
     """Build one run's components, so that mistakes in them are found before Hydra makes the folder."""
-    settings = load_settings(plain(config))
+    settings = load_settings(resolve(config))
     folder = RunFolder(find_folder(config, "hydra.run.dir"))
     folder.check_writable()
     from metarun.runs.run import prepare
@@ -81,14 +81,14 @@ def _prepare(config: DictConfig) -> Job:
         try:
             return run_composed(config, experiment)
         except Exception as error:
-            sys.exit(reported(error))  # Hydra would print its own kind of traceback
+            sys.exit(report_error(error))  # Hydra would print its own kind of traceback
 
     return job
 
 
 def _follow(config: DictConfig) -> None:
     """Run as another rank than 0; rank 0 writes all files, also Hydra's."""
-    values = plain(config)
+    values = resolve(config)
     settings = load_settings(values)
     from metarun.runs.run import run
 

@@ -8,7 +8,7 @@ from metarun.cli.commands import COMMANDS, summarise_commands
 from metarun.cli.hydra_app import Request
 from metarun.cli.launch import launch
 from metarun.cli.overview import write_help
-from metarun.config.errors import reported
+from metarun.config.errors import report_error
 from metarun.config.version import __version__
 from metarun.engine.process import prepare_cpu
 
@@ -30,7 +30,7 @@ def main() -> None:
             else:
                 launch(request)
     except BaseException as error:
-        sys.exit(reported(error))
+        sys.exit(report_error(error))
     sys.exit(0)
 
 

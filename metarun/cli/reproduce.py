@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from metarun.cli.compose import compose, describe_options
 from metarun.cli.sweep import Job
 from metarun.config.errors import ConfigError, did_you_mean
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Training
 
@@ -65,7 +65,7 @@ def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> 
         if job.outcome == "done":
             yield f"{job.label}: done"
             continue
-        values = plain(compose(job.overrides, config_dir))
+        values = resolve(compose(job.overrides, config_dir))
         rate = recorded.get(identify(values))
         seconds = values["trainer"]["steps"] * values["trainer"]["tasks_per_step"] / rate if rate else measure(values)
         total += seconds

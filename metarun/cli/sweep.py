@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.cli.compose import compose, find_folder
 from metarun.cli.grammar import expand
 from metarun.cli.hydra_app import Request, call, run_composed, search
-from metarun.config.errors import Busy, ConfigError, Failed, Stopped, reported
-from metarun.config.load import load_settings, plain
+from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_error
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration, metric
 from metarun.runs.folder import RunFolder
 
@@ -86,7 +86,7 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
         with job.folder.record_failure():
             if folder != job.folder:
                 raise ConfigError("its settings were edited while the sweep ran: start the sweep again")
-            folder.check_same(plain(config))
+            folder.check_same(resolve(config))
             if (result := folder.result()) is not None:
                 folder.forget_error()
                 return keep_finite(result.validation.best if result.validation else None, worst)
@@ -96,12 +96,12 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
             score = run_composed(config)
         outcome = "done in"
     except Stopped as error:
-        sys.exit(reported(error))
+        sys.exit(report_error(error))
     except Busy:
         print(f"{number} elsewhere", flush=True)
         return worst
     except Exception as error:
-        reported(error)
+        report_error(error)
         outcome = "failed after"
     from metarun.reports.tables import format_duration
 
@@ -143,7 +143,7 @@ def plan(request: Request) -> tuple[list[Job], Path]:
         jobs = list(expand(request.overrides, loader))
     for number, overrides in enumerate(jobs):
         config = compose([*overrides, f"hydra.job.num={number}"], request.config_dir, request.config_name)
-        load_settings(plain(config))
+        load_settings(resolve(config))
         root = find_folder(config, "hydra.sweep.dir")
         folder = find_job_folder(config, root)
         RunFolder(folder or root).check_writable()

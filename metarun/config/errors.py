@@ -31,7 +31,7 @@ class Stopped(Exception):
     exit_code = INTERRUPTED
 
 
-def reported(error: BaseException) -> int:
+def report_error(error: BaseException) -> int:
     """Print one line for an error that the user can act on, a traceback for any other. Returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else FAILURE

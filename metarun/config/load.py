@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.errors import ConfigError, instead
 from metarun.config.registry import GROUPS, check, declaration
-from metarun.config.schema import EvalSettings, Settings, at_meta_test
+from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
@@ -44,7 +44,7 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
     """Convert the variants to their declared types; check `eval.algo` as well, theirs and the common one."""
     hints = get_type_hints(EvalSettings, include_extras=True)
     variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
-    common = at_meta_test(settings.algo, settings.eval.algo)
+    common = apply_test_changes(settings.algo, settings.eval.algo)
     check("algo", common, problems, "eval.algo")
     converted = {}
     for name, changes in settings.eval.variants.items():
@@ -54,11 +54,11 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
         problems += [f"{key}.{setting}: no such setting{hint}" for setting, hint in unknown.items()]
         known = {setting: changes[setting] for setting in declared}
         converted[name] = convert_fields(known, declared, key, problems)
-        check("algo", at_meta_test(common, changes.get("algo", {})), problems, f"{key}.algo")
+        check("algo", apply_test_changes(common, changes.get("algo", {})), problems, f"{key}.algo")
     return converted
 
 
-def plain(config: DictConfig) -> dict[str, Any]:
+def resolve(config: DictConfig) -> dict[str, Any]:
     """Return the job's part of a composed configuration, resolved. Raises ConfigError."""
     try:
         values = {str(key): config[key] for key in config if key != "hydra"}

@@ -92,6 +92,6 @@ class Settings:
     data_dir: str | None
 
 
-def at_meta_test(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def apply_test_changes(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return an algorithm's settings with those that differ at meta-test; another `name` brings all its own."""
     return {**changes} if changes.get("name", trained["name"]) != trained["name"] else {**trained, **changes}

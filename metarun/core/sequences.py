@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarun.core.objectives import episode_metrics, headline, loss, metric_of, one_hot
+from metarun.core.objectives import episode_metrics, headline_metric, loss, measure, one_hot
 from metarun.core.types import Algorithm, Episode, Examples, Metrics, TaskSpec, Theta
 
 NOTHING = -1  # the label that comes with the first example
@@ -111,7 +111,9 @@ def sequence_loss(algo: Reader, theta: Theta, episode: Episode) -> tuple[Tensor,
     """The mean loss over all steps, those of the support and of the queries."""
     steps = make_sequence(*episode)
     logits, _ = read(algo, theta, steps)
-    return loss(algo.spec.kind, logits, steps.y), measure(algo.spec, logits.detach(), steps, len(episode.support.y))
+    return loss(algo.spec.kind, logits, steps.y), measure_by_instance(
+        algo.spec, logits.detach(), steps, len(episode.support.y)
+    )
 
 
 def sequence_metrics(algo: Reader, theta: Theta, episode: Episode) -> Metrics:
@@ -119,16 +121,16 @@ def sequence_metrics(algo: Reader, theta: Theta, episode: Episode) -> Metrics:
     if algo.norm == "per_query":
         return episode_metrics(algo, algo.spec, theta, episode)
     steps = make_sequence(*episode)
-    return measure(algo.spec, read(algo, theta, steps)[0], steps, len(episode.support.y))
+    return measure_by_instance(algo.spec, read(algo, theta, steps)[0], steps, len(episode.support.y))
 
 
-def measure(spec: TaskSpec, logits: Tensor, steps: Sequence, support: int) -> Metrics:
+def measure_by_instance(spec: TaskSpec, logits: Tensor, steps: Sequence, support: int) -> Metrics:
     """Accuracy by instance of a class [K + Q]; its headline is that of instance K + 1, which is K-shot accuracy.
 
     `support` is the number of steps N * K. With another metric than accuracy: that metric over the steps after it.
     """
-    if metric_of(spec) != "accuracy":
-        return headline(spec, logits[support:], steps.y[support:])
+    if headline_metric(spec) != "accuracy":
+        return measure(spec, logits[support:], steps.y[support:])
     ways = spec.ways or spec.output_size
     right = (logits.argmax(-1) == steps.y).to(logits.dtype)
     members = one_hot(steps.instance - 1, len(steps.y) // ways).to(logits.dtype)  # [n, K + Q]

@@ -22,8 +22,8 @@ PADDING = -100  # the label of what is no example; PyTorch's cross-entropy passe
 class Examples(NamedTuple):
     """x: [n, *input]; y: [n] class indices, or [n, *output] in regression.
 
-    Where tasks differ in size, small ones are filled up to the largest: y is PADDING there, or in regression nan, and x
-    had better be an example again, since norm layers that go by the batch see it.
+    Where tasks differ in size, small ones are filled up to the largest: y is PADDING there, or in regression nan. x
+    should repeat an example there, because norm layers that normalise by the batch see it.
     """
 
     x: Tensor
@@ -46,7 +46,7 @@ class TaskShape(NamedTuple):
 
 
 class TaskSpec(NamedTuple):
-    """What a task asks for: `output_size` is the number of classes, or of regressed values.
+    """What a task asks for. `output_size` is the number of classes, or of regressed values.
 
     `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
     its predictions are judged by, a registered one; None: accuracy, or mean squared error. `ways`
@@ -70,9 +70,9 @@ class TaskSource(Protocol):
     def spec(self) -> TaskSpec: ...
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
-        """A batch of tasks with a leading T, on the data's device; all randomness is the generator's.
+        """Draw a batch of tasks with a leading T, on the data's device; all randomness comes from the generator.
 
-        Fewer only where the source is a list of less than `num_tasks`: then these are all there are.
+        A source that is a list of fewer than `num_tasks` tasks returns all of them.
         """
         ...
 
@@ -81,17 +81,17 @@ class Dataset(Protocol):
     """A named collection that tasks are drawn from."""
 
     def prepare(self) -> None:
-        """Fetch, verify and pack what is missing; cheap when everything is there."""
+        """Fetch, verify and pack what is missing; cheap if everything is there."""
         ...
 
     def tasks(self, split: Split, shape: TaskShape) -> TaskSource: ...
 
     def describe(self) -> str:
-        """For a person: where the data was found, what it holds split by split, or what is missing."""
+        """Say for a person where the data was found, what it holds split by split, or what is missing."""
         ...
 
     def identity(self) -> dict[str, Any]:
-        """What was used, as JSON: counts, hashes and settings that tell two versions apart."""
+        """Return what was used, as JSON: counts, hashes and settings that tell two versions apart."""
         ...
 
     def preprocessing(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class Algorithm(Protocol):
     def init(self) -> Theta: ...
 
     def adapt(self, theta: Theta, support: Examples) -> Any:
-        """The task-specific state phi that `predict` reads."""
+        """Return the task-specific state phi that `predict` reads."""
         ...
 
     def predict(self, theta: Theta, phi: Any, x: Tensor) -> Tensor:
@@ -124,11 +124,11 @@ class Algorithm(Protocol):
         ...
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """The scalar whose mean over tasks is descended in theta, and metrics to log."""
+        """Return the scalar whose mean over tasks is descended in theta, and metrics to log."""
         ...
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """What meta-validation and meta-test measure on one task."""
+        """Measure one task for meta-validation and meta-test."""
         ...
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from metarun.config.errors import ConfigError
-from metarun.engine.process import launched
+from metarun.engine.process import launcher_rank
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=1)  # how long a rank waits for another: rank 0 may be writing to a slow disk
@@ -77,7 +77,7 @@ def count_workers(workers: int | str, tasks: int, device: torch.device) -> int:
     """Return how many processes to start here. `auto`: on a CPU, one for each of PyTorch's threads, as long as each has
     at least two tasks of a step. Raises ConfigError.
     """
-    if launched() is not None:
+    if launcher_rank() is not None:
         if workers not in ("auto", 1):
             raise ConfigError(f"trainer.workers is {workers}, and the launcher has started processes already: leave it")
         return 1
@@ -98,7 +98,7 @@ def start_ranks(
     and call `work(rank, count, port, threads, *arguments)`. It stays alone if count is 1.
     """
     backend = "gloo" if device.type == "cpu" else f"cpu:gloo,{device.type}:nccl"
-    if launched() is not None:
+    if launcher_rank() is not None:
         dist.init_process_group(backend, timeout=PATIENCE)
         try:
             yield Ranks(dist.get_rank(), dist.get_world_size())

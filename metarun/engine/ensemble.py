@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.core.objectives import adapted, answers, headline
+from metarun.core.objectives import adapt_to, measure, predict_queries
 from metarun.core.types import Algorithm, Episode, Metrics, TaskSpec, Theta
 
 
@@ -26,10 +26,10 @@ class Ensemble:
         """Return the mean of the members' softmax for the queries: [n, N]."""
         found = []
         for algo, theta in self.members:
-            phi = adapted(algo, theta, episode)
-            found.append(answers(algo, theta, phi, episode).softmax(-1))
+            phi = adapt_to(algo, theta, episode)
+            found.append(predict_queries(algo, theta, phi, episode).softmax(-1))
         return torch.stack(found).mean(0)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """Return the headline metric; `theta` is not read, because the members have theirs."""
-        return headline(self.spec, self.probabilities(episode), episode.query.y)
+        return measure(self.spec, self.probabilities(episode), episode.query.y)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.config.registry import declaration
-from metarun.config.schema import EvalSettings, Settings, at_meta_test
+from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.core.batch import Execution, map_tasks
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
@@ -61,10 +61,10 @@ def plan_rows(settings: Settings, has_norm: bool) -> dict[str, EvalSettings]:
 
     `has_norm`: the backbone has norm layers.
     """
-    test = replace(settings.eval, algo=at_meta_test(settings.algo, settings.eval.algo))
+    test = replace(settings.eval, algo=apply_test_changes(settings.algo, settings.eval.algo))
     rows = {"test": test}
     for name, changes in settings.eval.variants.items():
-        rows[name] = replace(test, **{**changes, "algo": at_meta_test(test.algo, changes.get("algo", {}))})
+        rows[name] = replace(test, **{**changes, "algo": apply_test_changes(test.algo, changes.get("algo", {}))})
     inductive = {
         f"{name}_inductive": replace(row, algo=make_inductive(row.algo))
         for name, row in rows.items()

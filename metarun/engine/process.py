@@ -5,7 +5,7 @@ import os
 import sys
 
 
-def launched() -> int | None:
+def launcher_rank() -> int | None:
     """Return this process's rank if torchrun, or another launcher that sets its variables, started several."""
     return int(os.environ["RANK"]) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else None
 

@@ -23,7 +23,7 @@ from metarun.config.schema import EvalSettings, Settings
 from metarun.core.inner import one_by_one
 from metarun.core.machine import find_device
 from metarun.core.norm import norm_names, use_statistics
-from metarun.core.objectives import adapted, answers
+from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.seeding import generator_for
 from metarun.core.sequences import STRINGS
 from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Theta
@@ -208,7 +208,7 @@ class Model:
             return Episode(support, Examples(x, torch.zeros(len(x))))  # labels that nothing reads
 
         with torch.no_grad(), one_by_one():
-            before = None if sees_queries else adapted(algo, self.theta, episode(support.x[:0]))
+            before = None if sees_queries else adapt_to(algo, self.theta, episode(support.x[:0]))
 
         def predict(items: Items) -> Tensor:
             x = self._read(items)
@@ -217,8 +217,8 @@ class Model:
                 return torch.cat([answer(part).cpu() for part in parts])
 
         def answer(part: Episode) -> Tensor:
-            phi = adapted(algo, self.theta, part) if sees_queries else before
-            return answers(algo, self.theta, phi, part)
+            phi = adapt_to(algo, self.theta, part) if sees_queries else before
+            return predict_queries(algo, self.theta, phi, part)
 
         return predict
 

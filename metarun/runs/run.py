@@ -9,11 +9,11 @@ from metarun.config.errors import ConfigError, Failed
 from metarun.config.registry import lookup
 from metarun.config.schema import Settings
 from metarun.core.machine import STARTED, device_name, find_commit, find_versions, peak_memory_mib
-from metarun.core.objectives import metric_of
+from metarun.core.objectives import headline_metric
 from metarun.engine.build import Experiment
 from metarun.engine.distributed import Ranks, count_workers, is_lost
 from metarun.engine.plan import Plan, is_out_of_memory
-from metarun.engine.process import launched
+from metarun.engine.process import launcher_rank
 from metarun.runs.artifacts import describe_result, draw_curves
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, printable, say
@@ -57,7 +57,7 @@ def run(
     a signal, Failed if the training diverged or the machine ran out of something.
     """
     experiment = experiment or prepare(settings, folder)
-    if launched():
+    if launcher_rank():
         if experiment is not None:
             with start_workers(experiment, config, "train") as ranks:
                 follow(settings, ranks, "train")
@@ -110,7 +110,7 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     progress = train_run(experiment, folder, about, ranks)
     models, facts = load_models(experiment, folder, ranks)
     result = Result(
-        headline=metric_of(experiment.source.spec),
+        headline=headline_metric(experiment.source.spec),
         kind=experiment.source.spec.kind,
         rows=score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), folder, ranks),
         checkpoint=checkpoint_of(settings.eval.checkpoint, facts),
@@ -137,7 +137,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ov
     check_ensemble(experiment)
     for row in experiment.rows().values():
         experiment.tester(row, "test")
-    if launched():
+    if launcher_rank():
         with start_workers(experiment, config, "test") as ranks:
             follow(settings, ranks, "test")
         return
@@ -147,7 +147,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ov
         beside.path.mkdir(parents=True, exist_ok=True)
         rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
     spec, name = experiment.source.spec, str(folder.checkpoint(settings.eval.checkpoint))
-    test = Evaluation(headline=metric_of(spec), kind=spec.kind, rows=rows, checkpoint=checkpoint_of(name, facts))
+    test = Evaluation(headline=headline_metric(spec), kind=spec.kind, rows=rows, checkpoint=checkpoint_of(name, facts))
     beside.finish(test)
     print(*map(printable, describe_result(test)), f"in {beside.path}", sep="\n")
 

@@ -15,7 +15,7 @@ from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, metric, traits_of
 from metarun.config.schema import Settings
 from metarun.core.inner import draw_theta
-from metarun.core.objectives import metric_of
+from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
 from metarun.core.types import Episode, Theta
 from metarun.engine import checkpoint
@@ -65,7 +65,7 @@ class Session:
 
     def __post_init__(self) -> None:
         trainer, plan = self.experiment.settings.trainer, self.state.progress.plan
-        self.headline = metric_of(self.experiment.source.spec)
+        self.headline = headline_metric(self.experiment.source.spec)
         self.sign = 1 if metric(self.headline).higher_is_better else -1  # scores are compared by "more is better"
         self.tester = self.experiment.tester(self.experiment.rows()["test"], "val")
         self.meta_gradient = MetaGradient(self.experiment.algo, trainer, self.ranks, Plan(**plan) if plan else None)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from metarun.cli.compose import compose
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.core.batch import unstack
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
@@ -82,7 +82,7 @@ def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Co
 def test_the_classifier_is_drawn_from_the_seed(place: Path) -> None:
     def drawn(seed: int) -> torch.Tensor:
         torch.randn(seed + 1)  # whatever was drawn before
-        settings = load_settings(plain(compose([*TINY, "algo=baseline", f"seed={seed}"])))
+        settings = load_settings(resolve(compose([*TINY, "algo=baseline", f"seed={seed}"])))
         return Experiment.of(settings).initial_theta()["classifier"]["weight"]
 
     assert torch.equal(drawn(3), drawn(3))

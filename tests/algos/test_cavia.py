@@ -10,7 +10,7 @@ from torch.func import functional_call
 
 from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import build
 from metarun.core.types import Backbone, Examples, TaskSpec
 from metarun.engine.build import Experiment, algorithm
@@ -80,7 +80,7 @@ def test_only_the_context_is_adapted_by_the_gradient_of_the_support_loss() -> No
 
 def test_the_maps_are_drawn_from_the_seed(place: Path) -> None:
     def maps(seed: int) -> dict[str, Tensor]:
-        experiment = Experiment.of(load_settings(plain(compose(["algo=cavia", "dataset=sinusoid", f"seed={seed}"]))))
+        experiment = Experiment.of(load_settings(resolve(compose(["algo=cavia", "dataset=sinusoid", f"seed={seed}"]))))
         torch.rand(seed + 1)  # what else was drawn in this process does not matter
         return experiment.initial_theta()["context"]
 

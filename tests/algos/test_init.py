@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from metarun.cli.compose import compose
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import known
 from metarun.core.inner import draw_theta
 from metarun.core.types import Theta
@@ -60,7 +60,7 @@ def test_drawing_theta_leaves_the_global_generator_as_it_was(name: str) -> None:
 
 
 def test_an_experiment_leaves_the_global_generator_as_it_was() -> None:
-    settings = load_settings(plain(compose(["algo=metanet", *TINY])))
+    settings = load_settings(resolve(compose(["algo=metanet", *TINY])))
     before = torch.get_rng_state()
     Experiment.of(settings).initial_theta()
     assert torch.equal(torch.get_rng_state(), before)

@@ -8,7 +8,7 @@ import torch
 
 from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Model, Scores, draw_fixed_tasks
 from metarun.runs.folder import RunFolder
@@ -88,7 +88,7 @@ SETTINGS_SHORT: dict[str, tuple[str, ...]] = {
 
 
 def configured(name: str, *overrides: str) -> dict[str, Any]:
-    return plain(compose([f"algo={name}", *COMMON, *SETTINGS.get(name, ()), *overrides]))
+    return resolve(compose([f"algo={name}", *COMMON, *SETTINGS.get(name, ()), *overrides]))
 
 
 def trained(values: dict[str, Any], folder: RunFolder) -> Row:

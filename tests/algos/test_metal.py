@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from metarun.cli.compose import compose
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.core.batch import unstack
-from metarun.core.objectives import adapted, answers
+from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.types import Episode
 from metarun.engine.build import Experiment
 from metarun.engine.ensemble import Ensemble
@@ -66,7 +66,7 @@ def test_other_queries_change_an_answer_only_where_that_is_declared(transductive
     algo, theta = algo_and_theta("metal", "koch", transductive=transductive)
     task, other = unstack(episodes(2))
     mixed = Episode(task.support, task.query._replace(x=torch.cat([task.query.x[:1], other.query.x[1:]])))
-    found = [answers(algo, theta, adapted(algo, theta, episode), episode)[0] for episode in (task, mixed)]
+    found = [predict_queries(algo, theta, adapt_to(algo, theta, episode), episode)[0] for episode in (task, mixed)]
     assert torch.equal(*found) != transductive
 
 
@@ -79,7 +79,7 @@ def test_an_ensemble_adapts_to_the_queries_as_its_members_do() -> None:
 
 @pytest.mark.parametrize("backbone", [["backbone=conv4_strided"], ["backbone=mlp", "backbone.hidden=[8]"]])
 def test_results_say_what_is_transductive(place: Path, backbone) -> None:
-    experiment = Experiment.of(load_settings(plain(compose(["algo=metal", *backbone, "device=cpu"]))))
+    experiment = Experiment.of(load_settings(resolve(compose(["algo=metal", *backbone, "device=cpu"]))))
     rows = experiment.rows()
     assert {name: is_transductive(row, experiment.has_norm) for name, row in rows.items()} == {
         "test": True,

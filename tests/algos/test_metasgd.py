@@ -7,7 +7,7 @@ import torch
 
 from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta, flatten
 from metarun.engine.build import Experiment
@@ -66,7 +66,7 @@ def test_rates_start_uniform_in_their_range_and_the_same_at_every_draw() -> None
 def test_rates_are_drawn_from_the_seed(place: Path) -> None:
     def rates(seed: int) -> torch.Tensor:
         torch.rand(1)  # what was drawn before does not matter
-        settings = load_settings(plain(compose(["algo=metasgd", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
+        settings = load_settings(resolve(compose(["algo=metasgd", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
         return torch.cat([rate.flatten() for rate in Experiment.of(settings).initial_theta()["lr"].values()])
 
     assert torch.equal(rates(0), rates(0))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metarun.cli.compose import compose
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.engine.build import Experiment
@@ -117,7 +117,7 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> N
 
 def test_learners_and_loss_are_drawn_from_the_seed(place: Path) -> None:
     def start(seed: int) -> dict:
-        settings = load_settings(plain(compose(["algo=ml3", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
+        settings = load_settings(resolve(compose(["algo=ml3", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
         return Experiment.of(settings).initial_theta()
 
     torch.testing.assert_close(start(0), start(0), rtol=0, atol=0)

@@ -7,9 +7,9 @@ from torch import Tensor
 from metarun.backbones.resnet12 import drop_block
 from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import build
-from metarun.core.seeding import generator_for, hashed
+from metarun.core.seeding import generator_for, hash_uniform
 from metarun.core.types import Episode, Examples
 from metarun.datasets.sampling.numbered import Numbered, add_numbers
 from metarun.engine.build import Experiment
@@ -42,7 +42,7 @@ def test_squares_are_dropped_where_the_numbers_say(side, size, places) -> None:
     """Against a square at a time. Eq. 1 with H = W = side: gamma = rate / size^2 * side^2 / places^2."""
     x, numbers, rate = torch.rand(40, 3, side, side, dtype=torch.float64) + 1, torch.arange(40.0), 0.1
     kept = torch.ones_like(x)
-    draws = hashed(3 * places * places, numbers).view(40, 3, places, places)
+    draws = hash_uniform(3 * places * places, numbers).view(40, 3, places, places)
     gamma = rate / min(size, side) ** 2 * side**2 / places**2
     for image, channel, row, column in ((draws + 1) / 2 < gamma).nonzero().tolist():
         kept[image, channel, row : row + size, column : column + size] = 0
@@ -58,8 +58,8 @@ def test_the_rate_is_what_is_dropped_and_the_rest_makes_up_for_it() -> None:
 
 def test_hashed_numbers_of_many_salts_are_those_of_each() -> None:
     salts = torch.tensor([[0.0, 1.0], [7.0, 2.0**22]])
-    torch.testing.assert_close(hashed(9, salts)[1, 0], hashed(9, torch.tensor(7.0)), rtol=0, atol=0)
-    assert hashed(9, salts).flatten().unique().numel() == 36
+    torch.testing.assert_close(hash_uniform(9, salts)[1, 0], hash_uniform(9, torch.tensor(7.0)), rtol=0, atol=0)
+    assert hash_uniform(9, salts).flatten().unique().numel() == 36
 
 
 def with_numbers(x: Tensor, numbers: list[float]) -> Tensor:
@@ -83,7 +83,7 @@ def test_features_are_dropped_only_where_inputs_have_numbers() -> None:
 
 def glyphs(*overrides: str) -> Experiment:
     small = ("backbone=resnet12", "backbone.filters=[3,4,4,5]", "dataset.classes_train=20", "dataset.image_size=16")
-    return Experiment.of(load_settings(plain(compose(["algo=protonet", "device=cpu", *small, *overrides]))))
+    return Experiment.of(load_settings(resolve(compose(["algo=protonet", "device=cpu", *small, *overrides]))))
 
 
 def test_training_tasks_have_numbers_and_tests_have_none() -> None:

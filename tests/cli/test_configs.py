@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import GROUPS
 from metarun.datasets import texts
 from metarun.datasets.storage import known_sets
@@ -77,9 +77,9 @@ def test_a_file_composes_and_passes_the_check(place: Path, option: str) -> None:
     config = composed(option)
     if option in PACKAGES and importlib.util.find_spec(PACKAGES[option]) is None:
         with pytest.raises(ConfigError, match="needs a package"):
-            load_settings(plain(config))
+            load_settings(resolve(config))
     else:
-        load_settings(plain(config))
+        load_settings(resolve(config))
     assert config.hydra.runtime.choices[group] == name
     assert config.hydra.run.dir.startswith("outputs/")
 
@@ -92,7 +92,7 @@ def test_a_file_takes_a_step_and_a_test(
     if option in PACKAGES:
         pytest.importorskip(PACKAGES[option])
     monkeypatch.setenv("WANDB_MODE", "offline")
-    values = shrunk(plain(composed(option, *([TOGETHER[option]] if option in TOGETHER else []))))
+    values = shrunk(resolve(composed(option, *([TOGETHER[option]] if option in TOGETHER else []))))
     data = values["dataset"].get("collection", values["dataset"]["name"])
     if data in REAL:
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():

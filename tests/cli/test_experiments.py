@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from metarun.cli.compose import describe_options
-from metarun.config.load import load_settings, plain
+from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration
 from metarun.engine.build import Experiment
 from metarun.reports.published import Setup, find_figure, read_figures
@@ -53,7 +53,7 @@ Printed = tuple[float, float | None]
 
 @cache
 def values_of(name: str) -> dict[str, Any]:
-    return plain(composed(f"experiment={name}"))
+    return resolve(composed(f"experiment={name}"))
 
 
 def setups(name: str) -> list[Setup]:

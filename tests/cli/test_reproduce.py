@@ -16,7 +16,7 @@ from metarun.cli.compose import compose
 from metarun.cli.reproduce import Length, choose, estimate, find_rates, read
 from metarun.cli.sweep import label_jobs
 from metarun.config.errors import ConfigError
-from metarun.config.load import plain
+from metarun.config.load import resolve
 from tests.conftest import Command
 from tests.support.tiny_runs import omniglot_result
 
@@ -63,7 +63,7 @@ def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Pa
     for name, ways, seconds, rate in recorded:
         (tmp_path / name).mkdir()
         training = {"steps": 9, "seconds": seconds, "tasks_per_second": rate}
-        result = omniglot_result() | {"config": plain(compose([f"ways={ways}", *common])), "training": training}
+        result = omniglot_result() | {"config": resolve(compose([f"ways={ways}", *common])), "training": training}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "result.json").write_text("{")

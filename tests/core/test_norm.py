@@ -10,7 +10,7 @@ from torch.func import functional_call
 from metarun.config.registry import build, known
 from metarun.core.batch import unstack
 from metarun.core.norm import BatchNorm, collect_statistics, norm_names, use_statistics
-from metarun.core.objectives import answers
+from metarun.core.objectives import predict_queries
 from metarun.core.types import Algorithm, Episode, Examples, Theta
 from tests.support.tiny import PAIRS, WAYS, algo_and_theta, episodes
 
@@ -48,7 +48,7 @@ def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbon
     algo, theta = algo_and_theta("protonet", backbone)
     task = unstack(episodes(1, backbone=backbone))[0]
     use_statistics(algo.backbone, collect_statistics(algo.backbone, lambda: algo.task_loss(theta, task)))
-    together = answers(algo, theta, algo.adapt(theta, task.support), task)
+    together = predict_queries(algo, theta, algo.adapt(theta, task.support), task)
     phi = algo.adapt(theta, task.support)
     alone = torch.cat([algo.predict(theta, phi, x[None]) for x in task.query.x])
     torch.testing.assert_close(together, alone)
@@ -62,7 +62,7 @@ def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_
     for norm, same in (("per_query", True), ("batch", False)):
         algo, theta = algo_and_theta(name, backbone, norm=norm)
         phi = algo.adapt(theta, task.support)
-        in_company, alone = answers(algo, theta, phi, task)[:2], answers(algo, theta, phi, fewer)
+        in_company, alone = predict_queries(algo, theta, phi, task)[:2], predict_queries(algo, theta, phi, fewer)
         assert torch.allclose(in_company, alone) is same
 
 
@@ -75,7 +75,7 @@ def test_per_query_normalises_by_the_support_and_that_query() -> None:
         batch = torch.cat([task.support.x, x[None]])
         z = functional_call(algo.backbone, params, (batch,))[-1]
         expected = -((z - phi) ** 2).sum(-1)
-        torch.testing.assert_close(answers(algo, theta, phi, task)[i], expected)
+        torch.testing.assert_close(predict_queries(algo, theta, phi, task)[i], expected)
     assert expected.shape == (WAYS,)
 
 
@@ -91,7 +91,7 @@ def test_per_query_never_has_more_examples_at_once_than_the_queries_are() -> Non
             return x.cumsum(0)
 
     support, query = (Examples(torch.arange(float(n))[:, None], torch.zeros(n)) for n in (2, 7))
-    sums = answers(cast(Algorithm, Sums()), {}, None, Episode(support, query))
+    sums = predict_queries(cast(Algorithm, Sums()), {}, None, Episode(support, query))
     torch.testing.assert_close(sums, query.x + 0.0 + 1.0)
     assert len(batches) == 4  # of 2, 2, 2 and 1 queries
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import vmap
 
-from metarun.core.objectives import delta_auprc, headline
+from metarun.core.objectives import delta_auprc, measure
 from metarun.core.types import TaskSpec
 
 
@@ -50,6 +50,6 @@ def test_many_tasks_at_once_equal_the_sum_over_thresholds() -> None:
 
 def test_a_dataset_says_what_its_tasks_are_judged_by() -> None:
     prediction, y = logits([2, -1, 1]), torch.tensor([1, 0, 0])
-    assert headline(TaskSpec("classification", (1,), 2), prediction, y) == {"accuracy": pytest.approx(2 / 3)}
-    judged = headline(TaskSpec("classification", (1,), 2, metric="delta_auprc"), prediction, y)
+    assert measure(TaskSpec("classification", (1,), 2), prediction, y) == {"accuracy": pytest.approx(2 / 3)}
+    judged = measure(TaskSpec("classification", (1,), 2, metric="delta_auprc"), prediction, y)
     assert judged == {"delta_auprc": pytest.approx(1 - 1 / 3)}

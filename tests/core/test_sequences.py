@@ -11,7 +11,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.seeding import generator_for
-from metarun.core.sequences import NOTHING, STRINGS, Labels, letters, make_sequence, measure, read
+from metarun.core.sequences import NOTHING, STRINGS, Labels, letters, make_sequence, measure_by_instance, read
 from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
 from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
@@ -127,10 +127,10 @@ def test_accuracy_by_instance_by_hand() -> None:
     steps = make_sequence(Examples(torch.zeros(6, 1), y))
     logits = torch.nn.functional.one_hot(answers, 2).double()
     for shots, accuracy in ((1, 1.0), (2, 0.5)):
-        found = measure(TaskSpec("classification", (1,), 2), logits, steps, 2 * shots)
+        found = measure_by_instance(TaskSpec("classification", (1,), 2), logits, steps, 2 * shots)
         assert found["accuracy_by_instance"].tolist() == [0.5, 1.0, 0.5]
         assert found["accuracy"] == accuracy
-    ranked = measure(TaskSpec("classification", (1,), 2, metric="delta_auprc"), logits, steps, 2)
+    ranked = measure_by_instance(TaskSpec("classification", (1,), 2, metric="delta_auprc"), logits, steps, 2)
     assert ranked.keys() == {"delta_auprc"}
 
 
@@ -232,7 +232,7 @@ def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Comma
     row = json.loads((place / "run" / "result.json").read_text())["test"]["test"]
     assert len(row["accuracy_by_instance"]["mean"]) == len(row["accuracy_by_instance"]["ci95"]) == 5
     assert row["accuracy"]["mean"] == row["accuracy_by_instance"]["mean"][1]
-    assert "accuracy at the 1st, 2nd, ... of a class: " in answer.out
+    assert "accuracy by instance: " in answer.out
     assert (place / "run" / "scores" / "accuracy_by_instance.png").stat().st_size > 0
     header = (place / "run" / "scores" / "test.csv").read_text().splitlines()[0]
     assert header == "task,accuracy," + ",".join(f"accuracy_by_instance_{i}" for i in range(5))
