@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarun.config.registry import build
 from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
-from metarun.engine.build import algorithm
+from metarun.engine.build import build_algorithm
 
 Step = Callable[[], None]  # trains once
 Gradient = Callable[[], dict[str, Tensor]]  # the meta-gradient of the mean loss, by metarun's parameter names
@@ -72,7 +72,7 @@ def make_algo(work: Work, dtype: torch.dtype, device: str) -> tuple[Algorithm, T
     """The algorithm and its starting weights, the same in every process."""
     torch.manual_seed(0)
     backbone = build("backbone", work.backbone, input_shape=work.image)
-    algo = algorithm(work.algo, backbone, TaskSpec("classification", work.image, work.ways))
+    algo = build_algorithm(work.algo, backbone, TaskSpec("classification", work.image, work.ways))
     backbone.to(device, dtype)
     theta = {c: {n: p.to(device, dtype) for n, p in params.items()} for c, params in algo.init().items()}
     return algo, theta

@@ -136,10 +136,10 @@ def test_what_cannot_be_loaded_is_said(place: Path) -> None:
 def evaluate(run: metarun.Run, row: str) -> tuple[Episode, Tensor]:
     """Three test tasks of a row with all classes in the support, and the test's logits for them, [3, n, outputs]."""
     settings = run.load(device="cpu").settings
-    experiment = Experiment.of(settings)
+    experiment = Experiment.build(settings)
     (model,), _ = load_models(experiment, RunFolder(run.folder), ALONE)
-    row_settings = experiment.rows()[row]
-    tester = experiment.tester(row_settings, "test")
+    row_settings = experiment.plan_rows()[row]
+    tester = experiment.build_tester(row_settings, "test")
     use_statistics(tester.backbone, model.statistics if row_settings.algo["norm"] == "running" else {})
     drawn = next(draw_fixed_tasks(tester.source, 50, row_settings.seed, "test"))
     whole = [i for i, y in enumerate(drawn.support.y) if y.is_floating_point() or len(y.unique()) == 5][:3]

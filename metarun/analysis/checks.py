@@ -43,7 +43,7 @@ from metarun.core.types import (
 from metarun.datasets.preprocessing import read_preprocessing
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.engine import checkpoint
-from metarun.engine.build import Experiment, algorithm, dataset_of, in_order, inputs_of
+from metarun.engine.build import Experiment, build_algorithm, build_dataset, in_order, inputs_of
 from metarun.engine.distributed import ALONE
 from metarun.engine.evaluate import make_inductive
 from metarun.engine.gradient import meta_gradient
@@ -114,7 +114,7 @@ class Problem:
         with torch.random.fork_rng(devices=[]):
             backbone: Backbone = build("backbone", chosen, input_shape=shape).double()
         source = Numbered(tested) if backbone.numbered else tested
-        return cls(algorithm(values, backbone, tested.spec), backbone, source, tested)
+        return cls(build_algorithm(values, backbone, tested.spec), backbone, source, tested)
 
     def tasks(self, count: int) -> Episode:
         return self.source.sample(count, generator_for("check"))
@@ -192,7 +192,7 @@ def list_backbone_checks(settings: Settings) -> list[Check]:
 
 def list_dataset_checks(settings: Settings) -> list[Check]:
     """The checks of the dataset that the settings choose. Prepares the data."""
-    dataset = functools.cache(lambda: dataset_of(settings))
+    dataset = functools.cache(lambda: build_dataset(settings))
     shape = TaskShape(settings.ways, settings.shots, settings.queries)
     draw = functools.cache(lambda split: draw_tasks(dataset(), split, shape, seed=0))
     duplicates = declaration("dataset", settings.dataset["name"]).traits.duplicates
@@ -354,7 +354,7 @@ class Trained:
         """Train from the last checkpoint on. Returns the lines of metrics.jsonl and theta."""
         folder.path.mkdir(parents=True, exist_ok=True)
         try:
-            train_run(Experiment.of(self.settings), folder, {"config": {}}, ALONE)
+            train_run(Experiment.build(self.settings), folder, {"config": {}}, ALONE)
         except Failed as error:
             raise AssertionError(str(error)) from error
         lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

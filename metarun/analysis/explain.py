@@ -34,7 +34,7 @@ def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
         raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
     tensors, _ = checkpoint.load(folder.best)
     theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
-    tester = experiment.tester(experiment.rows()["test"], "val")
+    tester = experiment.build_tester(experiment.plan_rows()["test"], "val")
     tasks = tester.source.sample(TASKS, generator_for(tester.row.seed, "explain"))
     each = [algo.explain(theta, task) for task in unstack(tasks)]
     written = []

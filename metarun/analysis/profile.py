@@ -31,10 +31,10 @@ class Profile(NamedTuple):
 
 def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None) -> Profile:
     """Time the parts of a run in this one process, over `steps` steps and at most `val_tasks` validation tasks."""
-    experiment = Experiment.of(settings)
+    experiment = Experiment.build(settings)
     algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
-    theta = experiment.initial_theta()
-    optimizer, window = experiment.optimizer(theta), Window()
+    theta = experiment.draw_theta()
+    optimizer, window = experiment.build_optimizer(theta), Window()
 
     def sample() -> Any:
         return source.sample(trainer.tasks_per_step, generator_for(settings.seed, "train", 0, device=device))
@@ -43,8 +43,8 @@ def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None
     meta_gradient = MetaGradient(algo, trainer)
     meta_gradient.choose_plan(theta, lambda: tasks)
     loss, metrics, gradient = meta_gradient(theta, tasks)
-    row = experiment.rows()["test"]
-    tester = experiment.tester(row, "val")
+    row = experiment.plan_rows()["test"]
+    tester = experiment.build_tester(row, "val")
     val_tasks = min(val_tasks or settings.eval.val_tasks, settings.eval.val_tasks)
 
     def adapt() -> None:
@@ -56,7 +56,7 @@ def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None
         window.flush(0)
 
     def collect() -> dict[str, Tensor]:
-        return experiment.statistics(theta)
+        return experiment.measure_statistics(theta)
 
     def validate() -> None:
         tester.score([Model(theta, statistics)], val_tasks, meta_gradient.plan.execution)
@@ -77,7 +77,7 @@ def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None
     }
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
     chunk = meta_gradient.plan.tasks_per_chunk or "all"
-    test = each * sum(how.tasks for how in experiment.rows().values())
+    test = each * sum(how.tasks for how in experiment.plan_rows().values())
     return Profile(parts, test, f"{meta_gradient.plan.execution}, tasks_per_chunk: {chunk}")
 
 

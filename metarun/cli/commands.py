@@ -87,9 +87,9 @@ def data(words: Sequence[str]) -> None:
     arguments = parser.read(words)
     config = compose([f"dataset={arguments.name}", *arguments.overrides], arguments.config_dir)
     settings = load_settings(resolve(config))
-    from metarun.engine.build import dataset_of
+    from metarun.engine.build import build_dataset
 
-    dataset = dataset_of(settings)
+    dataset = build_dataset(settings)
     if not arguments.check:
         dataset.prepare()
     print(dataset.describe())
@@ -125,7 +125,7 @@ def explain(words: Sequence[str]) -> None:
     from metarun.analysis.explain import explained
     from metarun.engine.build import Experiment
 
-    print(*explained(Experiment.of(settings), folder), sep="\n")
+    print(*explained(Experiment.build(settings), folder), sep="\n")
 
 
 def report(words: Sequence[str]) -> None:

@@ -67,6 +67,7 @@ class EvalSettings:
     shots: Count
     queries: Count
     tasks_per_chunk: Count
+    statistics_tasks: Count  # training tasks that running statistics of norm layers are averaged over
     checkpoint: str
     algo: dict[str, Any]  # settings of the algorithm that differ at meta-test; or another algorithm's, by name
     variants: dict[str, dict[str, Any]]  # name -> settings of this table that differ

@@ -1,4 +1,4 @@
-"""The wiring: from settings to a dataset, an algorithm, and what tests it. The only reader of all settings."""
+"""The wiring: builds the components of a run from its settings. The only reader of all settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import build, declaration, known, traits_of
 from metarun.config.schema import EvalSettings, Settings
-from metarun.config.traits import BackboneTraits, Inputs
+from metarun.config.traits import BackboneTraits, Traits
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
 from metarun.core.machine import find_device
@@ -23,8 +23,6 @@ from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.storage.cache import cache_dir
 from metarun.engine.evaluate import Tester, plan_rows
-
-STATISTICS_TASKS = 20  # training tasks that running statistics are averaged over
 
 
 @dataclass(frozen=True)
@@ -39,54 +37,43 @@ class Experiment:
     algo: Algorithm
 
     @classmethod
-    def of(cls, settings: Settings) -> "Experiment":
+    def build(cls, settings: Settings) -> "Experiment":
         """Build every component. Raises ConfigError."""
-        device, dataset = find_device(settings.device), dataset_of(settings)
-        exact = settings.trainer.precision != "tf32"
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
-        source: TaskSource = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
-        if declaration("algo", settings.algo["name"]).traits.supervised and source.spec.kind == "classification":
-            if not isinstance(source, EpisodeSampler):
-                raise ConfigError(
-                    f"algo={settings.algo['name']} learns to tell all training classes apart: "
-                    f"the tasks of dataset={settings.dataset['name']} have none in common"
-                )
-            source = source.minibatches(settings.algo["batch_size"])
-        source = in_order(source, settings.algo)
-        with torch.random.fork_rng(devices=[]):  # templates: what weights they have does not matter
-            backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
-        check_inputs(settings.backbone["name"], source.spec)
-        algo = algorithm(settings.algo, backbone, source.spec)
+        allow_tf32(settings.trainer.precision == "tf32")
+        device, dataset = find_device(settings.device), build_dataset(settings)
+        source = training_tasks(settings, dataset)
+        backbone = build_backbone(settings.backbone, source.spec)
+        algo = build_algorithm(settings.algo, backbone, source.spec)
         source = Numbered(source) if backbone.numbered else source
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
-        experiment.check_components()
+        experiment.check_limits()
         return experiment
 
-    def check_components(self) -> None:
-        """Raises ConfigError where a setting names a component that theta does not have."""
+    def check_limits(self) -> None:
+        """Raise ConfigError if gradients of a component that theta does not have are to be clipped."""
         components = draw_theta(self.algo, self.settings.seed).keys() - set(traits_of(self.algo).carried)
-        for key in ("clip_norm", "clip_value"):
-            limits = getattr(self.settings.trainer, key)
+        trainer = self.settings.trainer
+        for key, limits in (("clip_norm", trainer.clip_norm), ("clip_value", trainer.clip_value)):
             for name in limits if isinstance(limits, dict) else {}:
                 if name not in components:
                     hint = did_you_mean(name, components) or f": choose from {', '.join(components)}"
                     raise ConfigError(f"trainer.{key}.{name}: the algorithm has no such component{hint}")
 
-    def initial_theta(self) -> Theta:
+    def draw_theta(self) -> Theta:
         """Draw theta from the run's seed, ready to be trained."""
-        return self.trainable(draw_theta(self.algo, self.settings.seed))
+        return self.make_trainable(draw_theta(self.algo, self.settings.seed))
 
-    def trainable(self, theta: Theta) -> Theta:
-        """On the device, in the memory order that is set, ready to be trained."""
+    def make_trainable(self, theta: Theta) -> Theta:
+        """Copy theta to the device, in the configured memory order, and let it require gradients."""
 
-        def placed(p: Tensor) -> Tensor:
+        def place(p: Tensor) -> Tensor:
             order = self.settings.trainer.channels_last and p.dim() == 4
             return p.to(self.device, memory_format=torch.channels_last if order else torch.preserve_format)
 
-        return {c: {n: placed(p).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
+        return {c: {n: place(p).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
 
-    def optimizer(self, theta: Theta) -> torch.optim.Optimizer:
-        """One parameter group per component, so that each can be told apart. Raises ConfigError."""
+    def build_optimizer(self, theta: Theta) -> torch.optim.Optimizer:
+        """Build the outer optimiser, with one parameter group per component. Raises ConfigError."""
         groups = [
             {"params": list(params.values()), "name": component}
             for component, params in theta.items()
@@ -99,22 +86,23 @@ class Experiment:
             raise ConfigError(f"optimizer={name} cannot work with its settings: {error}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-            if self.device.type == "cuda" and "capturable" in group:  # by a CUDA graph, which reads the rate there
+            if self.device.type == "cuda" and "capturable" in group:  # a CUDA graph reads the rate on the device
                 group |= {"capturable": True, "lr": torch.tensor(group["lr"], device=self.device)}
         return optimizer
 
-    def statistics(self, theta: Theta) -> Params:
-        """What norm layers see on average over training tasks, where a row of the test asks for that."""
-        if not any(row.algo["norm"] == "running" for row in self.rows().values()):
+    def measure_statistics(self, theta: Theta) -> Params:
+        """Average the statistics of norm layers over training tasks; empty if no row of the test uses them."""
+        if not any(row.algo["norm"] == "running" for row in self.plan_rows().values()):
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
-        tasks = self.source.sample(STATISTICS_TASKS, generator)
-        return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in unstack(tasks)])
+        tasks = unstack(self.source.sample(self.settings.eval.statistics_tasks, generator))
+        return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in tasks])
 
-    def tester(self, row: EvalSettings, split: Split) -> "Tester":
-        """What tests as the row says on tasks of `split`. Raises ConfigError where that cannot be."""
-        source = in_order(self.dataset.tasks(split, TaskShape(row.ways, row.shots, row.queries)), row.algo)
-        algo = algorithm(row.algo, self.backbone, source.spec, trained=self.source.spec)
+    def build_tester(self, row: EvalSettings, split: Split) -> Tester:
+        """Build what tests on tasks of `split` with the settings of `row`. Raises ConfigError for a misfit."""
+        tasks = self.dataset.tasks(split, TaskShape(row.ways, row.shots, row.queries))
+        source = put_in_order(tasks, row.algo)
+        algo = build_algorithm(row.algo, self.backbone, source.spec, trained=self.source.spec)
         seed = self.settings.seed
         for component in draw_theta(algo, seed).keys() - draw_theta(self.algo, seed).keys():
             name, trained = row.algo["name"], self.settings.algo["name"]
@@ -126,65 +114,96 @@ class Experiment:
         """Whether the backbone has norm layers."""
         return bool(norm_names(self.backbone))
 
-    def rows(self) -> dict[str, EvalSettings]:
-        """Return the rows of the result (see `plan_rows`)."""
+    def plan_rows(self) -> dict[str, EvalSettings]:
+        """Return the rows of the result (see `metarun.engine.evaluate.plan_rows`)."""
         return plan_rows(self.settings, self.has_norm)
 
 
-def algorithm(
-    values: Mapping[str, Any], backbone: Backbone, spec: TaskSpec, trained: TaskSpec | None = None
-) -> Algorithm:
-    """The algorithm for tasks of this spec, `trained` on tasks of that one. Raises ConfigError for a misfit."""
-    name = values["name"]
-    declared = declaration("algo", name)
-    others = ((other, declaration("algo", other).traits) for other in known("algo"))  # read where there is a misfit
-    if spec.kind not in declared.traits.kinds:
-        fitting = [other for other, traits in others if spec.kind in traits.kinds]
-        raise ConfigError(f"algo={name} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
-    if spec.ragged and not declared.traits.ragged:
-        fitting = [other for other, traits in others if traits.ragged]
-        raise ConfigError(
-            f"algo={name} takes tasks of one size, and this dataset's differ: choose from {', '.join(fitting)}"
-        )
-    if has_fixed_ways(name) and trained is not None and trained.output_size != spec.output_size:
-        raise ConfigError(
-            f"eval.ways is {spec.output_size}: this model has a last layer for ways={trained.output_size}; only "
-            f"methods without one (as protonet) can be tested with other ways"
-        )
-    with torch.random.fork_rng(devices=[]):
-        head = backbone.head(spec.output_size) if "head" in declared.runtime else None
-        algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
-    return algo
+def allow_tf32(allowed: bool) -> None:
+    """Let matrix products and convolutions on a GPU round their inputs to TF32, or not."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def has_fixed_ways(algo: str) -> bool:
-    """Whether the method's weights depend on the number of classes, so that a model has the one it was trained with."""
-    declared = declaration("algo", algo)
-    return "head" in declared.runtime or bool(declared.traits.sized)
+def build_dataset(settings: Settings) -> Dataset:
+    """Build the configured dataset on the configured device. Raises ConfigError."""
+    data_dir = Path(settings.data_dir).expanduser().absolute() if settings.data_dir else cache_dir()
+    dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=find_device(settings.device))
+    return dataset
 
 
-def in_order(source: TaskSource, algo: Mapping[str, Any]) -> TaskSource:
-    """The tasks as the algorithm reads them: where its class names an `order`, in one. Raises ConfigError."""
-    traits = declaration("algo", algo["name"]).traits
+def training_tasks(settings: Settings, dataset: Dataset) -> TaskSource:
+    """The source of training tasks; for a supervised method, of minibatches. Raises ConfigError."""
+    source = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
+    if _traits(settings.algo["name"]).supervised and source.spec.kind == "classification":
+        if not isinstance(source, EpisodeSampler):
+            raise ConfigError(
+                f"algo={settings.algo['name']} learns to tell all training classes apart: "
+                f"the tasks of dataset={settings.dataset['name']} have none in common"
+            )
+        source = source.minibatches(settings.algo["batch_size"])
+    return put_in_order(source, settings.algo)
+
+
+def put_in_order(source: TaskSource, algo: Mapping[str, Any]) -> TaskSource:
+    """Order the examples of tasks for a method that declares an `order`. Raises ConfigError."""
+    traits = _traits(algo["name"])
     strings = traits.string_labels and algo["labels"] == "strings"
     return InOrder(source, traits.order == "mixed", strings) if traits.order else source
 
 
-def check_inputs(name: str, spec: TaskSpec) -> None:
-    """Raises ConfigError where the dataset has inputs of another sort than the backbone reads."""
-    if inputs_of(name) != spec.inputs:
-        fitting = ", ".join(other for other in known("backbone") if inputs_of(other) == spec.inputs)
-        raise ConfigError(f"backbone={name} reads {inputs_of(name)}, this dataset has {spec.inputs}: choose {fitting}")
+def build_backbone(values: Mapping[str, Any], spec: TaskSpec) -> Backbone:
+    """Build a backbone (a template) for inputs of this spec. Raises ConfigError for a misfit."""
+
+    def inputs(name: str) -> str:
+        traits: BackboneTraits = declaration("backbone", name).traits or BackboneTraits()
+        return traits.inputs
+
+    with torch.random.fork_rng(devices=[]):
+        backbone: Backbone = build("backbone", values, input_shape=spec.input_shape)
+    name = values["name"]
+    if inputs(name) != spec.inputs:
+        fitting = ", ".join(other for other in known("backbone") if inputs(other) == spec.inputs)
+        raise ConfigError(f"backbone={name} reads {inputs(name)}, this dataset has {spec.inputs}: choose {fitting}")
+    return backbone
 
 
-def inputs_of(backbone: str) -> Inputs:
-    """What the backbone of this name reads."""
-    traits: BackboneTraits = declaration("backbone", backbone).traits or BackboneTraits()
-    return traits.inputs
+def build_algorithm(
+    values: Mapping[str, Any], backbone: Backbone, spec: TaskSpec, trained: TaskSpec | None = None
+) -> Algorithm:
+    """Build an algorithm for tasks of this spec; `trained` is the spec it was trained with, if that may be another.
+
+    Its networks are templates. Raises ConfigError for a misfit.
+    """
+    name = values["name"]
+    check_spec(name, spec)
+    if has_fixed_ways(name) and trained is not None and trained.output_size != spec.output_size:
+        raise ConfigError(
+            f"eval.ways is {spec.output_size}: this model has a last layer for ways={trained.output_size}; only "
+            f"methods without one (for example protonet) can be tested with other ways"
+        )
+    with torch.random.fork_rng(devices=[]):
+        head = backbone.head(spec.output_size) if "head" in declaration("algo", name).runtime else None
+        algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
+    return algo
 
 
-def dataset_of(settings: Settings) -> Dataset:
-    """The configured dataset, on the configured device. Raises ConfigError."""
-    data_dir = Path(settings.data_dir).expanduser().absolute() if settings.data_dir else cache_dir()
-    dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=find_device(settings.device))
-    return dataset
+def check_spec(algo: str, spec: TaskSpec) -> None:
+    """Raise ConfigError if the method cannot learn tasks of this spec."""
+    if spec.kind not in _traits(algo).kinds:
+        fitting = [other for other in known("algo") if spec.kind in _traits(other).kinds]
+        raise ConfigError(f"algo={algo} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
+    if spec.ragged and not _traits(algo).ragged:
+        fitting = [other for other in known("algo") if _traits(other).ragged]
+        raise ConfigError(
+            f"algo={algo} takes tasks of one size, and this dataset's differ: choose from {', '.join(fitting)}"
+        )
+
+
+def has_fixed_ways(algo: str) -> bool:
+    """Whether the method's weights depend on the number of classes, so that a model has the one it was trained with."""
+    return "head" in declaration("algo", algo).runtime or _traits(algo).sized
+
+
+def _traits(algo: str) -> Traits:
+    traits: Traits = declaration("algo", algo).traits
+    return traits

@@ -30,7 +30,7 @@ from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Th
 from metarun.datasets.preprocessing import Items, Preprocessing, read_preprocessing
 from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.engine import checkpoint as checkpoints
-from metarun.engine.build import algorithm, has_fixed_ways
+from metarun.engine.build import build_algorithm, has_fixed_ways
 from metarun.engine.evaluate import is_transductive, plan_rows
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
@@ -200,7 +200,7 @@ class Model:
     def _learn(self, row: EvalSettings, spec: TaskSpec, support: Examples) -> Callable[[Items], Tensor]:
         """Adapt to the support. Returns a function from inputs to predictions [n, outputs], on the CPU."""
         backbone = self._build_backbone(row)
-        algo = algorithm(row.algo, backbone, spec, trained=self.spec)
+        algo = build_algorithm(row.algo, backbone, spec, trained=self.spec)
         together = is_transductive(row, bool(norm_names(backbone)))
         sees_queries = declaration("algo", row.algo["name"]).traits.sees_queries and row.algo["transductive"]
 

@@ -29,11 +29,11 @@ def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
     """
     if folder.result() is not None:
         return None
-    experiment = Experiment.of(settings)
-    for row in experiment.rows().values():
+    experiment = Experiment.build(settings)
+    for row in experiment.plan_rows().values():
         for split in ("val", "test"):
-            experiment.tester(row, split)
-    experiment.optimizer(experiment.initial_theta())
+            experiment.build_tester(row, split)
+    experiment.build_optimizer(experiment.draw_theta())
     count_workers(settings.trainer.workers, settings.trainer.tasks_per_step, experiment.device)
     wanted = settings.eval.checkpoint
     check_ensemble(experiment)
@@ -66,7 +66,7 @@ def run(
         handler = log_to(folder.path)
         try:
             if (result := folder.result()) is None:
-                experiment = experiment or Experiment.of(settings)
+                experiment = experiment or Experiment.build(settings)
                 with start_workers(experiment, config, "train") as ranks:
                     result = train_and_test(experiment, folder, config, ranks)
             else:
@@ -133,10 +133,10 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
 
 def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], overrides: list[str]) -> None:
     """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`."""
-    experiment = Experiment.of(settings)
+    experiment = Experiment.build(settings)
     check_ensemble(experiment)
-    for row in experiment.rows().values():
-        experiment.tester(row, "test")
+    for row in experiment.plan_rows().values():
+        experiment.build_tester(row, "test")
     if launcher_rank():
         with start_workers(experiment, config, "test") as ranks:
             follow(settings, ranks, "test")

@@ -67,9 +67,11 @@ class Session:
         trainer, plan = self.experiment.settings.trainer, self.state.progress.plan
         self.headline = headline_metric(self.experiment.source.spec)
         self.sign = 1 if metric(self.headline).higher_is_better else -1  # scores are compared by "more is better"
-        self.tester = self.experiment.tester(self.experiment.rows()["test"], "val")
+        self.tester = self.experiment.build_tester(self.experiment.plan_rows()["test"], "val")
         self.meta_gradient = MetaGradient(self.experiment.algo, trainer, self.ranks, Plan(**plan) if plan else None)
-        self.statistics = functools.lru_cache(maxsize=1)(lambda step: self.experiment.statistics(self.state.theta))
+        self.statistics = functools.lru_cache(maxsize=1)(
+            lambda step: self.experiment.measure_statistics(self.state.theta)
+        )
 
     def train(self) -> None:
         """Train to the last step. Raises NonFiniteLoss."""
@@ -184,13 +186,13 @@ def open_log(settings: Settings, folder: RunFolder | None, about: dict[str, Any]
 def restore_state(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) -> State:
     """Return the state of the last checkpoint, or a new one; the same on every rank."""
     if not ranks.broadcast(folder is not None and folder.last.exists()):
-        theta = experiment.initial_theta()
+        theta = experiment.draw_theta()
         if ranks.count > 1:
-            theta = experiment.trainable(ranks.broadcast(tree_map(lambda p: p.detach().cpu(), theta)))
-        return State(theta, experiment.optimizer(theta))
+            theta = experiment.make_trainable(ranks.broadcast(tree_map(lambda p: p.detach().cpu(), theta)))
+        return State(theta, experiment.build_optimizer(theta))
     tensors, facts = load_checkpoint(experiment, folder.last if folder else None, ranks)
-    theta = experiment.trainable(tensors["theta"])
-    optimizer = experiment.optimizer(theta)
+    theta = experiment.make_trainable(tensors["theta"])
+    optimizer = experiment.build_optimizer(theta)
     optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors["optimizer"]["state"]})
     state = State(theta, optimizer, Progress(**facts["progress"]), Window(**tensors["window"]))
     if state.progress.step < experiment.settings.trainer.steps:
@@ -230,7 +232,7 @@ def load_models(
     models, facts = [], []
     for i in range(count):
         tensors, about = load_checkpoint(experiment, paths[i] if folder else None, ranks)
-        models.append(Model(tensors["theta"], tensors["statistics"] or experiment.statistics(tensors["theta"])))
+        models.append(Model(tensors["theta"], tensors["statistics"] or experiment.measure_statistics(tensors["theta"])))
         facts.append(about)
     return models, facts
 
@@ -254,9 +256,9 @@ def score_rows(
     Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so.
     """
     rows = {}
-    for name, row in experiment.rows().items():
+    for name, row in experiment.plan_rows().items():
         started = time.perf_counter()
-        scores = experiment.tester(row, "test").score(models, row.tasks, plan.execution, ranks)
+        scores = experiment.build_tester(row, "test").score(models, row.tasks, plan.execution, ranks)
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores)
         rows[name] = Row(

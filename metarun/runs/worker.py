@@ -38,7 +38,7 @@ def work(rank: int, count: int, port: int, threads: int, config: dict[str, Any],
 
 def follow(settings: Settings, ranks: Ranks, job: Job) -> None:
     """Do what every rank but the first does of a run ("train") or of a later test ("test")."""
-    experiment = Experiment.of(settings)
+    experiment = Experiment.build(settings)
     with contextlib.suppress(Failed, Stopped):  # rank 0 tells
         if job == "train":
             train_run(experiment, None, {}, ranks)

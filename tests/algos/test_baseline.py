@@ -83,7 +83,7 @@ def test_the_classifier_is_drawn_from_the_seed(place: Path) -> None:
     def drawn(seed: int) -> torch.Tensor:
         torch.randn(seed + 1)  # whatever was drawn before
         settings = load_settings(resolve(compose([*TINY, "algo=baseline", f"seed={seed}"])))
-        return Experiment.of(settings).initial_theta()["classifier"]["weight"]
+        return Experiment.build(settings).draw_theta()["classifier"]["weight"]
 
     assert torch.equal(drawn(3), drawn(3))
     assert not torch.equal(drawn(3), drawn(4))

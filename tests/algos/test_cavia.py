@@ -13,7 +13,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import build
 from metarun.core.types import Backbone, Examples, TaskSpec
-from metarun.engine.build import Experiment, algorithm
+from metarun.engine.build import Experiment, build_algorithm
 from tests.reference.cavia import SETTINGS
 from tests.reference.plain import batch_norm
 from tests.support.tiny import algo_and_theta
@@ -26,7 +26,7 @@ def randn(*shape: int) -> Tensor:
 def test_on_a_plain_mlp_the_context_is_concatenated_to_the_input() -> None:
     spec = TaskSpec("regression", (2,), 1)
     network = build("backbone", {"name": "mlp", "hidden": [4], "batch_norm": False}, input_shape=(2,)).double()
-    algo = algorithm({"name": "cavia", **SETTINGS}, network, spec)
+    algo = build_algorithm({"name": "cavia", **SETTINGS}, network, spec)
     first, last = (randn(4, 2 + 3), randn(4)), (randn(1, 4), randn(1))  # weights and biases; inputs are [x; phi]
     theta = {
         "backbone": {"layers.0.weight": first[0][:, :2], "layers.0.bias": first[1]},
@@ -80,9 +80,11 @@ def test_only_the_context_is_adapted_by_the_gradient_of_the_support_loss() -> No
 
 def test_the_maps_are_drawn_from_the_seed(place: Path) -> None:
     def maps(seed: int) -> dict[str, Tensor]:
-        experiment = Experiment.of(load_settings(resolve(compose(["algo=cavia", "dataset=sinusoid", f"seed={seed}"]))))
+        experiment = Experiment.build(
+            load_settings(resolve(compose(["algo=cavia", "dataset=sinusoid", f"seed={seed}"])))
+        )
         torch.rand(seed + 1)  # what else was drawn in this process does not matter
-        return experiment.initial_theta()["context"]
+        return experiment.draw_theta()["context"]
 
     torch.testing.assert_close(maps(0), maps(0), rtol=0, atol=0)
     assert not torch.equal(maps(0)["layers.0.bias"], maps(1)["layers.0.bias"])
@@ -95,4 +97,4 @@ def test_a_backbone_without_a_place_for_a_context_is_refused() -> None:
 
     message = "algo=cavia finds no place for a context in the backbone Bare: choose another, for example conv4"
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        algorithm({"name": "cavia", **SETTINGS}, Bare(), TaskSpec("classification", (3,), 2))
+        build_algorithm({"name": "cavia", **SETTINGS}, Bare(), TaskSpec("classification", (3,), 2))

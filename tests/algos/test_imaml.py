@@ -10,7 +10,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.core.batch import unstack
 from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
-from metarun.engine.build import algorithm
+from metarun.engine.build import build_algorithm
 from metarun.engine.gradient import meta_gradient
 from tests.reference.imaml import SETTINGS
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
@@ -22,7 +22,7 @@ def linear_model(kind: str, tasks: int, **changes) -> tuple[Algorithm, Theta, Ep
     """A last layer alone, on random points: least squares, or softmax regression. Its inner problem is smooth."""
     spec = TaskSpec(kind, (INPUTS,), 1 if kind == "regression" else CLASSES)
     network = build("backbone", {"name": "mlp", "hidden": [], "batch_norm": False}, input_shape=(INPUTS,))
-    algo = algorithm({"name": "imaml", **SETTINGS, **changes}, network, spec)
+    algo = build_algorithm({"name": "imaml", **SETTINGS, **changes}, network, spec)
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

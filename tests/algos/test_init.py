@@ -62,7 +62,7 @@ def test_drawing_theta_leaves_the_global_generator_as_it_was(name: str) -> None:
 def test_an_experiment_leaves_the_global_generator_as_it_was() -> None:
     settings = load_settings(resolve(compose(["algo=metanet", *TINY])))
     before = torch.get_rng_state()
-    Experiment.of(settings).initial_theta()
+    Experiment.build(settings).draw_theta()
     assert torch.equal(torch.get_rng_state(), before)
 
 

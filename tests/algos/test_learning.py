@@ -103,8 +103,10 @@ def trained(values: dict[str, Any], folder: RunFolder) -> Row:
 
 def untrained(experiment: Experiment) -> Scores:
     """The same test, of the weights that training starts from."""
-    theta, row = experiment.initial_theta(), experiment.rows()["test"]
-    return experiment.tester(row, "test").score([Model(theta, experiment.statistics(theta))], row.tasks, "vmap")
+    theta, row = experiment.draw_theta(), experiment.plan_rows()["test"]
+    return experiment.build_tester(row, "test").score(
+        [Model(theta, experiment.measure_statistics(theta))], row.tasks, "vmap"
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -113,7 +115,7 @@ def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: 
     if filters := values["backbone"].get("filters"):
         values = change(values, [f"backbone.filters={[16] * len(filters) if isinstance(filters, list) else 16}"])
     after = trained(values, RunFolder(place / "run"))
-    before = untrained(Experiment.of(load_settings(values)))
+    before = untrained(Experiment.build(load_settings(values)))
     assert after.task_hash == before.task_hash
     start, end = before.summarise()["accuracy"], after.to_json()["accuracy"]
     assert end["mean"] - end["ci95"] > start["mean"] + start["ci95"]
@@ -125,8 +127,8 @@ def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: 
 def test_a_training_tells_more_than_pixels_do(place: Path, name: str) -> None:
     values = configured(name)
     accuracy = trained(values, RunFolder(place / "run")).to_json()["accuracy"]
-    experiment = Experiment.of(load_settings(values))
-    test = experiment.rows()["test"]
-    tasks = draw_fixed_tasks(experiment.tester(test, "test").source, test.tasks, test.seed, "test")
+    experiment = Experiment.build(load_settings(values))
+    test = experiment.plan_rows()["test"]
+    tasks = draw_fixed_tasks(experiment.build_tester(test, "test").source, test.tasks, test.seed, "test")
     by_pixels = torch.cat([nearest_by_pixels(block) for block in tasks]).mean()
     assert accuracy["mean"] - accuracy["ci95"] > by_pixels

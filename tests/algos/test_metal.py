@@ -79,8 +79,8 @@ def test_an_ensemble_adapts_to_the_queries_as_its_members_do() -> None:
 
 @pytest.mark.parametrize("backbone", [["backbone=conv4_strided"], ["backbone=mlp", "backbone.hidden=[8]"]])
 def test_results_say_what_is_transductive(place: Path, backbone) -> None:
-    experiment = Experiment.of(load_settings(resolve(compose(["algo=metal", *backbone, "device=cpu"]))))
-    rows = experiment.rows()
+    experiment = Experiment.build(load_settings(resolve(compose(["algo=metal", *backbone, "device=cpu"]))))
+    rows = experiment.plan_rows()
     assert {name: is_transductive(row, experiment.has_norm) for name, row in rows.items()} == {
         "test": True,
         "test_inductive": False,

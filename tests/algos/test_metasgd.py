@@ -67,7 +67,7 @@ def test_rates_are_drawn_from_the_seed(place: Path) -> None:
     def rates(seed: int) -> torch.Tensor:
         torch.rand(1)  # what was drawn before does not matter
         settings = load_settings(resolve(compose(["algo=metasgd", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
-        return torch.cat([rate.flatten() for rate in Experiment.of(settings).initial_theta()["lr"].values()])
+        return torch.cat([rate.flatten() for rate in Experiment.build(settings).draw_theta()["lr"].values()])
 
     assert torch.equal(rates(0), rates(0))
     assert not torch.equal(rates(0), rates(1))

@@ -118,7 +118,7 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> N
 def test_learners_and_loss_are_drawn_from_the_seed(place: Path) -> None:
     def start(seed: int) -> dict:
         settings = load_settings(resolve(compose(["algo=ml3", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
-        return Experiment.of(settings).initial_theta()
+        return Experiment.build(settings).draw_theta()
 
     torch.testing.assert_close(start(0), start(0), rtol=0, atol=0)
     for component, name in (("loss", "0.weight"), ("backbone", "layers.0.weight"), ("salt", "learner")):

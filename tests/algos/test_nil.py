@@ -38,9 +38,9 @@ def scores(path: Path, row: str) -> list[float]:
 
 def by_hand(folder: Path) -> list[float]:
     """Each test task's accuracy from the checkpoint's weights, by the plain form."""
-    experiment = Experiment.of(load_settings(RunFolder(folder).config()))
-    row = experiment.rows()["nil"]
-    source = experiment.tester(row, "test").source
+    experiment = Experiment.build(load_settings(RunFolder(folder).config()))
+    row = experiment.plan_rows()["nil"]
+    source = experiment.build_tester(row, "test").source
     theta = checkpoint.load(folder / "checkpoints/best.pt")[0]["theta"]
     tasks = [task for block in draw_fixed_tasks(source, row.tasks, row.seed, "test") for task in unstack(block)]
     with torch.no_grad():

@@ -83,7 +83,7 @@ def test_features_are_dropped_only_where_inputs_have_numbers() -> None:
 
 def glyphs(*overrides: str) -> Experiment:
     small = ("backbone=resnet12", "backbone.filters=[3,4,4,5]", "dataset.classes_train=20", "dataset.image_size=16")
-    return Experiment.of(load_settings(resolve(compose(["algo=protonet", "device=cpu", *small, *overrides]))))
+    return Experiment.build(load_settings(resolve(compose(["algo=protonet", "device=cpu", *small, *overrides]))))
 
 
 def test_training_tasks_have_numbers_and_tests_have_none() -> None:
@@ -99,7 +99,7 @@ def test_training_tasks_have_numbers_and_tests_have_none() -> None:
     assert all((of_all == of_all[..., :1]).all() for of_all in numbers)
     first = torch.cat([of_all[..., 0].flatten() for of_all in numbers])
     assert first.unique().numel() == first.numel()
-    tester = experiment.tester(experiment.rows()["test"], "val")
+    tester = experiment.build_tester(experiment.plan_rows()["test"], "val")
     assert tester.source.sample(1, generator_for(0)).query.x.shape[2:] == (1, 16, 16)
 
 

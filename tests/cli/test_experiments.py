@@ -166,7 +166,7 @@ def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Pa
     """Networks are small here, tasks are not: they have to fit into the splits. The others test_configs.py runs."""
     if dataset(name) in REAL and (data_folder is None or not Path(data_folder, REAL[dataset(name)]).is_dir()):
         pytest.skip(f"{dataset(name)} is real data: set METARUN_DATA to the folder that has it")
-    experiment = Experiment.of(load_settings({**shrunk(values_of(name)), "data_dir": data_folder}))
-    for how in experiment.rows().values():
-        experiment.tester(how, "test")
-    experiment.tester(experiment.rows()["test"], "val")
+    experiment = Experiment.build(load_settings({**shrunk(values_of(name)), "data_dir": data_folder}))
+    for how in experiment.plan_rows().values():
+        experiment.build_tester(how, "test")
+    experiment.build_tester(experiment.plan_rows()["test"], "val")

@@ -45,6 +45,7 @@ def test_settings_are_converted_and_all_misfits_told_at_once() -> None:
 
 
 def test_a_name_is_not_taken_twice() -> None:
+    lookup("algo", "maml")
     with pytest.raises(ValueError, match="algo=maml is already"):
 
         @register("algo", "maml")

@@ -17,7 +17,7 @@ from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.order import InOrder, shuffle
 from metarun.datasets.sampling.table import Table
-from metarun.engine.build import algorithm
+from metarun.engine.build import build_algorithm
 from metarun.engine.evaluate import evaluate
 from metarun.engine.gradient import meta_gradient
 from tests.conftest import TINY, Command
@@ -207,7 +207,7 @@ def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps) ->
     torch.manual_seed(0)
     spec = TaskSpec("classification", (6,), 2)
     backbone = build("backbone", {"name": "mlp", "hidden": [], "batch_norm": False}, input_shape=(6,))
-    algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, "hidden": 64, **size}, backbone, spec)
+    algo = build_algorithm({"name": name, **REFERENCES[name].SETTINGS, "hidden": 64, **size}, backbone, spec)
     theta = {c: {n: p.requires_grad_() for n, p in params.items()} for c, params in algo.init().items()}
     optimizer = torch.optim.Adam(leaves(theta), lr=3e-3)
     for _ in range(steps):

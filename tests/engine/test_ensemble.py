@@ -80,8 +80,8 @@ def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any],
     assert result["test"]["test"]["ensemble"] == 3
 
     settings = load_settings(RunFolder(place / "run").config())
-    experiment = Experiment.of(settings)
-    tester = experiment.tester(experiment.rows()["test"], "test")
+    experiment = Experiment.build(settings)
+    tester = experiment.build_tester(experiment.plan_rows()["test"], "test")
     tasks = [
         task for block in draw_fixed_tasks(tester.source, 20, settings.eval.seed, "test") for task in unstack(block)
     ]

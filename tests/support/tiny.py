@@ -12,7 +12,7 @@ from metarun.config.registry import build, declaration, known, traits_of
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
 from metarun.core.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
-from metarun.engine.build import algorithm
+from metarun.engine.build import build_algorithm
 from tests.reference.plain import NGRAM_LENGTH
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def build_algo(name: str, backbone: str, kind: Kind = "classification", **change
     shape = (1,) if kind == "regression" else (SIDE,) if backbone == "ngram" else (1, SIDE, SIDE)
     spec = TaskSpec(kind, shape, WAYS if kind == "classification" else 1)
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
-    return algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
+    return build_algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
 
 
 def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
