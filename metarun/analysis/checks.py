@@ -43,7 +43,7 @@ from metarun.core.types import (
 from metarun.datasets.preprocessing import read_preprocessing
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.engine import checkpoint
-from metarun.engine.build import Experiment, build_algorithm, build_dataset, in_order, inputs_of
+from metarun.engine.build import Experiment, build_algorithm, build_dataset, inputs_of, put_in_order
 from metarun.engine.distributed import ALONE
 from metarun.engine.evaluate import make_inductive
 from metarun.engine.gradient import meta_gradient
@@ -110,7 +110,7 @@ class Problem:
         inputs = inputs_of(chosen["name"])
         side = settings.dataset.get("image_size", 28)
         shape = (1,) if kind == "regression" else (LENGTH,) if inputs == "ngrams" else (1, side, side)
-        tested = in_order(RandomTasks(kind, shape, inputs), values)
+        tested = put_in_order(RandomTasks(kind, shape, inputs), values)
         with torch.random.fork_rng(devices=[]):
             backbone: Backbone = build("backbone", chosen, input_shape=shape).double()
         source = Numbered(tested) if backbone.numbered else tested

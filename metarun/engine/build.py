@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import build, declaration, known, traits_of
 from metarun.config.schema import EvalSettings, Settings
-from metarun.config.traits import BackboneTraits, Traits
+from metarun.config.traits import BackboneTraits, Inputs, Traits
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
 from metarun.core.machine import find_device
@@ -153,18 +153,19 @@ def put_in_order(source: TaskSource, algo: Mapping[str, Any]) -> TaskSource:
 
 def build_backbone(values: Mapping[str, Any], spec: TaskSpec) -> Backbone:
     """Build a backbone (a template) for inputs of this spec. Raises ConfigError for a misfit."""
-
-    def inputs(name: str) -> str:
-        traits: BackboneTraits = declaration("backbone", name).traits or BackboneTraits()
-        return traits.inputs
-
     with torch.random.fork_rng(devices=[]):
         backbone: Backbone = build("backbone", values, input_shape=spec.input_shape)
     name = values["name"]
-    if inputs(name) != spec.inputs:
-        fitting = ", ".join(other for other in known("backbone") if inputs(other) == spec.inputs)
-        raise ConfigError(f"backbone={name} reads {inputs(name)}, this dataset has {spec.inputs}: choose {fitting}")
+    if inputs_of(name) != spec.inputs:
+        fitting = ", ".join(other for other in known("backbone") if inputs_of(other) == spec.inputs)
+        raise ConfigError(f"backbone={name} reads {inputs_of(name)}, this dataset has {spec.inputs}: choose {fitting}")
     return backbone
+
+
+def inputs_of(backbone: str) -> Inputs:
+    """The kind of inputs that the backbone of this name reads."""
+    traits: BackboneTraits = declaration("backbone", backbone).traits or BackboneTraits()
+    return traits.inputs
 
 
 def build_algorithm(

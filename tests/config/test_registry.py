@@ -9,7 +9,7 @@ import pytest
 
 from metarun.config import registry
 from metarun.config.errors import ConfigError
-from metarun.config.registry import GROUPS, build, declaration, known, metric, register
+from metarun.config.registry import GROUPS, build, declaration, known, lookup, metric, register
 
 COMPONENTS = [(group, name) for group in GROUPS for name in known(group)]
 
