@@ -13,23 +13,23 @@ from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.runs.folder import RunFolder
 
-TASKS = 20
+TASKS = 20  # validation tasks that the charts are averaged over
 
 
 @runtime_checkable
-class Explained(Protocol):
+class Explainable(Protocol):
     """An algorithm that shows what it has learned."""
 
     def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]: ...  # of one task
 
 
-def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
+def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
     """Write `explained/<name>.png` and `.csv` of a run's best checkpoint: the mean over some validation tasks.
 
-    Raises ConfigError where there is nothing.
+    Raises ConfigError if the method learns nothing but weights.
     """
     algo = experiment.algo
-    if not isinstance(algo, Explained):
+    if not isinstance(algo, Explainable):
         name = experiment.settings.algo["name"]
         raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
     tensors, _ = checkpoint.load(folder.best)
@@ -42,11 +42,11 @@ def explained(experiment: Experiment, folder: RunFolder) -> list[Path]:
         chart = average([charts[name] for charts in each])
         place = folder.path / "explained" / name
         place.parent.mkdir(exist_ok=True)
-        written += [_table(chart, place.with_suffix(".csv")), _drawing(chart, name, place.with_suffix(".png"))]
+        written += [_write_table(chart, place.with_suffix(".csv")), _draw(chart, name, place.with_suffix(".png"))]
     return written
 
 
-def _table(chart: Chart, file: Path) -> Path:
+def _write_table(chart: Chart, file: Path) -> Path:
     with file.open("w", newline="", encoding="utf-8") as out:
         writer = csv.writer(out)
         writer.writerow([chart.across, *chart.lines])
@@ -54,7 +54,7 @@ def _table(chart: Chart, file: Path) -> Path:
     return file
 
 
-def _drawing(chart: Chart, name: str, file: Path) -> Path:
+def _draw(chart: Chart, name: str, file: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 

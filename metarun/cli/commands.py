@@ -122,10 +122,10 @@ def explain(words: Sequence[str]) -> None:
     parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
     folder = RunFolder(parser.read(words).run.absolute())
     settings = load_settings(folder.config() | {"device": "cpu"})  # it is little work
-    from metarun.analysis.explain import explained
+    from metarun.analysis.explain import draw_learned
     from metarun.engine.build import Experiment
 
-    print(*explained(Experiment.build(settings), folder), sep="\n")
+    print(*draw_learned(Experiment.build(settings), folder), sep="\n")
 
 
 def report(words: Sequence[str]) -> None:

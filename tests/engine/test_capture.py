@@ -27,7 +27,7 @@ from metarun.engine.loop import Step, descend, set_rates
 from metarun.engine.plan import MetaGradient
 from metarun.engine.state import State
 from metarun.runs.log import say
-from tests.engine.test_plan import make_settings
+from tests.engine.test_plan import make_settings, mark_slow
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 OnTape = Callable[[Callable[[], list[torch.Tensor]]], None]
@@ -150,7 +150,7 @@ def capture(state: State, step: Step) -> Captured[Metrics]:
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
+@pytest.mark.parametrize(("name", "backbone"), mark_slow(ONE_BACKBONE))
 def test_a_recorded_step_replays_as_the_steps_that_python_would_take(
     name: str, backbone: str, execution: Execution, on_tape: OnTape
 ) -> None:

@@ -1,5 +1,6 @@
 """The ways to execute a step: they agree, the fastest is chosen, and memory that runs out is dealt with."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +25,12 @@ TASKS = 6
 SHORT: dict[str, dict[str, Any]] = {"imaml": {"cg_steps": 2}}  # a graph has every step of it
 
 
+def mark_slow(pairs: Sequence[tuple[str, str]], quick: Collection[str] = ()) -> list[Any]:
+    """Leave the methods that are not quick, by default iMAML with its many steps, to the integration tests."""
+    fast = quick or {name for name, _ in pairs} - {"imaml"}
+    return [pytest.param(*pair, marks=() if pair[0] in fast else pytest.mark.integration) for pair in pairs]
+
+
 def make_settings(**changes: Any) -> TrainerSettings:
     values: dict[str, Any] = {
         "steps": 1,
@@ -46,7 +53,7 @@ def make_settings(**changes: Any) -> TrainerSettings:
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
+@pytest.mark.parametrize(("name", "backbone"), mark_slow(ONE_BACKBONE, quick=("maml", "protonet", "reptile", "r2d2")))
 def test_the_traced_graph_has_the_same_meta_gradient(
     name: str, backbone: str, execution: Execution, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +174,7 @@ class Readings(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), ONE_BACKBONE)
+@pytest.mark.parametrize(("name", "backbone"), mark_slow(ONE_BACKBONE))
 def test_a_step_reads_nothing_back_from_the_device(name: str, backbone: str, execution: Execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
     optimizer = torch.optim.SGD(
