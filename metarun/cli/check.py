@@ -35,11 +35,11 @@ def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str |
     small = ["backbone.filters=4"] if where == GLYPHS and isinstance(config.backbone.get("filters"), int) else []
     config = compose([*where, component, *SHORT, *small, *overrides], config_dir)
     settings = load_settings(resolve(config))
-    from metarun.analysis import checks
+    from metarun.analysis import checks, data_checks
 
     lists = {
         "algo": checks.list_algorithm_checks,
-        "dataset": checks.list_dataset_checks,
+        "dataset": data_checks.list_dataset_checks,
         "backbone": checks.list_backbone_checks,
     }
     return lists[group](settings)
