@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch
 from metarun.cli.compose import compose
 from metarun.config.load import load_settings, resolve
 from metarun.core.batch import unstack
+from metarun.core.types import Episode, Params, Theta
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.gradient import meta_gradient
@@ -20,7 +22,7 @@ from tests.support.tiny import WAYS, algo_and_theta, episodes, leaves, plain_los
 SCALES = [None, 10.0]  # Baseline, Baseline++
 
 
-def by_hand(theta, task, scale, steps):
+def by_hand(theta: Theta, task: Episode, scale: float | None, steps: int) -> Params:
     """The new layer by torch.optim.SGD on the whole support."""
     z = features("conv4", theta, task.support.x).detach()
     if scale is None:
@@ -29,8 +31,9 @@ def by_hand(theta, task, scale, steps):
         layer = {"weight": torch.stack([z[task.support.y == k].mean(0) for k in range(WAYS)])}
     for p in layer.values():
         p.requires_grad_()
-    names = ("momentum", "dampening", "weight_decay")
-    optimizer = torch.optim.SGD(layer.values(), lr=SETTINGS["head_lr"], **{name: SETTINGS[name] for name in names})
+    settings: dict[str, Any] = {name: SETTINGS[name] for name in ("momentum", "dampening", "weight_decay")}
+    settings["lr"] = SETTINGS["head_lr"]
+    optimizer = torch.optim.SGD(layer.values(), **settings)
     for _ in range(steps):
         optimizer.zero_grad()
         loss(logits(layer, z, scale), task.support.y).backward()
@@ -40,7 +43,7 @@ def by_hand(theta, task, scale, steps):
 
 @pytest.mark.parametrize("steps", [0, 1, 20])
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_fitted_layer_is_that_of_torchs_sgd(scale, steps) -> None:
+def test_the_fitted_layer_is_that_of_torchs_sgd(scale: float | None, steps: int) -> None:
     algo, theta = algo_and_theta("baseline", "conv4", cosine_scale=scale, head_steps=steps)
     for task in unstack(episodes(2)):
         expected = by_hand(theta, task, scale, steps)
@@ -68,6 +71,7 @@ def test_gradient_of_the_cosine_classifier_equals_plain_autograd() -> None:
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("algo", ["baseline", "baselinepp"])
 def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Command, place: Path, algo: str) -> None:
     answer = metarun(*TINY, f"algo={algo}", "algo.head_steps=3", "hydra.run.dir=run")

@@ -1,11 +1,12 @@
 """Components that a step replaces itself, without the optimiser."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from metarun.config.schema import TrainerSettings
-from metarun.core.types import Episode, Metrics, Theta
+from metarun.core.types import Algorithm, Episode, Metrics, Theta
 from metarun.engine.gradient import meta_gradient
 from metarun.engine.loop import descend
 from tests.support.tiny import episodes
@@ -46,7 +47,7 @@ def test_a_carried_component_is_replaced_whole_whatever_optimiser_and_clipping_d
     }
     optimizer = torch.optim.SGD([theta["net"]["w"]], lr=1.0)
     for step in range(3):
-        _, _, gradient = meta_gradient(Counting(), theta, episodes(4), execution="vmap")
+        _, _, gradient = meta_gradient(cast(Algorithm, Counting()), theta, episodes(4), execution="vmap")
         descend(theta, gradient, optimizer, SETTINGS, carried=("counter",))
         assert theta["counter"]["count"].item() == step + 1
         torch.testing.assert_close(theta["net"]["w"].item(), 5.0 - 1e-3 * (step + 1), rtol=1e-6, atol=0)

@@ -73,9 +73,7 @@ def test_only_the_context_is_adapted_by_the_gradient_of_the_support_loss() -> No
         slopes.append((ahead - behind) / (2 * step))
     adapted = algo.adapt(theta, Examples(x, y))
     assert {c: list(params) for c, params in adapted.items()} == {"context": ["phi"]}
-    torch.testing.assert_close(
-        adapted["context"]["phi"], -SETTINGS["inner_lr"] * torch.stack(slopes), rtol=1e-6, atol=1e-8
-    )
+    torch.testing.assert_close(adapted["context"]["phi"], -algo.inner_lr * torch.stack(slopes), rtol=1e-6, atol=1e-8)
 
 
 def test_the_maps_are_drawn_from_the_seed(place: Path) -> None:

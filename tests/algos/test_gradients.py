@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metarun.config.registry import known, traits_of
-from metarun.core.batch import map_tasks
+from metarun.core.batch import Execution, map_tasks
 from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import (
     BACKBONES,
@@ -28,7 +28,7 @@ def test_every_registered_component_has_its_reference() -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize(("name", "backbone"), PAIRS)
-def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, execution) -> None:
+def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name: str, backbone: str, execution: Execution) -> None:
     algo, theta = algo_and_theta(name, backbone)
     tasks = episodes(3, backbone=backbone)
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
@@ -40,7 +40,7 @@ def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name, backbone, e
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", [name for name in known("algo") if has_first_order(name)])
-def test_first_order_meta_gradient_equals_plain_autograd(name, execution) -> None:
+def test_first_order_meta_gradient_equals_plain_autograd(name: str, execution: Execution) -> None:
     algo, theta = algo_and_theta(name, "conv4_strided", first_order=True)
     tasks = episodes(2)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution=execution)
@@ -53,7 +53,7 @@ def test_first_order_meta_gradient_equals_plain_autograd(name, execution) -> Non
 
 
 @pytest.mark.parametrize(("name", "backbone"), [pair for pair in PAIRS if getattr(REFERENCES[pair[0]], "EXACT", True)])
-def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbone) -> None:
+def test_meta_gradient_agrees_with_a_directional_finite_difference(name: str, backbone: str) -> None:
     algo, theta = algo_and_theta(name, backbone)
     tasks = episodes(2, backbone=backbone)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -74,7 +74,8 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
             for component, params in theta.items()
         }
         with torch.no_grad():
-            return map_tasks(lambda task: algo.task_loss(moved, task)[0], tasks, "loop").mean()
+            losses: torch.Tensor = map_tasks(lambda task: algo.task_loss(moved, task)[0], tasks, "loop")
+        return losses.mean()
 
     slope = sum((g * d).sum() for g, d in zip(leaves(gradient), leaves(direction)))
     step = 1e-7  # small enough that no ReLU or max-pool changes sides
@@ -83,7 +84,7 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name, backbon
 
 
 @pytest.mark.parametrize("name", [name for name in known("algo") if learns(name, "regression")])
-def test_regression_meta_gradient_equals_plain_autograd(name) -> None:
+def test_regression_meta_gradient_equals_plain_autograd(name: str) -> None:
     algo, theta = algo_and_theta(name, "mlp", kind="regression")
     tasks = episodes(3, "regression")
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -94,7 +95,7 @@ def test_regression_meta_gradient_equals_plain_autograd(name) -> None:
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", known("algo"))
-def test_gradient_accumulated_over_chunks_equals_the_whole(name, execution) -> None:
+def test_gradient_accumulated_over_chunks_equals_the_whole(name: str, execution: Execution) -> None:
     algo, theta = algo_and_theta(name, "conv4")
     tasks = episodes(5)
     whole = meta_gradient(algo, theta, tasks, execution=execution)

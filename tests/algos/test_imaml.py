@@ -1,5 +1,7 @@
 """The implicit gradient: against closed forms, finite differences, and a direct solve."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch.func import vmap
 from metarun.algos.imaml import conjugate_gradient
 from metarun.config.errors import ConfigError
 from metarun.config.registry import build
+from metarun.config.traits import Kind
 from metarun.core.batch import unstack
 from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
 from metarun.engine.build import build_algorithm
@@ -18,7 +21,7 @@ from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 INPUTS, CLASSES = 3, 4
 
 
-def linear_model(kind: str, tasks: int, **changes) -> tuple[Algorithm, Theta, Episode]:
+def linear_model(kind: Kind, tasks: int, **changes: Any) -> tuple[Algorithm, Theta, Episode]:
     """A last layer alone, on random points: least squares, or softmax regression. Its inner problem is smooth."""
     spec = TaskSpec(kind, (INPUTS,), 1 if kind == "regression" else CLASSES)
     network = build("backbone", {"name": "mlp", "hidden": [], "batch_norm": False}, input_shape=(INPUTS,))
@@ -57,7 +60,7 @@ def test_least_squares_has_the_closed_form() -> None:
 
 
 @pytest.mark.parametrize(("steps", "exact"), [(80, True), (1, False)])
-def test_softmax_regression_solved_to_convergence_agrees_with_finite_differences(steps, exact) -> None:
+def test_softmax_regression_solved_to_convergence_agrees_with_finite_differences(steps: int, exact: bool) -> None:
     algo, theta, tasks = linear_model("classification", 2, proximal=1.0, inner_lr=0.3, inner_steps=steps)
     _, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
 
@@ -86,7 +89,7 @@ def test_the_released_codes_operator_equals_a_direct_solve_of_it() -> None:
 
 
 @pytest.mark.parametrize("steps", [6, 50])
-def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps) -> None:
+def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps: int) -> None:
     root = torch.randn(6, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     matrix = root @ root.T + torch.eye(6, dtype=torch.float64)
     for b in (torch.arange(6.0, dtype=torch.float64), torch.zeros(6, dtype=torch.float64)):
@@ -101,7 +104,7 @@ def test_conjugate_gradient_solves_and_stays_when_there_is_nothing_left(steps) -
         ((2.0, -3.0), (1.0, 1.0)),  # negative along (1, 1) itself
     ],
 )
-def test_conjugate_gradient_stops_where_the_operator_is_not_positive(diagonal, expected) -> None:
+def test_conjugate_gradient_stops_where_the_operator_is_not_positive(diagonal: list[float], expected: Any) -> None:
     """diag(diagonal) x = (1, 1)."""
     operator = torch.tensor(diagonal)
     x = conjugate_gradient(lambda v: {"net": {"w": operator * v["net"]["w"]}}, {"net": {"w": torch.ones(2)}}, 4)
@@ -109,7 +112,7 @@ def test_conjugate_gradient_stops_where_the_operator_is_not_positive(diagonal, e
 
 
 def test_the_graph_does_not_grow_with_the_inner_steps() -> None:
-    def size(node) -> int:
+    def size(node: Any) -> int:
         return 1 + sum(size(parent) for parent, _ in node.next_functions if parent is not None)
 
     task = unstack(episodes(1))[0]

@@ -109,6 +109,7 @@ def untrained(experiment: Experiment) -> Scores:
     )
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", METHODS)
 def test_a_short_training_of_a_small_network_makes_it_better(place: Path, name: str) -> None:
     values = configured(name, *SHORT, *SETTINGS_SHORT.get(name, ()))

@@ -1,6 +1,7 @@
 """MAML++: its annealing by hand, and over the whole of training against plain autograd."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from metarun.config.registry import traits_of
 from metarun.core.batch import unstack
 from metarun.core.inner import outer_step
+from metarun.core.types import Episode, Theta
 from metarun.engine import checkpoint
 from metarun.engine.gradient import meta_gradient
 from metarun.engine.loop import descend, set_clock
@@ -18,13 +20,13 @@ from tests.reference.plain import predict
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 
 
-def at(theta, step):
+def at(theta: Theta, step: int) -> Theta:
     """The same meta-parameters after so many outer steps."""
     clock = torch.tensor(float(step), dtype=torch.float64, requires_grad=True)
     return {**theta, "clock": {"step": clock}}
 
 
-def gradient_and_plain(theta, tasks, **changes):
+def gradient_and_plain(theta: Theta, tasks: Episode, **changes: Any) -> tuple[Theta, tuple[torch.Tensor, ...]]:
     algo, _ = algo_and_theta("mamlpp", "conv4_strided", **changes)
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
     plain = plain_losses("mamlpp", "conv4_strided", theta, tasks, **changes)
@@ -51,7 +53,7 @@ def test_no_multi_step_steps_mean_the_last_step_alone() -> None:
 
 
 @pytest.mark.parametrize("step", [0, 1, 3, 4, 7])
-def test_while_annealing_loss_and_meta_gradient_equal_plain_autograd(step) -> None:
+def test_while_annealing_loss_and_meta_gradient_equal_plain_autograd(step: int) -> None:
     theta = at(algo_and_theta("mamlpp", "conv4_strided")[1], step)
     gradient, expected = gradient_and_plain(theta, episodes(2), multi_step_steps=4)
     torch.testing.assert_close(leaves(gradient), list(expected), rtol=1e-9, atol=1e-12)
@@ -77,7 +79,7 @@ def test_each_step_has_its_own_norm_parameters() -> None:
     task = unstack(episodes(1))[0]
     assert all(p.shape == (3, 4) for p in theta["norm"].values())
 
-    def predictions(theta):
+    def predictions(theta: Theta) -> list[torch.Tensor]:
         states = list(algo.trajectory(theta, task.support))
         for state in states:
             expected = predict("conv4_strided", state, task.query.x)

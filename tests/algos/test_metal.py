@@ -9,7 +9,7 @@ from metarun.cli.compose import compose
 from metarun.config.load import load_settings, resolve
 from metarun.core.batch import unstack
 from metarun.core.objectives import adapt_to, predict_queries
-from metarun.core.types import Episode
+from metarun.core.types import Episode, Theta
 from metarun.engine.build import Experiment
 from metarun.engine.ensemble import Ensemble
 from metarun.engine.evaluate import is_transductive
@@ -17,7 +17,7 @@ from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 
 
-def without_losses(theta):
+def without_losses(theta: Theta) -> Theta:
     """The learned losses are constant."""
     flat = {c: {n: torch.zeros_like(p) for n, p in theta[c].items()} for c in theta if c.endswith("_loss")}
     still = {c: {**theta[c], "shift": torch.zeros_like(theta[c]["shift"])} for c in theta if c.endswith("_adapter")}
@@ -61,7 +61,7 @@ def test_losses_start_unmodulated_and_learn_by_every_part() -> None:
 
 
 @pytest.mark.parametrize("transductive", [True, False])
-def test_other_queries_change_an_answer_only_where_that_is_declared(transductive) -> None:
+def test_other_queries_change_an_answer_only_where_that_is_declared(transductive: bool) -> None:
     """On a network without norm layers, so that nothing else mixes the queries."""
     algo, theta = algo_and_theta("metal", "koch", transductive=transductive)
     task, other = unstack(episodes(2))
@@ -78,7 +78,7 @@ def test_an_ensemble_adapts_to_the_queries_as_its_members_do() -> None:
 
 
 @pytest.mark.parametrize("backbone", [["backbone=conv4_strided"], ["backbone=mlp", "backbone.hidden=[8]"]])
-def test_results_say_what_is_transductive(place: Path, backbone) -> None:
+def test_results_say_what_is_transductive(place: Path, backbone: str) -> None:
     experiment = Experiment.build(load_settings(resolve(compose(["algo=metal", *backbone, "device=cpu"]))))
     rows = experiment.plan_rows()
     assert {name: is_transductive(row, experiment.has_norm) for name, row in rows.items()} == {

@@ -7,10 +7,11 @@ import torch
 
 from metarun.core.batch import unstack
 from metarun.core.inner import log_and_sign, select
+from metarun.core.types import Theta
 from tests.support.tiny import algo_and_theta, episodes, leaves
 
 
-def held(theta, forget: float, enter: float):
+def held(theta: Theta, forget: float, enter: float) -> Theta:
     """Gates that see nothing and have these values before the sigmoid."""
     gates = {"forget": forget, "enter": enter}
     return theta | {
@@ -20,7 +21,7 @@ def held(theta, forget: float, enter: float):
 
 
 @pytest.mark.parametrize("first_order", [True, False])
-def test_open_gates_are_gradient_descent_and_closed_ones_no_update(first_order) -> None:
+def test_open_gates_are_gradient_descent_and_closed_ones_no_update(first_order: bool) -> None:
     """Before the sigmoid 500 is 1 and -500 is 0; -log 9 is a rate of 0.1."""
     algo, theta = algo_and_theta("metalstm", "conv4_strided", first_order=first_order)
     task = unstack(episodes(1))[0]

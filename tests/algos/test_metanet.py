@@ -1,12 +1,14 @@
 """Meta Networks: fast weights against a loop over examples, attention and layer augmentation by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from metarun.algos.metanet import Memory
 from metarun.core.batch import unstack
-from metarun.core.types import Examples
+from metarun.core.types import Examples, Theta
 from metarun.engine.gradient import meta_gradient
 from tests.reference.metanet import example_weights, key_network, task_weights
 from tests.reference.plain import features
@@ -14,7 +16,7 @@ from tests.support.tiny import algo_and_theta, episodes
 
 
 @pytest.mark.parametrize("shots", [6, 5, 2])
-def test_fast_weights_are_those_of_a_loop_over_examples_and_chunks(shots) -> None:
+def test_fast_weights_are_those_of_a_loop_over_examples_and_chunks(shots: int) -> None:
     """Six examples are chunks of 2, 1, 1, 1, 1; two are two chunks."""
     algo, theta = algo_and_theta("metanet", "mlp")
     task = unstack(episodes(1))[0]
@@ -46,8 +48,9 @@ def test_a_query_with_the_key_of_one_example_among_opposites_has_mostly_its_weig
     torch.testing.assert_close(predicted, expected)
 
 
-def key_z(algo, theta, x):
-    return algo.features(theta, x, "key_")
+def key_z(algo: Any, theta: Theta, x: torch.Tensor) -> torch.Tensor:
+    z: torch.Tensor = algo.features(theta, x, "key_")
+    return z
 
 
 def test_all_is_learned_but_the_layer_that_only_gradients_pass() -> None:

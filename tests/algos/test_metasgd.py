@@ -74,6 +74,6 @@ def test_rates_are_drawn_from_the_seed(place: Path) -> None:
 
 
 @pytest.mark.parametrize("lr_range", [[0.1], [0.2, 0.1], [0.1, 0.2, 0.3]])
-def test_a_range_is_two_numbers_in_order(lr_range) -> None:
+def test_a_range_is_two_numbers_in_order(lr_range: list[float]) -> None:
     with pytest.raises(ConfigError, match=r"algo.lr_range is \[.*\]: it must be two numbers, the lower first"):
         algo_and_theta("metasgd", "mlp", lr_range=lr_range)

@@ -8,7 +8,9 @@ import torch
 from metarun.cli.compose import compose
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import traits_of
+from metarun.config.traits import Kind
 from metarun.core.batch import unstack
+from metarun.core.types import Theta
 from metarun.engine.build import Experiment
 from metarun.engine.gradient import meta_gradient
 from metarun.engine.loop import descend, set_clock
@@ -20,7 +22,7 @@ FORMS = ("mlp", "cubic", "scaled")
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_equals_plain_autograd(form, kind) -> None:
+def test_every_form_equals_plain_autograd(form: str, kind: Kind) -> None:
     algo, theta = algo_and_theta("ml3", "mlp", kind=kind, form=form)
     tasks = episodes(2, kind)
     loss, _, gradient = meta_gradient(algo, theta, tasks, execution="vmap")
@@ -32,7 +34,7 @@ def test_every_form_equals_plain_autograd(form, kind) -> None:
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 @pytest.mark.parametrize("form", FORMS)
-def test_each_number_of_the_loss_has_the_meta_gradient_of_finite_differences(form, kind) -> None:
+def test_each_number_of_the_loss_has_the_meta_gradient_of_finite_differences(form: str, kind: Kind) -> None:
     algo, theta = algo_and_theta("ml3", "mlp", kind=kind, form=form)
     task = unstack(episodes(1, kind))[0]
     found = torch.autograd.grad(algo.task_loss(theta, task)[0], list(theta["loss"].values()))
@@ -116,7 +118,7 @@ def test_each_step_hands_on_a_new_learner_and_the_loss_alone_is_descended() -> N
 
 
 def test_learners_and_loss_are_drawn_from_the_seed(place: Path) -> None:
-    def start(seed: int) -> dict:
+    def start(seed: int) -> Theta:
         settings = load_settings(resolve(compose(["algo=ml3", "dataset=sinusoid", f"seed={seed}", "device=cpu"])))
         return Experiment.build(settings).draw_theta()
 

@@ -28,7 +28,8 @@ def folder(metarun: Command, place: Path) -> Path:
 
 
 def rows(path: Path) -> dict[str, Any]:
-    return json.loads((path / "result.json").read_text(encoding="utf-8"))["test"]
+    rows: dict[str, Any] = json.loads((path / "result.json").read_text(encoding="utf-8"))["test"]
+    return rows
 
 
 def scores(path: Path, row: str) -> list[float]:
@@ -50,6 +51,7 @@ def by_hand(folder: Path) -> list[float]:
         ]
 
 
+@pytest.mark.integration
 def test_a_network_that_maml_trained_is_tested_without_its_head(metarun: Command, folder: Path) -> None:
     expected = by_hand(folder)
     assert scores(folder, "nil") == pytest.approx(expected, abs=1e-6)
@@ -66,6 +68,7 @@ def test_a_network_that_maml_trained_is_tested_without_its_head(metarun: Command
     assert scores(later, "test") == scores(folder, "nil")
 
 
+@pytest.mark.integration
 def test_without_a_head_there_may_be_other_ways(metarun: Command, folder: Path) -> None:
     answer = metarun("evaluate", "run", "algo.name=nil", "algo.norm=batch", "ways=7")
     assert answer.code == 0, answer.err

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from metarun.config.registry import declaration, known, lookup
+from metarun.config.traits import Kind
 from metarun.core.batch import unstack
-from metarun.core.types import PADDING, Episode, Examples, Kind, TaskSource, TaskSpec
+from metarun.core.types import PADDING, Episode, Examples, TaskSource, TaskSpec
 from metarun.datasets.glyphs import Glyphs
 from tests.conftest import TINY, Command
 from tests.support.tiny import BACKBONES, algo_and_theta, episodes, learns, leaves
@@ -77,6 +78,7 @@ def ragged(metarun: Command, monkeypatch: pytest.MonkeyPatch) -> Command:
     return lambda *words: metarun(*TINY, "shots=3", *words)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
 def test_they_pass_through_trainer_test_result_and_plots(ragged: Command, place: Path, algo: str) -> None:
     answer = ragged(f"algo={algo}", "hydra.run.dir=run")

@@ -10,7 +10,7 @@ from torch import Tensor
 from metarun.algos.relationnet import Relation, RelationNet
 from metarun.config.errors import ConfigError
 from metarun.config.registry import build
-from metarun.core.types import Backbone, Episode, Examples, TaskSpec
+from metarun.core.types import Backbone, Episode, Examples, TaskSpec, Theta
 from tests.support.tiny import algo_and_theta
 
 
@@ -26,7 +26,7 @@ class Pixels(Backbone):
         return x.flatten(1)
 
 
-def by_hand() -> tuple[RelationNet, dict]:
+def by_hand() -> tuple[RelationNet, Theta]:
     """1x1 maps of one channel; the relation module adds (class + query), normalises, and squashes twice.
 
     Convolutions hold a 1 at the centre for either input, norm layers their initial 1 and 0; layers 2 v and 3 v - 1.

@@ -2,14 +2,15 @@
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from metarun.config.registry import traits_of
-from metarun.core.batch import unstack
-from metarun.core.types import Examples, Theta
+from metarun.core.batch import Execution, unstack
+from metarun.core.types import Episode, Examples, Theta
 from metarun.engine.gradient import meta_gradient
 from metarun.engine.loop import descend
 from tests.algos.test_carried import SETTINGS
@@ -21,7 +22,7 @@ EPSILON = (1.0, 0.7, 0.4, 0.1)  # of each outer step
 UNCLIPPED = replace(SETTINGS, clip_norm=None)
 
 
-def fresh(name: str, backbone: str, **changes):
+def fresh(name: str, backbone: str, **changes: Any) -> tuple[Any, Theta]:
     """Without the noise that the generic tests put into Adam's state."""
     algo, theta = algo_and_theta(name, backbone, **changes)
     with torch.no_grad():
@@ -39,14 +40,14 @@ def adapt(adam: torch.optim.Adam, backbone: str, phi: Theta, support: Examples, 
         adam.step()
 
 
-def literal(backbone: str, theta: Theta):
+def literal(backbone: str, theta: Theta) -> tuple[Theta, list[Tensor], torch.optim.Adam]:
     """Leaves that the paper's loop trains, and their Adam as in the authors' code."""
     phi = {c: {name: p.detach().clone().requires_grad_() for name, p in theta[c].items()} for c in WEIGHTS}
     leaves = [p for params in phi.values() for p in params.values()]
     return phi, leaves, torch.optim.Adam(leaves, lr=0.1, betas=(0.0, 0.999))
 
 
-def run(algo, theta: Theta, batches, execution: str) -> None:
+def run(algo: Any, theta: Theta, batches: list[Episode], execution: Execution) -> None:
     """The trainer's outer steps, with `configs/optimizer/interpolation.yaml`."""
     optimizer = torch.optim.SGD([p for c in WEIGHTS for p in theta[c].values()], lr=1.0)
     for epsilon, tasks in zip(EPSILON, batches):
@@ -64,7 +65,9 @@ def assert_same(theta: Theta, leaves: list[Tensor], moments: list[Tensor], steps
 
 @pytest.mark.parametrize("backbone", ["conv4_flat", "mlp"])
 @pytest.mark.parametrize("execution", ["vmap", "loop"])
-def test_one_task_per_step_is_algorithm_1_with_the_moments_of_the_authors_code(backbone, execution) -> None:
+def test_one_task_per_step_is_algorithm_1_with_the_moments_of_the_authors_code(
+    backbone: str, execution: Execution
+) -> None:
     algo, theta = fresh("reptile", backbone, beta2=0.999)
     phi, leaves, adam = literal(backbone, theta)
     batches = [episodes(1, seed=seed) for seed in range(len(EPSILON))]

@@ -70,7 +70,8 @@ def test_one_class_makes_no_pairs() -> None:
 
 def koch(side: int, kernels: list[int]) -> Backbone:
     values = {"name": "koch", "filters": 64, "kernels": kernels, "units": 4096}
-    return build("backbone", values, input_shape=(1, side, side))
+    network: Backbone = build("backbone", values, input_shape=(1, side, side))
+    return network
 
 
 def test_kochs_network_has_the_published_shapes() -> None:

@@ -16,7 +16,7 @@ STEPS = 9
 def influence(network: torch.nn.Module, channels: int) -> torch.Tensor:
     """[steps, steps], how much output t (row) changes with input s (column)."""
     x = torch.randn(STEPS, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    jacobian = torch.autograd.functional.jacobian(network, x)  # [steps, outputs, steps, channels]
+    jacobian: torch.Tensor = torch.autograd.functional.jacobian(network, x)  # [steps, outputs, steps, channels]
     return jacobian.abs().sum((1, 3))
 
 
@@ -25,13 +25,13 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def test_no_step_sees_a_later_one_and_the_last_sees_all(seeded) -> None:
+def test_no_step_sees_a_later_one_and_the_last_sees_all(seeded: None) -> None:
     found = influence(Network(3, STEPS, 4, [[5, 2], [3, 4]], outputs=2).double(), 3)
     assert not found.triu(1).any()
     assert (found[-1] > 0).all()
 
 
-def test_a_convolution_sees_a_step_and_the_one_its_dilation_before(seeded) -> None:
+def test_a_convolution_sees_a_step_and_the_one_its_dilation_before(seeded: None) -> None:
     for dilation in (1, 2, 4):
         found = influence(DenseBlock(3, dilation, 2).double(), 3)
         seen = torch.eye(STEPS) + torch.eye(STEPS).roll(dilation, 0).tril(-1)
@@ -41,7 +41,7 @@ def test_a_convolution_sees_a_step_and_the_one_its_dilation_before(seeded) -> No
 @pytest.mark.parametrize(
     ("length", "dilations"), [(1, []), (2, [1]), (6, [1, 2, 4]), (8, [1, 2, 4]), (9, [1, 2, 4, 8])]
 )
-def test_the_dilations_of_a_block_reach_over_the_length(length, dilations) -> None:
+def test_the_dilations_of_a_block_reach_over_the_length(length: int, dilations: list[int]) -> None:
     blocks = Network(3, length, 4, [[5, 2], [3, 4]], outputs=2).blocks
     assert [block.dilation for block in blocks if isinstance(block, DenseBlock)] == dilations
 

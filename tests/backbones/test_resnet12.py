@@ -1,5 +1,8 @@
 """ResNet-12: its size as published; DropBlock; what it refuses. Its function is in the tests over all backbones."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,7 +41,7 @@ def test_weights_are_drawn_as_published() -> None:
 
 
 @pytest.mark.parametrize(("side", "size", "places"), [(6, 3, 4), (5, 5, 1), (2, 5, 1), (4, 1, 4)])
-def test_squares_are_dropped_where_the_numbers_say(side, size, places) -> None:
+def test_squares_are_dropped_where_the_numbers_say(side: int, size: int, places: Any) -> None:
     """Against a square at a time. Eq. 1 with H = W = side: gamma = rate / size^2 * side^2 / places^2."""
     x, numbers, rate = torch.rand(40, 3, side, side, dtype=torch.float64) + 1, torch.arange(40.0), 0.1
     kept = torch.ones_like(x)
@@ -62,7 +65,7 @@ def test_hashed_numbers_of_many_salts_are_those_of_each() -> None:
     assert hash_uniform(9, salts).flatten().unique().numel() == 36
 
 
-def with_numbers(x: Tensor, numbers: list[float]) -> Tensor:
+def with_numbers(x: Tensor, numbers: Sequence[float]) -> Tensor:
     return torch.cat([x, torch.tensor(numbers, dtype=x.dtype).view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])], 1)
 
 
@@ -104,7 +107,7 @@ def test_training_tasks_have_numbers_and_tests_have_none() -> None:
 
 
 @pytest.mark.parametrize("name", ["maml", "protonet"])
-def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(name) -> None:
+def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(name: str) -> None:
     algo, theta = algo_and_theta(name, "resnet12")
     algo.backbone.drop_rate = 0.3
     plain_tasks, draw = episodes(2), generator_for(0)
@@ -124,7 +127,7 @@ def test_the_gradient_with_dropped_features_is_the_same_by_vmap_and_by_a_loop(na
         ([4, 4], (1, 28, 28), "backbone.filters has 2 numbers: it must have 4, one for each block"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(filters, shape, message) -> None:
+def test_what_does_not_fit_is_told_in_a_line(filters: list[int], shape: tuple[int, ...], message: str) -> None:
     with pytest.raises(ConfigError) as error:
         build("backbone", {**SETTINGS, "filters": filters}, input_shape=shape)
     assert str(error.value).startswith(message)

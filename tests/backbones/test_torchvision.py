@@ -4,13 +4,13 @@ import pytest
 import torch
 import torchvision
 from torch import nn
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.core.batch import unstack
+from metarun.core.inner import forward
 from metarun.core.norm import use_statistics
-from metarun.core.types import Episode, Examples
+from metarun.core.types import Backbone, Episode, Examples, Params
 from metarun.engine.gradient import meta_gradient
 from tests.reference.plain import loss
 from tests.support.tiny import SIDE, WAYS, algo_and_theta, leaves
@@ -18,7 +18,7 @@ from tests.support.tiny import SIDE, WAYS, algo_and_theta, leaves
 
 def own(model: str) -> nn.Module:
     """torchvision's network without its classifier, in float64."""
-    network = torchvision.models.get_model(model, weights=None).double()
+    network: nn.Module = torchvision.models.get_model(model, weights=None).double()
     network.fc = network.classifier = nn.Identity()
     return network
 
@@ -27,13 +27,15 @@ def by_their_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("network."): p for name, p in weights.items()}
 
 
-def backbone(model: str, weights: str | None = None, shape: tuple[int, ...] = (1, SIDE, SIDE)):
+def backbone(model: str, weights: str | None = None, shape: tuple[int, ...] = (1, SIDE, SIDE)) -> Backbone:
     torch.manual_seed(0)
-    return build("backbone", {"name": "torchvision", "model": model, "weights": weights}, input_shape=shape).double()
+    values = {"name": "torchvision", "model": model, "weights": weights}
+    network: Backbone = build("backbone", values, input_shape=shape).double()
+    return network
 
 
 @pytest.mark.parametrize("model", ["resnet18", "shufflenet_v2_x0_5", "mobilenet_v3_small"])
-def test_features_are_those_of_the_network_itself(model) -> None:
+def test_features_are_those_of_the_network_itself(model: str) -> None:
     ours, x = backbone(model), torch.rand(6, 1, SIDE, SIDE, dtype=torch.float64)
     theirs, rgb = own(model), x.repeat(1, 3, 1, 1)
     weights = by_their_names(dict(ours.named_parameters()))
@@ -60,11 +62,11 @@ def test_second_order_meta_gradient_equals_plain_autograd_through_the_network_it
     network = own("resnet18")
     buffers = dict(network.named_buffers())
 
-    def predict(body, head, x):
-        z = functional_call(network, by_their_names(body | theta["norm"]) | buffers, (x.expand(-1, 3, -1, -1),))
+    def predict(body: Params, head: Params, x: torch.Tensor) -> torch.Tensor:
+        z = forward(network, by_their_names(body | theta["norm"]) | buffers, x.expand(-1, 3, -1, -1))
         return z @ head["weight"].T + head["bias"]
 
-    def task_loss(task):
+    def task_loss(task: Episode) -> torch.Tensor:
         body, head = theta["backbone"], theta["head"]
         support = loss(predict(body, head, task.support.x), task.support.y)
         gradient = torch.autograd.grad(support, [*body.values(), *head.values()], create_graph=True)
@@ -105,7 +107,9 @@ def test_pretrained_weights_are_torchvisions_and_images_standardised_for_them(mo
         ("resnet18", None, (1,), "takes images of 1 or 3 channels [C, H, W], and this dataset has inputs [1]"),
     ],
 )
-def test_what_does_not_fit_is_told_in_a_line(model, weights, shape, message) -> None:
+def test_what_does_not_fit_is_told_in_a_line(
+    model: str, weights: str | None, shape: tuple[int, ...], message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         backbone(model, weights, shape)
     assert message in str(error.value)
@@ -113,7 +117,7 @@ def test_what_does_not_fit_is_told_in_a_line(model, weights, shape, message) -> 
 
 
 def test_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_, **__) -> None:
+    def unreachable(*_: object, **__: object) -> None:
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", unreachable)

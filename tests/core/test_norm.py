@@ -19,8 +19,8 @@ def test_batch_statistics_equal_pytorchs_layer() -> None:
     ours, theirs = BatchNorm(3).double(), nn.BatchNorm2d(3).double()
     x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
     for layer in (ours, theirs):
-        nn.init.constant_(layer.weight, 1.7)
-        nn.init.constant_(layer.bias, -0.3)
+        nn.init.constant_(layer.get_parameter("weight"), 1.7)
+        nn.init.constant_(layer.get_parameter("bias"), -0.3)
     torch.testing.assert_close(ours(x), theirs(x))
 
 
@@ -44,7 +44,7 @@ def test_collected_statistics_are_those_of_all_batches_together() -> None:
 
 
 @pytest.mark.parametrize("backbone", known("backbone"))
-def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbone) -> None:
+def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbone: str) -> None:
     algo, theta = algo_and_theta("protonet", backbone)
     task = unstack(episodes(1, backbone=backbone))[0]
     use_statistics(algo.backbone, collect_statistics(algo.backbone, lambda: algo.task_loss(theta, task)))
@@ -55,7 +55,7 @@ def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbon
 
 
 @pytest.mark.parametrize("name", known("algo"))
-def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_do(name) -> None:
+def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_do(name: str) -> None:
     task = unstack(episodes(1))[0]
     fewer = task._replace(query=type(task.query)(task.query.x[:2], task.query.y[:2]))
     backbone = next(backbone for algo, backbone in PAIRS if algo == name)

@@ -1,5 +1,7 @@
 """Average precision above chance: by hand, against a slow form, and under vmap."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.func import vmap
@@ -24,7 +26,7 @@ def logits(ranking: list[float]) -> torch.Tensor:
         ([2, 1], [0, 0], 0),  # nothing to find
     ],
 )
-def test_by_hand(ranking, y, precision) -> None:
+def test_by_hand(ranking: Any, y: Any, precision: Any) -> None:
     found = delta_auprc(logits(ranking), torch.tensor(y))
     assert found.item() == pytest.approx(precision - sum(y) / len(y), abs=1e-6)
 

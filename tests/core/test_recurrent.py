@@ -2,9 +2,10 @@
 
 import torch
 from torch import nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
 from metarun.core.batch import unstack
+from metarun.core.inner import forward
 from metarun.core.recurrent import BiLSTM, LSTMCell, read
 from metarun.core.sequences import make_sequence
 from metarun.core.sequences import read as sequence_read
@@ -56,7 +57,7 @@ def test_under_vmap_with_weights_per_task_it_is_the_same_as_task_by_task() -> No
             return read(self.cell, x)
 
     def said(weights: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        return functional_call(Reader(), {f"cell.{n}": p for n, p in weights.items()}, (x,))
+        return forward(Reader(), {f"cell.{n}": p for n, p in weights.items()}, x)
 
     together = vmap(said)(weights, x)
     alone = torch.stack([said({n: p[t] for n, p in weights.items()}, x[t]) for t in range(5)])

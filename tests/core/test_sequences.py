@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from metarun.config.registry import build
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.seeding import generator_for
 from metarun.core.sequences import NOTHING, STRINGS, Labels, letters, make_sequence, measure_by_instance, read
-from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
+from metarun.core.types import Algorithm, Episode, Examples, Metrics, TaskShape, TaskSpec, Theta
 from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.order import InOrder, shuffle
@@ -41,11 +42,11 @@ def contents(x: torch.Tensor, y: torch.Tensor) -> list[list[tuple[int, ...]]]:
     return [sorted((*p, int(label)) for p, label in zip(task.tolist(), labels)) for task, labels in zip(pixels, y)]
 
 
-def whole(tasks) -> tuple[torch.Tensor, torch.Tensor]:
-    return tuple(torch.cat(fields, 1) for fields in zip(*tasks))
+def whole(tasks: Episode) -> Examples:
+    return Examples(*(torch.cat(fields, 1) for fields in zip(*tasks)))
 
 
-def test_mixed_tasks_hold_the_same_examples_and_any_of_them_may_come_first(sampler) -> None:
+def test_mixed_tasks_hold_the_same_examples_and_any_of_them_may_come_first(sampler: Any) -> None:
     plain = sampler.sample(200, generator_for("order"))
     mixed = InOrder(sampler, mixed=True, strings=False).sample(200, generator_for("order"))
     assert mixed.support.y.shape == plain.support.y.shape
@@ -55,7 +56,7 @@ def test_mixed_tasks_hold_the_same_examples_and_any_of_them_may_come_first(sampl
     assert len({tuple(row) for row in whole(mixed)[1].tolist()}) > 195
 
 
-def test_put_in_order_apart_the_support_keeps_its_examples(sampler) -> None:
+def test_put_in_order_apart_the_support_keeps_its_examples(sampler: Any) -> None:
     plain = sampler.sample(50, generator_for("order"))
     apart = InOrder(sampler, mixed=False, strings=False).sample(50, generator_for("order"))
     for ours, theirs in zip(apart, plain):
@@ -63,23 +64,23 @@ def test_put_in_order_apart_the_support_keeps_its_examples(sampler) -> None:
     assert len({tuple(row) for row in apart.support.y.tolist()}) > 40
 
 
-def test_a_task_in_another_order_counts_as_the_same_test_and_one_of_other_examples_does_not(sampler) -> None:
+def test_a_task_in_another_order_counts_as_the_same_test_and_one_of_other_examples_does_not(sampler: Any) -> None:
     apart, mixed = (InOrder(sampler, mixed=mixed, strings=False) for mixed in (False, True))
     hashes = {}
     for name, source in {"plain": sampler, "apart": apart, "mixed": mixed}.items():
-        plan = {"tasks": 60, "seed": 0, "split": "test", "tasks_per_chunk": 60, "execution": "loop"}
-        hashes[name] = evaluate(Silent(), {}, source, **plan).task_hash
+        plan: dict[str, Any] = {"tasks": 60, "seed": 0, "split": "test", "tasks_per_chunk": 60, "execution": "loop"}
+        hashes[name] = evaluate(cast(Algorithm, Silent()), {}, source, **plan).task_hash
     assert hashes["apart"] == hashes["plain"] != hashes["mixed"]
 
 
 class Silent:
     """Measures nothing."""
 
-    def task_metrics(self, theta, episode):
+    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return {"accuracy": torch.zeros(())}
 
 
-def test_the_order_is_the_generators(sampler) -> None:
+def test_the_order_is_the_generators(sampler: Any) -> None:
     source = InOrder(sampler, mixed=True, strings=True)
     first, again, other = (source.sample(4, generator_for(seed, "train", 7)) for seed in (1, 1, 2))
     assert torch.equal(first.query.x, again.query.x)
@@ -87,7 +88,7 @@ def test_the_order_is_the_generators(sampler) -> None:
     assert not torch.equal(first.query.y, other.query.y)
 
 
-def test_string_labels_are_drawn_for_each_task_and_tell_its_classes_apart(sampler) -> None:
+def test_string_labels_are_drawn_for_each_task_and_tell_its_classes_apart(sampler: Any) -> None:
     source = InOrder(sampler, mixed=True, strings=True)
     assert (source.spec.output_size, source.spec.ways) == (3125, 4)
     x, y = whole(source.sample(50, generator_for("strings")))
@@ -100,7 +101,7 @@ def test_string_labels_are_drawn_for_each_task_and_tell_its_classes_apart(sample
     assert max(seen) < STRINGS
 
 
-def test_a_published_list_and_assays_can_be_read_in_order_too(sampler) -> None:
+def test_a_published_list_and_assays_can_be_read_in_order_too(sampler: Any) -> None:
     listed = InOrder(FixedEpisodes(sampler.sample(7, torch.Generator()), SHAPE), mixed=True, strings=False)
     assert listed.sample(50, torch.Generator()).query.y.shape == (7, 12)
     rows = torch.arange(1, 61, dtype=torch.int32).view(2, 30, 1)
@@ -149,7 +150,7 @@ def test_a_strings_letters_are_its_digits_and_its_logit_the_sum_of_theirs() -> N
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_label_changes_no_answer_before_it_has_been_told(name) -> None:
+def test_a_label_changes_no_answer_before_it_has_been_told(name: str) -> None:
     algo, theta = algo_and_theta(name, "mlp")
     task = unstack(episodes(1))[0]
     steps = make_sequence(*task)
@@ -163,7 +164,7 @@ def test_a_label_changes_no_answer_before_it_has_been_told(name) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_a_query_is_answered_as_the_next_step_after_the_support(name) -> None:
+def test_a_query_is_answered_as_the_next_step_after_the_support(name: str) -> None:
     """Each query as the first one after the support: what the whole sequence says at that step."""
     algo, theta = algo_and_theta(name, "ngram")  # which has no norm layers
     task = unstack(episodes(1, backbone="ngram"))[0]
@@ -174,7 +175,7 @@ def test_a_query_is_answered_as_the_next_step_after_the_support(name) -> None:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     algo, theta = algo_and_theta(name, "ngram", labels="strings")
     algo = replace(algo, spec=TaskSpec("classification", (16,), STRINGS, "ngrams", ways=3))
     task = unstack(episodes(1, backbone="ngram"))[0]
@@ -182,7 +183,12 @@ def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeyp
     steps = make_sequence(*(Examples(x, codes[y]) for x, y in task))
     loss, metrics = algo.task_loss(theta, type(task)(*(Examples(x, codes[y]) for x, y in task)))
     said: list[torch.Tensor] = []
-    monkeypatch.setattr(Labels, "logits", lambda self, letters: said.append(letters) or letters)
+
+    def note(self: Labels, output: torch.Tensor) -> torch.Tensor:
+        said.append(output)
+        return output
+
+    monkeypatch.setattr(Labels, "logits", note)
     read(algo, theta, steps)
     by_letter = torch.stack(said).unflatten(-1, (5, 5)).flatten(0, 1)
     expected = 5 * torch.nn.functional.cross_entropy(by_letter, letters(steps.y).flatten())
@@ -190,8 +196,9 @@ def test_of_strings_the_loss_is_the_cross_entropy_of_their_letters(name, monkeyp
     assert metrics["accuracy_by_instance"].shape == (4,)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("name", "steps"), [("lstm", 700), ("mann", 500)])
-def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps) -> None:
+def test_a_reader_learns_to_remember_which_input_had_which_label(name: str, steps: int) -> None:
     """Inputs are points; two new ones are the classes of each task, each comes five times. Who has remembered is
     right from the second time on. Of the first times, the very first is a guess, and the other class's is known by
     exclusion: more than 3/4 would be a label told too early."""
@@ -225,6 +232,7 @@ def test_a_reader_learns_to_remember_which_input_had_which_label(name, steps) ->
 SMALL = ("backbone=conv4_strided", *TINY, "ways=3", "queries=4", "algo.hidden=8", "hydra.run.dir=run")
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("labels", ["one_hot", "strings"])
 def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Command, place: Path, labels: str) -> None:
     answer = metarun("algo=lstm", f"algo.labels={labels}", *SMALL)
@@ -238,6 +246,7 @@ def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Comma
     assert header == "task,accuracy," + ",".join(f"accuracy_by_instance_{i}" for i in range(5))
 
 
+@pytest.mark.integration
 def test_only_with_strings_can_there_be_other_ways_at_test(metarun: Command) -> None:
     refused = metarun("algo=lstm", *SMALL, "eval.ways=4")
     assert refused.code == 2

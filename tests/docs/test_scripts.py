@@ -63,7 +63,7 @@ def test_metaruns_step_hands_on_what_its_trainer_does(monkeypatch: pytest.Monkey
         step()
         step()
     _, theta = starts[0]
-    assert theta["clock"]["steps"].item() == pytest.approx(2 * WORK["W4"].algo["inner_steps"])
+    assert theta["adam"]["steps"].item() == pytest.approx(2 * WORK["W4"].algo["inner_steps"])
     assert all(moment.any() for moment in theta["moments"].values())
 
 

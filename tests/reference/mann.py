@@ -57,8 +57,8 @@ def plain_loss(
         for head, key in enumerate(keys):
             cosines = [key @ m / ((key @ key + 1e-12) * (m @ m + 1e-12)).sqrt() for m in memory]
             read[head] = list(torch.stack(cosines).softmax(0))
-            found.append(sum(weight * m for weight, m in zip(read[head], memory)))
-            usage = [u + float(weight.detach()) for u, weight in zip(usage, read[head])]
+            found.append(torch.stack([weight * m for weight, m in zip(read[head], memory)]).sum(0))
+            usage = [u + float(w.detach()) for u, w in zip(usage, read[head])]
         r = torch.cat(found)
         logits.append(theta["readout"]["weight"] @ torch.cat([h, r]) + theta["readout"]["bias"])
         label = torch.zeros_like(label)

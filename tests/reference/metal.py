@@ -35,7 +35,7 @@ def plain_loss(
                 p = row.exp() / row.exp().sum()
                 rows.append(torch.cat([torch.stack(means), row, (p * p.log()).sum()[None]]))
             matrix = even(torch.stack(rows))
-            total = total + learned(theta, "query", j, matrix, sum(matrix) / len(matrix))
+            total = total + learned(theta, "query", j, matrix, matrix.mean(0))
         gradient = torch.autograd.grad(total, weights, create_graph=True)
         stepped = {component: dict(params) for component, params in phi.items()}
         for (component, name), p, g in zip(names, weights, gradient):
@@ -59,4 +59,4 @@ def learned(theta: Theta, part: str, j: int, examples: Tensor, task: Tensor) -> 
         scale, shift = adapter["scale"][i] * numbers[i], adapter["shift"][i] * numbers[4 + i]
         w[name] = theta[f"{part}_loss"][name][j] * (1 + scale) + shift
     values = [w["1.weight"] @ (w["0.weight"] @ row + w["0.bias"]).clamp(min=0) + w["1.bias"] for row in examples]
-    return sum(values)[0] / len(values)
+    return torch.cat(values).mean()

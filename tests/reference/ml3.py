@@ -62,14 +62,14 @@ def learned_loss(w: dict[str, Tensor], form: str, prediction: Tensor, y: Tensor)
         else:
             p = output.exp() / output.exp().sum()
             pairs = [(p[k], torch.tensor(float(k == int(label)), dtype=p.dtype)) for k in range(len(p))]
-        rows.append(sum(of_pair(w, form, p, t) for p, t in pairs))
-    return sum(rows) / len(rows)
+        rows.append(torch.stack([of_pair(w, form, p, t) for p, t in pairs]).sum())
+    return torch.stack(rows).mean()
 
 
 def of_pair(w: dict[str, Tensor], form: str, p: Tensor, y: Tensor) -> Tensor:
     if form == "cubic":
         terms = {"p": p, "p2": p * p, "py": p * y, "p3": p * p * p, "p2y": p * p * y, "py2": p * y * y}
-        return sum(w[name] * term for name, term in terms.items())
+        return torch.stack([w[name] * term for name, term in terms.items()]).sum()
     h = torch.stack([p, y])
     for i in range(len(w) - 1):
         h = (w[f"{i}.weight"] @ h).clamp(min=0)

@@ -8,6 +8,9 @@ from tests.reference.plain import Theta, features, loss
 SETTINGS = {"norm": "batch"}
 
 
+NOTHING = torch.tensor(0.0)
+
+
 def plain_loss(backbone_name: str, theta: Theta, episode: Any) -> Tensor:
     return loss(plain_logits(backbone_name, theta, episode), episode.query.y)
 
@@ -20,7 +23,7 @@ def plain_logits(backbone_name: str, theta: Theta, episode: Any) -> Tensor:
     rows = []
     for z in z_query:
         cosines = [cosine(z, z_i) for z_i in z_support]
-        rows.append(torch.stack([sum(c for c, y in zip(cosines, support.y) if y == k) for k in classes]))
+        rows.append(torch.stack([sum((c for c, y in zip(cosines, support.y) if y == k), NOTHING) for k in classes]))
     return torch.stack(rows)
 
 

@@ -44,7 +44,8 @@ def plain_loss(
             moment, state = theta["moments"][f"{component}.{name}"], adam.state[p]
             handed_on = handed_on + ((moment - state["exp_avg_sq"]) ** 2).sum() / 2
     handed_on = handed_on + (theta["adam"]["steps"] - state["step"]) ** 2 / 2
-    return pull + handed_on - handed_on.detach()
+    scalar: Tensor = pull + handed_on - handed_on.detach()
+    return scalar
 
 
 def minibatches(y: Tensor, steps: int, size: int) -> list[list[int]]:

@@ -12,7 +12,8 @@ def plain_loss(backbone_name: str, theta: Theta, episode: Any) -> Tensor:
     """-log p(same) over pairs of one class, -log(1 - p(same)) over pairs of two: the mean of the two means."""
     support, query = episode
     z = features(backbone_name, theta, torch.cat([support.x, query.x]))
-    same, different = [], []
+    same: list[Tensor] = []
+    different: list[Tensor] = []
     for z_i, y_i in zip(z[len(support.x) :], query.y):
         for z_j, y_j in zip(z[: len(support.x)], support.y):
             p = 1 / (1 + (-((z_i - z_j).abs() * theta["metric"]["weight"]).sum() - theta["metric"]["bias"]).exp())

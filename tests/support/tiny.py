@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from metarun.config.registry import build, declaration, known, traits_of
+from metarun.config.traits import Kind
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
-from metarun.core.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
+from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
 from metarun.engine.build import build_algorithm
 from tests.reference.plain import NGRAM_LENGTH
 
@@ -54,7 +55,7 @@ def build_algo(name: str, backbone: str, kind: Kind = "classification", **change
     return build_algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
 
 
-def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
+def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Any, Theta]:
     """The same, with meta-parameters that noise has moved away from where training starts."""
     algo = build_algo(name, backbone, kind, **changes)
     noise = torch.Generator().manual_seed(1)
