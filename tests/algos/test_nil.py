@@ -76,6 +76,7 @@ def test_without_a_head_there_may_be_other_ways(metarun: Command, folder: Path) 
     assert rows(later)["test"]["ways"] == 7
 
 
+@pytest.mark.integration
 def test_a_method_that_needs_what_was_not_trained_is_refused(metarun: Command, place: Path) -> None:
     assert metarun(*TINY, "hydra.run.dir=run", "algo=nil").code == 0
     before = sorted(place.rglob("*"))

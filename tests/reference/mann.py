@@ -36,7 +36,7 @@ def plain_loss(
     h = c = z.new_zeros(hidden)
     r, label = z.new_zeros(heads * width), z.new_zeros(int(y.max()) + 1)
     memory = [z.new_full((width,), 1e-6) for _ in range(rows)]
-    read = [[0.0] * rows for _ in range(heads)]
+    read = [list(z.new_zeros(rows)) for _ in range(heads)]
     usage = [0.0] * rows
     logits = []
     for z_t, y_t in zip(z, y):
