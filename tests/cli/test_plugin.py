@@ -45,6 +45,13 @@ def test_its_method_trains_with_its_own_settings(metarun_process: Command, place
 
 
 @pytest.mark.integration
+def test_its_method_passes_the_generic_checks(metarun_process: Command, installed: None) -> None:
+    answer = metarun_process("check", "algo=cosine_means")
+    assert (answer.code, answer.err) == (0, "")
+    assert len(answer.out.splitlines()) == 8
+    assert all(line.startswith("ok ") for line in answer.out.splitlines())
+
+
 def test_it_is_listed_beside_metaruns(
     metarun_process: Command, installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
