@@ -325,3 +325,19 @@ def test_a_script_without_a_main_guard_may_train_with_workers(place: Path) -> No
     (place / "script.py").write_text(f"import metarun\nprint(metarun.run(*{overrides!r}).result.training.workers)\n")
     done = subprocess.run([sys.executable, "script.py"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "2"), done.stderr
+
+
+@pytest.mark.integration
+def test_a_pretrained_network_is_loaded_without_fetching_it_again(place: Path) -> None:
+    """No weights are there to train with, so the checkpoint of a network without says that it had some."""
+    small = [text for text in TINY if not text.startswith("backbone")]
+    run = metarun.run(*small, *SHORT, "algo=protonet", "backbone=torchvision", "backbone.model=resnet18")
+    file, x = run.folder / "checkpoints" / "best.pt", torch.randint(256, (3, 1, 28, 28)) / 256  # + 0.5 is exact
+    before = run.load(device="cpu").embed(x)
+    content = torch.load(file, weights_only=True)
+    content["facts"] = content["facts"].replace('"weights": null', '"weights": "DEFAULT"')
+    content["tensors"]["buffers"]["mean"] += 0.5
+    torch.save(content, file)
+    model = run.load(device="cpu")
+    assert model.settings.backbone["weights"] == "DEFAULT"
+    assert torch.equal(model.embed(x + 0.5), before)

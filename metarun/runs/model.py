@@ -268,7 +268,9 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
     settings = load_settings({**facts["config"], "logger": {"name": "none"}, "device": device})
     spec = TaskSpec(**{**facts["spec"], "input_shape": tuple(facts["spec"]["input_shape"])})
     with torch.random.fork_rng(devices=[]):
-        backbone: Backbone = build("backbone", settings.backbone, input_shape=spec.input_shape)
+        template = {name: None if name == "weights" else value for name, value in settings.backbone.items()}
+        backbone: Backbone = build("backbone", template, input_shape=spec.input_shape)  # fetches no trained weights
+        backbone.load_state_dict(tensors["buffers"], strict=False)
     return Model(
         settings=settings,
         spec=spec,

@@ -117,6 +117,7 @@ class Session:
             "theta": state.theta,
             "optimizer": state.optimizer.state_dict(),
             "statistics": self.statistics(progress.step),
+            "buffers": dict(self.experiment.backbone.named_buffers()),  # constants of the network, for `metarun.load`
             "window": asdict(state.window),
         }
         validation = None if progress.best is None else self.sign * progress.best
