@@ -129,7 +129,11 @@ class Model:
         as if it were the only one, as in the row `test_inductive`; `per_query=False` predicts what is given to one
         call of `predict` together, as in the row `test`. For other methods both are the same.
 
-        Raises ConfigError for inputs of another form, and for more classes than a method's last layer has.
+        A method with a last layer for the ways of its training leaves out the logits of what is more than the support's
+        classes; methods without one take any number. Shots may be any, and differ from class to class.
+
+        Raises ConfigError for inputs of another form, and for more classes than a last layer has: it names the methods
+        that can.
         """
         row = self._row(per_query)
         if self.spec.kind == "regression":
@@ -158,12 +162,13 @@ class Model:
         """
         if "backbone" not in self.theta:
             raise ConfigError(f"algo={self.algo} has no component backbone: there are no features")
-        inputs, backbone = self._read(x), self._build_backbone(self._row(per_query=True))
+        row = self._row(per_query=True)
+        inputs, backbone = self._read(x), self._build_backbone(row)
         shapes = {name: p.shape for name, p in backbone.named_parameters()}
         weights = {**self.theta["backbone"], **self.theta.get("norm", {})}
         # a method may have norm parameters for each inner step: the network that all tasks share has the first
         weights = {name: p if p.shape == shapes[name] else p[0] for name, p in weights.items()}
-        alone = bool(self.statistics) or not norm_names(backbone)
+        alone = row.algo["norm"] == "running" or not norm_names(backbone)
         with torch.no_grad():
             parts = inputs.split(BATCH) if alone else (inputs,)
             return torch.cat([functional_call(backbone, weights, (part,)).cpu() for part in parts])
