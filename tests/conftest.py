@@ -77,7 +77,9 @@ def place(tmp_path: Path, shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -
 def picture_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache of one's own, and a miniImageNet no larger than the copies in tests/support/tiny_pictures.py."""
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
-    small = replace(KNOWN_SETS["miniimagenet"], classes=tuple(CLASSES.values()), per_class=PER_CLASS)
+    small = replace(
+        KNOWN_SETS["miniimagenet"], classes=(CLASSES["train"], CLASSES["val"], CLASSES["test"]), per_class=PER_CLASS
+    )
     monkeypatch.setitem(KNOWN_SETS, "miniimagenet", small)
     return tmp_path / "cache"
 
@@ -108,6 +110,7 @@ def metarun(place: Path, undone: None, monkeypatch: pytest.MonkeyPatch, capfd: p
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
             cli.main()
+        assert isinstance(ended.value.code, int)
         return Outcome(ended.value.code, *capfd.readouterr())
 
     return run

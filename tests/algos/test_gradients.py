@@ -1,5 +1,7 @@
 """The meta-gradient, for every registered algorithm and backbone: against plain autograd and finite differences."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -96,7 +98,8 @@ def test_regression_meta_gradient_equals_plain_autograd(name: str) -> None:
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("name", known("algo"))
 def test_gradient_accumulated_over_chunks_equals_the_whole(name: str, execution: Execution) -> None:
-    algo, theta = algo_and_theta(name, "conv4", **({"cg_steps": 3} if name == "imaml" else {}))
+    changes: dict[str, Any] = {"cg_steps": 3} if name == "imaml" else {}
+    algo, theta = algo_and_theta(name, "conv4", **changes)
     tasks = episodes(5)
     whole = meta_gradient(algo, theta, tasks, execution=execution)
     for size in (1, 2, 5, 9):
