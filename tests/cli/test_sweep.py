@@ -1,6 +1,7 @@
 """Sweeps: every job, whatever becomes of the others; folders that outlive the launcher; a GPU for each job."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,8 +20,9 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from metarun.cli.hydra_app import Request
-from metarun.cli.sweep import claim_gpu, label_jobs, plan
+from metarun.cli.sweep import claim_gpu, finite, label_jobs, plan
 from metarun.config.errors import Failed
+from metarun.config.registry import metric
 from metarun.config.schema import Settings
 from metarun.runs.folder import RunFolder
 from tests.conftest import TINY, Command
@@ -304,3 +306,11 @@ def test_one_gpu_or_none_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     claim_gpu([])
     assert "CUDA_VISIBLE_DEVICES" not in os.environ
+
+
+@pytest.mark.parametrize(
+    ("score", "metric_name", "told"),
+    [(0.9, "accuracy", 0.9), (math.nan, "accuracy", 0.0), (math.inf, "mse", 1e9), (None, "mse", 1e9)],
+)
+def test_a_sweeper_never_sees_what_is_not_finite(score: float | None, metric_name: str, told: float) -> None:
+    assert finite(score, metric(metric_name).worst) == told
