@@ -20,7 +20,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from metarun.cli.hydra_app import Request
-from metarun.cli.sweep import claim_gpu, finite, label_jobs, plan
+from metarun.cli.sweep import claim_gpu, keep_finite, label_jobs, plan
 from metarun.config.errors import Failed
 from metarun.config.registry import metric
 from metarun.config.schema import Settings
@@ -313,4 +313,4 @@ def test_one_gpu_or_none_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     [(0.9, "accuracy", 0.9), (math.nan, "accuracy", 0.0), (math.inf, "mse", 1e9), (None, "mse", 1e9)],
 )
 def test_a_sweeper_never_sees_what_is_not_finite(score: float | None, metric_name: str, told: float) -> None:
-    assert finite(score, metric(metric_name).worst) == told
+    assert keep_finite(score, metric(metric_name).worst) == told
