@@ -35,7 +35,7 @@ class LSTM:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        self.networks = self.build_networks()
+        self.networks = self.build_networks()  # templates
 
     @property
     def label(self) -> Labels:

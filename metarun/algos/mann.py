@@ -76,7 +76,7 @@ class MANN:
             raise ConfigError(
                 f"algo.heads is {self.heads}: at most algo.rows={self.rows}, since each writes to its own row"
             )
-        self.networks = self.build_networks()
+        self.networks = self.build_networks()  # templates
 
     @property
     def label(self) -> Labels:

@@ -44,7 +44,7 @@ class MatchingNet:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        self.contexts = self.build_contexts()
+        self.contexts = self.build_contexts()  # templates
 
     def build_contexts(self) -> tuple[BiLSTM, LSTMCell]:
         """Build what embeds the support, and what embeds a query, in the context of the whole support."""

@@ -56,7 +56,7 @@ class MetaLSTM:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        self.reader = LSTMCell(4, self.hidden)
+        self.reader = LSTMCell(4, self.hidden)  # template
 
     def init(self) -> Theta:
         """MAML's components (c_0); "reader", the LSTM; "forget" and "enter", the gates f and i."""

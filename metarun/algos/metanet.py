@@ -67,7 +67,7 @@ class MetaNet:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        self.task_generator = TaskGenerator()
+        self.task_generator = TaskGenerator()  # template
 
     def init(self) -> Theta:
         """W: "backbone", "norm", "base". Q: "key_backbone", "key_norm", "key". And the generators m and d."""

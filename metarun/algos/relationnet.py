@@ -78,7 +78,7 @@ class RelationNet:
                 f"algo=relationnet compares maps [C, S, S], and this backbone has features {list(shape)}: "
                 "choose a backbone that has maps, for example conv4_relation"
             )
-        self.relation = self.build_relation()
+        self.relation = self.build_relation()  # template
 
     def build_relation(self) -> Relation:
         return Relation(self.backbone.feature_shape, self.hidden)

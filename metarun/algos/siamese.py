@@ -42,7 +42,7 @@ class Siamese:
     def __post_init__(self) -> None:
         if self.spec.output_size < 2:
             raise ConfigError("ways is 1: algo=siamese learns from pairs of different classes; use at least 2")
-        self.metric = self.backbone.head(1)
+        self.metric = self.backbone.head(1)  # template
 
     def init(self) -> Theta:
         """The backbone's components, and "metric", the weighted distance: alpha [1, D] and a bias [1]."""

@@ -92,7 +92,7 @@ class SNAIL:
         for sizes in self.attention:
             if len(sizes) != 2:
                 raise ConfigError(f"algo.attention has {sizes}: each block has two sizes, of its keys and its values")
-        self.network = self.build_network()
+        self.network = self.build_network()  # template
 
     def build_network(self) -> Network:
         channels = self.backbone.feature_size + self.spec.output_size
