@@ -16,7 +16,7 @@ from metarun.cli.overview import LISTED, wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
-from metarun.config.words import count
+from metarun.config.words import count, printable
 from metarun.runs.folder import RunFolder
 
 # Settings of `metarun evaluate` that are not below `eval`
@@ -190,7 +190,7 @@ def list_options(words: Sequence[str]) -> None:
     if arguments.group is None:
         print(write_overview(arguments.config_dir))
     else:
-        print(write_group(arguments.group, arguments.pattern, arguments.all, arguments.config_dir))
+        print(printable(write_group(arguments.group, arguments.pattern, arguments.all, arguments.config_dir)))
 
 
 def check(words: Sequence[str]) -> None:

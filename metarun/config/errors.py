@@ -48,11 +48,6 @@ def report_error(error: BaseException) -> int:
     return FAILURE
 
 
-def quantity(count: int, one: str, many: str) -> str:
-    """A number with its noun: "1 class", "5 classes"."""
-    return f"{count} {one if count == 1 else many}"
-
-
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return " (did you mean X?)", or nothing if no known word is near."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

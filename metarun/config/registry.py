@@ -87,9 +87,14 @@ def style(name: str) -> Metric:
     return metric(name) if name in known("metric") else PLAIN
 
 
+def registered_traits(component: Any) -> Any:
+    """The traits that a class or function was registered with; None if there are none."""
+    return _traits.get(component)
+
+
 def traits_of(algo: object) -> Traits:
     """The traits that an algorithm's class was registered with; the defaults for a class that is not registered."""
-    traits: Traits = _traits.get(type(algo), Traits(kinds=()))
+    traits: Traits = registered_traits(type(algo)) or Traits(kinds=())
     return traits
 
 
@@ -133,7 +138,7 @@ def _declarations() -> dict[str, dict[str, Declaration]]:
     table: dict[str, dict[str, Declaration]] = {}
     for package in ["metarun", *(point.value for point in entry_points(group="metarun"))]:
         for module, path in _sources(package):
-            for group, name, found in _declared_in(module, path):
+            for group, name, found in read_declarations(module, path):
                 if name in table.setdefault(group, {}):
                     raise ConfigError(f"{group}={name} is declared twice: in {table[group][name].module} and {module}")
                 table[group][name] = found
@@ -158,7 +163,8 @@ def _sources(package: str) -> Iterator[tuple[str, Path]]:
         yield ".".join(parts).removesuffix(".__init__"), path
 
 
-def _declared_in(module: str, path: Path) -> Iterator[tuple[str, str, Declaration]]:
+def read_declarations(module: str, path: Path) -> Iterator[tuple[str, str, Declaration]]:
+    """Read the group, name and declaration of every component in a source file. Raises ConfigError."""
     source = path.read_text(encoding="utf-8")
     if "@register(" not in source:
         return

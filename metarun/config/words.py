@@ -1,7 +1,22 @@
 """Words for a person, shared by messages of every layer. Never imports torch."""
 
+import sys
+
 
 def count(number: int, noun: str) -> str:
-    """The number and its noun: "1 class", "2 classes", "1300 pictures"."""
-    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
-    return f"{number} {noun}{ending}"
+    """The number and its noun: "1 class", "2 classes", "1 query", "1300 queries"."""
+    if number == 1:
+        return f"1 {noun}"
+    if noun.endswith("y"):
+        return f"{number} {noun[:-1]}ies"
+    return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
+
+
+def printable(text: str) -> str:
+    """Replace what standard output cannot encode: "±" by "+-", other characters by their codes."""
+    encoding = sys.stdout.encoding or "ascii"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("±", "+-").encode(encoding, "backslashreplace").decode(encoding)
+    return text

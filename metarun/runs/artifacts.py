@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from metarun.config.errors import quantity
 from metarun.config.registry import style
+from metarun.config.words import count
 from metarun.engine.evaluate import Scores
 from metarun.runs.result import Evaluation, Row
 
@@ -21,7 +21,7 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         figure = result.metric.shown(headline.mean, headline.ci95)
         mode = "transductive" if row.transductive else "inductive"
         mode += f", ensemble of {row.ensemble}" if row.ensemble > 1 else ""
-        tasks = quantity(row.tasks, "task", "tasks")
+        tasks = count(row.tasks, "task")
         yield f"{name:20} {result.headline} {figure}  ({describe_task(result, row)}, {tasks}, {mode})"
         for vector, values in row.metrics.items():
             if isinstance(values.mean, list):
@@ -33,8 +33,8 @@ def describe_result(result: Evaluation) -> Iterator[str]:
 def describe_task(result: Evaluation, row: Row) -> str:
     """Say how large a task is: "5-way 1-shot, 15 queries per class", or in regression "10 points"."""
     if result.kind == "regression":
-        return quantity(row.shots, "point", "points")
-    return f"{row.ways}-way {row.shots}-shot, {quantity(row.queries, 'query', 'queries')} per class"
+        return count(row.shots, "point")
+    return f"{row.ways}-way {row.shots}-shot, {count(row.queries, 'query')} per class"
 
 
 def split_vector(name: str) -> tuple[str, str]:

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from metarun.config.registry import known, style
+from metarun.config.words import printable
 from metarun.runs.loggers import Logger
 
 say = logging.getLogger("metarun")
@@ -94,12 +95,3 @@ class Terminal(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         tqdm.write(printable(self.format(record)), file=sys.stdout)
-
-
-def printable(text: str) -> str:
-    """Replace "±" where standard output cannot encode it."""
-    try:
-        text.encode(sys.stdout.encoding or "ascii")
-    except UnicodeEncodeError:
-        return text.replace("±", "+-")
-    return text

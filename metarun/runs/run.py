@@ -8,6 +8,7 @@ from typing import Any
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.registry import lookup
 from metarun.config.schema import Settings
+from metarun.config.words import printable
 from metarun.core.machine import STARTED, device_name, find_commit, find_versions, peak_memory_mib
 from metarun.core.objectives import headline_metric
 from metarun.engine.build import Experiment
@@ -16,7 +17,7 @@ from metarun.engine.plan import Plan, is_out_of_memory
 from metarun.engine.process import launcher_rank
 from metarun.runs.artifacts import describe_result, draw_curves
 from metarun.runs.folder import RunFolder
-from metarun.runs.log import log_to, printable, say
+from metarun.runs.log import log_to, say
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
 from metarun.runs.session import check_ensemble, load_models, score_rows, train_run
 from metarun.runs.worker import follow, start_workers

@@ -106,8 +106,8 @@ def printed() -> dict[CellKey, set[Printed]]:
 
 
 def named(line: str) -> set[Printed]:
-    """The figures in a line: "98.70 +- 0.40", "0.35"."""
-    pairs = re.findall(r"(\d+\.\d+)(?: \+- (\d+\.\d+))?", line)
+    """The figures in a line: "98.70 ± 0.40", "0.35"."""
+    pairs = re.findall(r"(\d+\.\d+)(?: ± (\d+\.\d+))?", line)
     return {(float(value), float(plus_minus) if plus_minus else None) for value, plus_minus in pairs}
 
 

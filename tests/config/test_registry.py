@@ -1,15 +1,23 @@
 """What the registry reads from source is what the classes are; names are found, built and never taken twice."""
 
 import dataclasses
-import importlib
 import inspect
 from pathlib import Path
 
 import pytest
 
-from metarun.config import registry
 from metarun.config.errors import ConfigError
-from metarun.config.registry import GROUPS, build, declaration, known, lookup, metric, register
+from metarun.config.registry import (
+    GROUPS,
+    build,
+    declaration,
+    known,
+    lookup,
+    metric,
+    read_declarations,
+    register,
+    registered_traits,
+)
 
 COMPONENTS = [(group, name) for group in GROUPS for name in known(group)]
 
@@ -22,12 +30,11 @@ def test_components_are_found() -> None:
 @pytest.mark.parametrize(("group", "name"), COMPONENTS)
 def test_a_declaration_read_from_source_is_the_class_itself(group: str, name: str) -> None:
     declared = declaration(group, name)
-    importlib.import_module(declared.module)
-    component = registry._components[group, name]
+    component = lookup(group, name)
     assert set(declared.settings) | set(declared.runtime) == {field.name for field in dataclasses.fields(component)}
     assert declared.doc == inspect.cleandoc(component.__doc__ or "")
     assert declared.doc
-    assert declared.traits == registry._traits[component]
+    assert declared.traits == registered_traits(component)
     assert all(field.default is dataclasses.MISSING for field in dataclasses.fields(component)), "defaults are YAML's"
 
 
@@ -71,14 +78,14 @@ def test_a_mistyped_type_is_an_error_and_no_field_of_the_wiring(tmp_path: Path, 
         f'@register("algo", "net", Traits(kinds=()))\nclass Net:\n    lr: {annotation}\n'
     )
     with pytest.raises(ConfigError) as error:
-        list(registry._declared_in("place", tmp_path / "place.py"))
+        list(read_declarations("place", tmp_path / "place.py"))
     assert str(error.value) == message
 
 
 def test_traits_are_written_out(tmp_path: Path) -> None:
     (tmp_path / "place.py").write_text('TRAITS = 1\n@register("algo", "net", TRAITS)\nclass Net:\n    lr: int\n')
     with pytest.raises(ConfigError, match=r"place\.Net: register takes one of Traits, "):
-        list(registry._declared_in("place", tmp_path / "place.py"))
+        list(read_declarations("place", tmp_path / "place.py"))
 
 
 def test_metrics_are_shown_and_compared_by_what_they_declare() -> None:
@@ -94,4 +101,4 @@ def test_metrics_are_shown_and_compared_by_what_they_declare() -> None:
 def test_an_algorithm_without_traits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "place.py").write_text('@register("algo", "net")\nclass Net:\n    lr: int\n')
     with pytest.raises(ConfigError, match=r"place\.Net: register needs Traits\(\.\.\.\) as its third argument"):
-        list(registry._declared_in("place", tmp_path / "place.py"))
+        list(read_declarations("place", tmp_path / "place.py"))

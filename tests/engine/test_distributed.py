@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from metarun.config.errors import ConfigError
 from metarun.core.batch import Execution
@@ -54,11 +57,14 @@ def test_two_ranks_have_the_meta_gradient_of_one() -> None:
         torch.testing.assert_close(ours, alone, rtol=1e-10, atol=1e-13, msg=str(case))
 
 
-def test_shares_cover_everything_once() -> None:
-    for total in range(9):
-        for count in range(1, 5):
-            shares = [range(*Ranks(rank, count).share(total)) for rank in range(count)]
-            assert [i for share in shares for i in share] == list(range(total))
+@given(total=st.integers(0, 10_000), count=st.integers(1, 64))
+def test_shares_cover_everything_once_and_differ_by_one_at_most(total: int, count: int) -> None:
+    shares = [Ranks(rank, count).share(total) for rank in range(count)]
+    assert shares[0][0] == 0
+    assert shares[-1][1] == total
+    assert all(stop == start for (_, stop), (start, _) in pairwise(shares))
+    sizes = [stop - start for start, stop in shares]
+    assert max(sizes) - min(sizes) <= 1
 
 
 def test_auto_gives_each_worker_two_tasks_and_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
