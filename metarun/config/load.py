@@ -14,7 +14,7 @@ from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
-ONCE = ("val_tasks", "checkpoint", "variants")  # settings of eval that its variants share
+ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
 
 def load_settings(values: Mapping[str, Any]) -> Settings:

@@ -126,7 +126,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "glyphs eval.ways=3",
         "eval.ways is 3: this model has a last layer for ways=5; "
-        "only methods without one (as protonet) can be tested with other ways",
+        "only methods without one (for example protonet) can be tested with other ways",
     ),
     ("algo=protonet dataset=sinusoid", f"algo=protonet cannot learn regression: choose from {REGRESSION}"),
     (
