@@ -7,7 +7,7 @@ def count(number: int, noun: str) -> str:
     """The number and its noun: "1 class", "2 classes", "1 query", "1300 queries"."""
     if number == 1:
         return f"1 {noun}"
-    if noun.endswith("y"):
+    if noun.endswith("y") and noun[-2] not in "aeiou":
         return f"{number} {noun[:-1]}ies"
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 

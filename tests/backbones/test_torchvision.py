@@ -56,6 +56,7 @@ def test_features_are_those_of_the_network_itself(model: str) -> None:
     torch.testing.assert_close(ours(x), theirs.eval()(rgb), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.integration
 def test_second_order_meta_gradient_equals_plain_autograd_through_the_network_itself() -> None:
     """MAML with one inner step, under vmap, against a loop with torchvision's own batch norm."""
     algo, theta = algo_and_theta("maml", "torchvision", inner_steps=1, inner_lr=0.05)

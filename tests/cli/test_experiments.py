@@ -111,6 +111,7 @@ def named(line: str) -> set[Printed]:
     return {(float(value), float(plus_minus) if plus_minus else None) for value, plus_minus in pairs}
 
 
+@pytest.mark.integration
 def test_every_published_cell_has_an_experiment_and_no_two_share_a_folder() -> None:
     covered = set.union(*(cells(name) for name in SHORT))
     assert printed().keys() - covered == WITHOUT.keys()
