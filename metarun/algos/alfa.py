@@ -20,10 +20,20 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import at_step, gradient_of, initial_theta, last, layer_means, named, select, stacked
+from metarun.core.inner import (
+    at_step,
+    draw_networks,
+    gradient_of,
+    last,
+    layer_means,
+    named,
+    own_generator,
+    select,
+    stacked,
+)
 from metarun.core.learned import Chart, by_step
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
@@ -42,12 +52,14 @@ class ALFA:
 
     def init(self) -> Theta:
         """MAML's components; "lr" and "decay": [J] for each layer, by full name; "generator": from 2L numbers to 2L."""
-        theta = initial_theta(self.backbone, self.head)
+        theta = draw_networks(self.backbone, self.head)
         layers = named(select(theta, "backbone", "head"))
         lr = {name: p.new_full((self.inner_steps,), self.inner_lr) for name, p in layers.items()}
         decay = {name: self.decay * rate for name, rate in lr.items()}
         size = 2 * len(layers)
-        return {**theta, "lr": lr, "decay": decay, "generator": initial_perceptron(size, size, size)}
+        with own_generator():
+            generator = draw_perceptron(size, size, size)
+        return {**theta, "lr": lr, "decay": decay, "generator": generator}
 
     def rates(self, theta: Theta, phi: Theta, gradient: Theta, j: int) -> tuple[Params, Params]:
         """alpha and beta of step j, [] for each layer, from tau_j: the layers' mean weights, then mean gradients."""

@@ -19,7 +19,7 @@ from torch.func import functional_call, grad
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, Whole
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta
+from metarun.core.inner import copy_weights, draw_networks, own_generator
 from metarun.core.objectives import episode_metrics, judged
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
@@ -42,10 +42,12 @@ class Baseline:
 
     def init(self) -> Theta:
         """The "classifier" is a last layer for all training classes, of which cosines need no bias."""
-        classifier = {name: p.detach() for name, p in self.backbone.head(self.spec.output_size).named_parameters()}
+        theta = draw_networks(self.backbone)
+        with own_generator():
+            classifier = copy_weights(self.backbone.head(self.spec.output_size))
         if self.cosine_scale is not None:
             del classifier["bias"]
-        return initial_theta(self.backbone) | {"classifier": classifier}
+        return {**theta, "classifier": classifier}
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> z [n, D]."""

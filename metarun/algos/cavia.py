@@ -25,7 +25,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import initial_theta, last, unroll
+from metarun.core.inner import draw_networks, last, own_generator, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -54,8 +54,10 @@ class CAVIA:
     def init(self) -> Theta:
         """The maps from the context are [units or channels, context_size]."""
         sizes = {name: self.backbone.get_parameter(name).numel() for name in self.backbone.modulated}
-        maps = {name: torch.empty(size, self.context_size).uniform_(-1, 1) for name, size in sizes.items()}
-        return initial_theta(self.backbone, self.head) | {"context": maps}
+        theta = draw_networks(self.backbone, self.head)
+        with own_generator():
+            maps = {name: torch.empty(size, self.context_size).uniform_(-1, 1) for name, size in sizes.items()}
+        return {**theta, "context": maps}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """phi_0 = 0, phi_{j+1} = phi_j - alpha * grad L(phi_j, theta; support): yields phi_0 .. phi_J.

@@ -38,7 +38,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import initial_theta, last, slope, unroll
+from metarun.core.inner import draw_networks, last, slope, unroll
 from metarun.core.objectives import judged, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -60,7 +60,7 @@ class IMAML:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone, self.head)
+        return draw_networks(self.backbone, self.head)
 
     def loss(self, phi: Theta, examples: Examples) -> Tensor:
         """L, the mean over the examples."""

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.solvers import logistic_regression, with_ones
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
@@ -36,7 +36,7 @@ class LRD2:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone) | {"logistic": {"log_penalty": torch.tensor(math.log(self.penalty))}}
+        return draw_networks(self.backbone) | {"logistic": {"log_penalty": torch.tensor(math.log(self.penalty))}}
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D + 1], with a column of ones."""

@@ -9,7 +9,6 @@ task. The printed LSTM (62.5 % at the tenth instance) is weak: a re-implementati
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -19,14 +18,14 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, weights_of
+from metarun.core.inner import copy_weights, draw_networks
 from metarun.core.recurrent import LSTMCell, State
 from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 @register("algo", "lstm", Traits(kinds=("classification",), order="mixed", string_labels=True, sized=True))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class LSTM:
     """Learn a network that remembers in its hidden state which inputs had which label (Santoro et al. 2016)."""
 
@@ -37,20 +36,20 @@ class LSTM:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        _ = self.networks  # initial weights are drawn now, while the run's seed holds
+        self.networks = self.build_networks()
 
     @property
     def label(self) -> Labels:
         return Labels(self.spec.output_size, self.labels == "strings")
 
-    @cached_property
-    def networks(self) -> dict[str, nn.Module]:
-        """The templates."""
+    def build_networks(self) -> dict[str, nn.Module]:
         controller = LSTMCell(self.backbone.feature_size + self.label.size, self.hidden)
         return {"controller": controller, "readout": nn.Linear(self.hidden, self.label.size)}
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone) | {name: weights_of(network) for name, network in self.networks.items()}
+        return draw_networks(self.backbone) | {
+            name: copy_weights(network) for name, network in self.build_networks().items()
+        }
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""

@@ -18,7 +18,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import initial_theta, last, select, unroll
+from metarun.core.inner import draw_networks, last, select, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -37,7 +37,7 @@ class MAML:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone, self.head)
+        return draw_networks(self.backbone, self.head)
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """theta' = theta - alpha * grad L(theta; support), repeated (Algorithm 1, line 6): phi_0 .. phi_J.

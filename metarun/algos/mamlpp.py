@@ -23,7 +23,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import at_step, initial_theta, inner_step, last, named, outer_step, select, tick
+from metarun.core.inner import at_step, draw_networks, inner_step, last, named, outer_step, select, tick
 from metarun.core.learned import Chart, by_step
 from metarun.core.objectives import judged, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
@@ -45,7 +45,7 @@ class MAMLPlusPlus:
 
     def init(self) -> Theta:
         """MAML's components with "norm" per step, [J, C] each; "lr": [J] for each layer, by full name; and "clock"."""
-        theta = initial_theta(self.backbone, self.head)
+        theta = draw_networks(self.backbone, self.head)
         norm = {name: p.expand(self.inner_steps, *p.shape).clone() for name, p in theta["norm"].items()}
         adapted = named(select(theta, "backbone", "head"))
         lr = {name: p.new_full((self.inner_steps,), self.inner_lr) for name, p in adapted.items()}

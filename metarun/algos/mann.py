@@ -11,7 +11,6 @@ read, no row was used, and all of the memory is 1e-6. Cosines have a 1e-12 besid
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,7 +21,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, weights_of
+from metarun.core.inner import copy_weights, draw_networks
 from metarun.core.objectives import one_hot
 from metarun.core.recurrent import LSTMCell
 from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
@@ -59,7 +58,7 @@ def address(memory: Tensor, keys: Tensor) -> Tensor:
 
 
 @register("algo", "mann", Traits(kinds=("classification",), order="mixed", string_labels=True, sized=True))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MANN:
     """Learn to write to a memory, over what was used least, and to read by content (Santoro et al. 2016)."""
 
@@ -76,15 +75,14 @@ class MANN:
     def __post_init__(self) -> None:
         if self.heads > self.rows:
             raise ConfigError(f"algo.heads is {self.heads}: each writes to a row of its own, and algo.rows={self.rows}")
-        _ = self.networks  # initial weights are drawn now, while the run's seed holds
+        self.networks = self.build_networks()
 
     @property
     def label(self) -> Labels:
         return Labels(self.spec.output_size, self.labels == "strings")
 
-    @cached_property
-    def networks(self) -> dict[str, nn.Module]:
-        """The templates: controller and classifier; "heads" makes keys, vectors to write and gates of the state."""
+    def build_networks(self) -> dict[str, nn.Module]:
+        """Controller and classifier; "heads" makes keys, vectors to write and gates of the controller's state."""
         read = self.heads * self.width
         heads = nn.Linear(self.hidden, self.heads * (2 * self.width + 1))
         readout = nn.Linear(self.hidden + read, self.label.size)
@@ -95,7 +93,9 @@ class MANN:
         return {"controller": controller, "heads": heads, "readout": readout}
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone) | {name: weights_of(network) for name, network in self.networks.items()}
+        return draw_networks(self.backbone) | {
+            name: copy_weights(network) for name, network in self.build_networks().items()
+        }
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""

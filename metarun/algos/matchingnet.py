@@ -8,7 +8,6 @@ nearly flat and learns slowly: re-implementations multiply it (`scale`), or take
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,7 +18,7 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, weights_of
+from metarun.core.inner import copy_weights, draw_networks
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.recurrent import BiLSTM, LSTMCell
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
@@ -33,7 +32,7 @@ class Support(NamedTuple):
 
 
 @register("algo", "matchingnet", Traits(kinds=("classification",)))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MatchingNet:
     """Learn an embedding in which labels are read off the support by attention (Vinyals et al. 2016)."""
 
@@ -46,20 +45,18 @@ class MatchingNet:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        if self.fce:
-            _ = self.contexts  # initial weights are drawn now, while the run's seed holds
+        self.contexts = self.build_contexts()
 
-    @cached_property
-    def contexts(self) -> tuple[BiLSTM, LSTMCell]:
-        """The templates of what embeds the support and a query in the context of the whole support."""
+    def build_contexts(self) -> tuple[BiLSTM, LSTMCell]:
+        """The networks that embed the support and a query in the context of the whole support."""
         size = self.backbone.feature_size
         return BiLSTM(size, size), LSTMCell(2 * size, size)
 
     def init(self) -> Theta:
-        theta = initial_theta(self.backbone)
+        theta = draw_networks(self.backbone)
         if self.fce:
-            for component, module in zip(("support_context", "query_context"), self.contexts):
-                theta[component] = weights_of(module)
+            for component, module in zip(("support_context", "query_context"), self.build_contexts()):
+                theta[component] = copy_weights(module)
         return theta
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:

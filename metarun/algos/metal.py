@@ -24,10 +24,20 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import at_step, initial_theta, inner_step, last, layer_means, named, select, stacked
+from metarun.core.inner import (
+    at_step,
+    draw_networks,
+    inner_step,
+    last,
+    layer_means,
+    named,
+    own_generator,
+    select,
+    stacked,
+)
 from metarun.core.learned import Chart, of_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
-from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -46,17 +56,18 @@ class MeTAL:
 
     def init(self) -> Theta:
         """MAML's components and, for support and queries, a loss and what adapts it: J networks each, stacked."""
-        theta = initial_theta(self.backbone, self.head)
+        theta = draw_networks(self.backbone, self.head)
         layers, ways = len(named(select(theta, "backbone", "head"))), self.spec.output_size
         sizes = {"support": (1 + layers, 1 + layers + 2 * ways)}  # what each sees of the task, and of an example
         if self.transductive:
             sizes["query"] = (layers + ways + 1,) * 2
-        for part, (of_task, of_example) in sizes.items():
-            losses = [initial_perceptron(of_example, of_example, 1) for _ in range(self.inner_steps)]
-            adapters = [initial_perceptron(of_task, of_task, 2 * len(losses[0])) for _ in losses]
-            factors = {name: torch.zeros(self.inner_steps, len(losses[0])) for name in ("scale", "shift")}
-            theta[f"{part}_loss"] = stacked(losses)
-            theta[f"{part}_adapter"] = stacked(adapters) | factors
+        with own_generator():
+            for part, (of_task, of_example) in sizes.items():
+                losses = [draw_perceptron(of_example, of_example, 1) for _ in range(self.inner_steps)]
+                adapters = [draw_perceptron(of_task, of_task, 2 * len(losses[0])) for _ in losses]
+                factors = {name: torch.zeros(self.inner_steps, len(losses[0])) for name in ("scale", "shift")}
+                theta[f"{part}_loss"] = stacked(losses)
+                theta[f"{part}_adapter"] = stacked(adapters) | factors
         return theta
 
     def support_loss(self, theta: Theta, phi: Theta, logits: Tensor, y: Tensor, j: int) -> Tensor:

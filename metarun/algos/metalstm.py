@@ -15,7 +15,6 @@ layers normalise by at meta-test is `norm` (the code: averages over the task's o
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +24,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import gradient_of, initial_theta, last, log_and_sign, named, select, stacked, weights_of
+from metarun.core.inner import draw_networks, gradient_of, last, log_and_sign, named, own_generator, select, stacked
 from metarun.core.learned import Chart, by_step
 from metarun.core.objectives import episode_loss, metrics_by_step
 from metarun.core.recurrent import LSTMCell
@@ -35,7 +34,7 @@ P = 10.0  # of the preprocessing of gradient and loss
 
 
 @register("algo", "metalstm", Traits(kinds=("classification", "regression"), ragged=True))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class MetaLSTM:
     """Learn an initialisation and an LSTM that updates each weight by its gradient (Ravi & Larochelle 2017)."""
 
@@ -47,23 +46,21 @@ class MetaLSTM:
     head: nn.Linear
     spec: TaskSpec
 
+    def __post_init__(self) -> None:
+        self.reader = LSTMCell(4, self.hidden)
+
     def init(self) -> Theta:
         """MAML's components, of which c_0 is made; "reader": the LSTM; and "forget" and "enter": the gates f and i."""
 
         def near(middle: float, spread: float, *shape: int) -> Tensor:
             return torch.empty(shape).uniform_(middle - spread, middle + spread)
 
-        reader = {name: near(0, 0.01, *p.shape) for name, p in weights_of(self.reader).items()}
-        gates = {
-            gate: {"weight": near(0, 0.01, self.hidden + 2), "bias": near(bias, 0.5)}
-            for gate, bias in {"forget": 4.5, "enter": -4.5}.items()
-        }
-        return {**initial_theta(self.backbone, self.head), "reader": reader, **gates}
-
-    @cached_property
-    def reader(self) -> LSTMCell:
-        """The template."""
-        return LSTMCell(4, self.hidden)
+        theta = draw_networks(self.backbone, self.head)
+        with own_generator():
+            theta["reader"] = {name: near(0, 0.01, *p.shape) for name, p in self.reader.named_parameters()}
+            for gate, bias in {"forget": 4.5, "enter": -4.5}.items():
+                theta[gate] = {"weight": near(0, 0.01, self.hidden + 2), "bias": near(bias, 0.5)}
+        return theta
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """phi_0 .. phi_J.

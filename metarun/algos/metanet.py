@@ -15,7 +15,6 @@ b and u start from the same backbone, biases have fast values too, and a test is
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,9 +25,9 @@ from torch.func import functional_call, grad, vmap
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, log_and_sign, weights_of
+from metarun.core.inner import copy_weights, draw_networks, log_and_sign
 from metarun.core.objectives import episode_loss, episode_metrics
-from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.recurrent import LSTMCell, read
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
@@ -55,33 +54,30 @@ class TaskGenerator(nn.Module):
         return said[..., 0]
 
 
-@register("algo", "metanet", Traits(kinds=("classification",)))
-@dataclass(frozen=True)
+@register("algo", "metanet", Traits(kinds=("classification",), sized=True))
+@dataclass(eq=False)
 class MetaNet:
     """Learn what makes fast weights out of gradients, and look them up by attention (Munkhdalai & Yu 2017)."""
 
     hidden: Count  # units of b's hidden layer, numbers of a key
     norm: Literal["batch", "per_query"]
     backbone: Backbone
-    head: nn.Linear  # of which only the number of outputs counts
     spec: TaskSpec
 
-    @cached_property
-    def task_generator(self) -> TaskGenerator:
-        """The template of d."""
-        return TaskGenerator()
+    def __post_init__(self) -> None:
+        self.task_generator = TaskGenerator()
 
     def init(self) -> Theta:
         """W: "backbone", "norm", "base". Q: "key_backbone", "key_norm", "key". And the generators m and d."""
-        weights = initial_theta(self.backbone)
-        widths = (self.backbone.feature_size, self.hidden, self.head.out_features)
+        weights = draw_networks(self.backbone)
+        widths = (self.backbone.feature_size, self.hidden, self.spec.output_size)
         return {
             **weights,
-            "base": initial_perceptron(*widths),
+            "base": draw_perceptron(*widths),
             **{f"key_{component}": {n: p.clone() for n, p in params.items()} for component, params in weights.items()},
-            "key": initial_perceptron(*widths),
-            "example_generator": initial_perceptron(2, WIDTH, WIDTH, 1),
-            "task_generator": weights_of(self.task_generator),
+            "key": draw_perceptron(*widths),
+            "example_generator": draw_perceptron(2, WIDTH, WIDTH, 1),
+            "task_generator": copy_weights(TaskGenerator()),
         }
 
     def features(self, theta: Theta, x: Tensor, prefix: str = "") -> Tensor:

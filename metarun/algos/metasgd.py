@@ -9,7 +9,6 @@ As in MAML the norm layers' parameters are meta-learned but not adapted, so they
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -20,10 +19,10 @@ from metarun.config.registry import register
 from metarun.config.schema import NonNegative, Norm, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import initial_theta, last, named, select, unroll
+from metarun.core.inner import draw_networks, last, named, select, unroll
 from metarun.core.learned import Chart, by_rank
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 @register("algo", "metasgd", Traits(kinds=("classification", "regression"), ragged=True))
@@ -41,18 +40,12 @@ class MetaSGD:
     def __post_init__(self) -> None:
         if len(self.lr_range) != 2 or self.lr_range[0] > self.lr_range[1]:
             raise ConfigError(f"algo.lr_range is {self.lr_range}: it must be two numbers, the lower first")
-        _ = self.initial_lr  # drawn now, while the wiring has torch seeded
-
-    @cached_property
-    def initial_lr(self) -> Params:
-        """alpha, drawn once however often `init` is called."""
-        adapted = named(select(initial_theta(self.backbone, self.head), "backbone", "head"))
-        return {name: torch.empty_like(p).uniform_(*self.lr_range) for name, p in adapted.items()}
 
     def init(self) -> Theta:
         """MAML's components, and "lr": for each weight that is adapted one of its shape, by its full name."""
-        lr = {name: alpha.clone() for name, alpha in self.initial_lr.items()}
-        return initial_theta(self.backbone, self.head) | {"lr": lr}
+        theta = draw_networks(self.backbone, self.head)
+        adapted = named(select(theta, "backbone", "head"))
+        return {**theta, "lr": {name: torch.empty_like(p).uniform_(*self.lr_range) for name, p in adapted.items()}}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """theta' = theta - alpha o grad L(theta; support), element by element (Algorithm 1): phi_0 .. phi_J.

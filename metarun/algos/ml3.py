@@ -32,10 +32,10 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import initial_theta, last, named, outer_step, select, slope, tick, unroll
+from metarun.core.inner import copy_networks, last, named, outer_step, own_generator, select, slope, tick, unroll
 from metarun.core.learned import Chart, of_losses
 from metarun.core.objectives import episode_loss, metrics_by_step, one_hot
-from metarun.core.perceptron import initial_perceptron, perceptron
+from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.seeding import hashed
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
@@ -59,9 +59,11 @@ class ML3:
 
     def init(self) -> Theta:
         """With the learner at hand. The clock starts anywhere, so that two seeds have other learners."""
-        start = torch.randint(2**20, ()).to(torch.get_default_dtype())
-        norm = initial_theta(self.backbone)["norm"]
-        return {**self.learner(start), "norm": norm, "loss": self.initial_loss(), "clock": {"step": start}}
+        norm = copy_networks(self.backbone)["norm"]
+        with own_generator():
+            start = torch.randint(2**20, ()).to(torch.get_default_dtype())
+            loss = self.initial_loss()
+        return {**self.learner(start), "norm": norm, "loss": loss, "clock": {"step": start}}
 
     def initial_loss(self) -> Params:
         if self.form == "scaled":
@@ -69,12 +71,12 @@ class ML3:
         if self.form == "cubic":
             start = AS_CROSS_ENTROPY if self.spec.kind == "classification" else AS_MSE
             return {name: torch.tensor(value) for name, value in start.items()}
-        network = initial_perceptron(2, *self.hidden, 1, bias=False)
+        network = draw_perceptron(2, *self.hidden, 1, bias=False)
         return {name: nn.init.xavier_uniform_(weight) for name, weight in network.items()}
 
     def learner(self, step: Tensor) -> Theta:
         """A network that has learned nothing: all weights and biases uniform within 1/sqrt(fan-in)."""
-        shapes = select(initial_theta(self.backbone, self.head), "backbone", "head")
+        shapes = select(copy_networks(self.backbone, self.head), "backbone", "head")
         sizes = [p.numel() for p in named(shapes).values()]
         draws = iter(hashed(sum(sizes), step).split(sizes))
 

@@ -16,7 +16,7 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -31,7 +31,7 @@ class NIL:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone)
+        return draw_networks(self.backbone)
 
     def directions(self, theta: Theta, x: Tensor) -> Tensor:
         """Features of length one. x: [n, *input] -> [n, D]."""

@@ -13,7 +13,7 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -28,7 +28,7 @@ class ProtoNet:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone)
+        return draw_networks(self.backbone)
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""

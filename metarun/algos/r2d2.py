@@ -18,7 +18,7 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.solvers import ridge, with_ones
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
@@ -37,7 +37,7 @@ class R2D2:
 
     def init(self) -> Theta:
         learner = {"log_penalty": math.log(self.penalty), "scale": self.scale, "bias": 0.0}
-        return initial_theta(self.backbone) | {"ridge": {name: torch.tensor(p) for name, p in learner.items()}}
+        return draw_networks(self.backbone) | {"ridge": {name: torch.tensor(p) for name, p in learner.items()}}
 
     def features(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D + 1], with a column of ones."""

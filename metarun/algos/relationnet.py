@@ -10,7 +10,6 @@ the embedding's norm layers as a component of their own.
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import torch
@@ -22,7 +21,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, weights_of
+from metarun.core.inner import copy_weights, draw_networks
 from metarun.core.norm import BatchNorm
 from metarun.core.objectives import episode_metrics, headline, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
@@ -64,7 +63,7 @@ class Relation(nn.Module):
 
 
 @register("algo", "relationnet", Traits(kinds=("classification",)))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class RelationNet:
     """Learn an embedding and how to compare in it: a network scores class and query (Sung et al. 2018)."""
 
@@ -80,15 +79,13 @@ class RelationNet:
                 f"algo=relationnet compares maps [C, S, S], and this backbone has features {list(shape)}: "
                 "choose a backbone that has maps, as conv4_relation"
             )
-        _ = self.relation  # initial weights are drawn now, while the run's seed holds
+        self.relation = self.build_relation()
 
-    @cached_property
-    def relation(self) -> Relation:
-        """The template of g."""
+    def build_relation(self) -> Relation:
         return Relation(self.backbone.feature_shape, self.hidden)
 
     def init(self) -> Theta:
-        return {**initial_theta(self.backbone), "relation": weights_of(self.relation)}
+        return {**draw_networks(self.backbone), "relation": copy_weights(self.build_relation())}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """f: x [n, *input] -> maps [n, C, S, S]."""

@@ -26,7 +26,7 @@ from metarun.config.registry import register, traits_of
 from metarun.config.schema import Count, Fraction, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.inner import gradient_of, initial_theta, last, named, select, slope
+from metarun.core.inner import draw_networks, gradient_of, last, named, select, slope
 from metarun.core.objectives import judged, metrics_by_step
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -48,7 +48,7 @@ class Reptile:
 
     def init(self) -> Theta:
         """The weights, a second moment for each of them (named "component.name"), and the count of Adam's steps."""
-        weights = initial_theta(self.backbone, self.head)
+        weights = draw_networks(self.backbone, self.head)
         moments = {name: torch.zeros_like(p) for name, p in named(weights).items()}
         return {**weights, "moments": moments, "clock": {"steps": torch.zeros(())}}
 

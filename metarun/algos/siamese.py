@@ -8,19 +8,18 @@ every query with every support image, and the two kinds weigh the same: the expe
 """
 
 from dataclasses import dataclass
-from functools import cached_property
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, weights_of
+from metarun.core.inner import copy_weights, draw_networks
 from metarun.core.objectives import episode_metrics, headline, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -33,7 +32,7 @@ class Support(NamedTuple):
 
 
 @register("algo", "siamese", Traits(kinds=("classification",)))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Siamese:
     """Learn whether two images are of one class; a query is of the class it is most like (Koch et al. 2015)."""
 
@@ -44,15 +43,11 @@ class Siamese:
     def __post_init__(self) -> None:
         if self.spec.output_size < 2:
             raise ConfigError("ways is 1: algo=siamese learns from pairs of different classes; use at least 2")
-        _ = self.metric  # initial weights are drawn now, while the run's seed holds
-
-    @cached_property
-    def metric(self) -> nn.Linear:
-        """The template of the weighted distance: alpha [1, D] and a bias [1]."""
-        return self.backbone.head(1)
+        self.metric = self.backbone.head(1)
 
     def init(self) -> Theta:
-        return {**initial_theta(self.backbone), "metric": weights_of(self.metric)}
+        """The "metric" is the weighted distance: alpha [1, D] and a bias [1]."""
+        return {**draw_networks(self.backbone), "metric": copy_weights(self.backbone.head(1))}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""

@@ -10,7 +10,6 @@ steps back; as printed they begin with 2, which leaves out every other step.
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +20,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta, weights_of
+from metarun.core.inner import copy_weights, draw_networks
 from metarun.core.objectives import episode_metrics, judged, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -78,7 +77,7 @@ class Network(nn.Module):
 
 
 @register("algo", "snail", Traits(kinds=("classification",), order="support first", sized=True))
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class SNAIL:
     """Learn to look back over a sequence, by convolutions in time and attention (Mishra et al. 2018)."""
 
@@ -93,16 +92,14 @@ class SNAIL:
         for sizes in self.attention:
             if len(sizes) != 2:
                 raise ConfigError(f"algo.attention has {sizes}: each block has two sizes, of its keys and its values")
-        _ = self.network  # initial weights are drawn now, while the run's seed holds
+        self.network = self.build_network()
 
-    @cached_property
-    def network(self) -> Network:
-        """The template."""
+    def build_network(self) -> Network:
         channels = self.backbone.feature_size + self.spec.output_size
         return Network(channels, self.length, self.filters, self.attention, self.spec.output_size)
 
     def init(self) -> Theta:
-        return initial_theta(self.backbone) | {"network": weights_of(self.network)}
+        return draw_networks(self.backbone) | {"network": copy_weights(self.build_network())}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""

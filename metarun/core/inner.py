@@ -5,31 +5,61 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import grad
 
 from metarun.core.norm import norm_names
-from metarun.core.types import Params, Theta
+from metarun.core.seeding import seed_for
+from metarun.core.types import Algorithm, Backbone, Params, Theta
 
 
-def weights_of(module: nn.Module) -> Params:
-    """A module's own weights, as a component of theta."""
+def draw_theta(algo: Algorithm, seed: int) -> Theta:
+    """Draw an algorithm's initial meta-parameters from `seed` alone; the global generator is as before afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return algo.init()
+
+
+@contextmanager
+def own_generator() -> Iterator[None]:
+    """Inside, numbers are drawn from a generator of their own, whose seed follows from the run's seed.
+
+    The rule of `init()`: networks are drawn first, in the order backbone, head, the method's own; what a method learns
+    beside them is drawn inside this block. So methods with one seed start from the same backbone and head, and what a
+    method adds does not depend on how many numbers the networks took.
+    """
+    seed = torch.initial_seed()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_for(seed, "theta"))
+        yield
+
+
+def copy_weights(module: nn.Module) -> Params:
+    """Copy a module's weights, as a component of theta."""
     return {name: p.detach().clone() for name, p in module.named_parameters()}
 
 
-def initial_theta(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
-    """The modules' own weights as meta-parameters, by component: "backbone", its "norm" layers, "head"."""
+def copy_networks(backbone: nn.Module, head: nn.Module | None = None) -> Theta:
+    """Copy the modules' weights, by component: "backbone", its "norm" layers, "head"."""
     norms = norm_names(backbone)
-    weights = weights_of(backbone)
+    weights = copy_weights(backbone)
     theta = {
         "backbone": {name: p for name, p in weights.items() if name not in norms},
         "norm": {name: p for name, p in weights.items() if name in norms},
     }
     if head is not None:
-        theta["head"] = weights_of(head)
+        theta["head"] = copy_weights(head)
     return theta
+
+
+def draw_networks(backbone: Backbone, head: nn.Linear | None = None) -> Theta:
+    """Draw new weights for networks of the form of these templates, by component as in `copy_networks`."""
+    drawn: Backbone = replace(cast(Any, backbone))  # a backbone is a dataclass, which this builds again
+    return copy_networks(drawn, drawn.head(head.out_features) if head is not None else None)
 
 
 def select(theta: Theta, *components: str) -> Theta:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.core.inner import weights_of
+from metarun.core.inner import copy_weights
 from metarun.core.types import Params
 
 
@@ -18,7 +18,7 @@ def perceptron(w: Params, x: Tensor) -> Tensor:
     return x
 
 
-def initial_perceptron(*widths: int, bias: bool = True) -> Params:
+def draw_perceptron(*widths: int, bias: bool = True) -> Params:
     """Weights as PyTorch's linear layers start."""
     layers = nn.ModuleList(nn.Linear(inputs, outputs, bias=bias) for inputs, outputs in pairwise(widths))
-    return weights_of(layers)
+    return copy_weights(layers)

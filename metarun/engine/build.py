@@ -14,9 +14,10 @@ from metarun.config.registry import build, declaration, known, traits_of
 from metarun.config.schema import EvalSettings, Settings, at_meta_test
 from metarun.config.traits import BackboneTraits, Inputs
 from metarun.core.batch import Execution, unstack
+from metarun.core.inner import draw_theta
 from metarun.core.machine import find_device
 from metarun.core.norm import collect_statistics, norm_names
-from metarun.core.seeding import generator_for, seed_for
+from metarun.core.seeding import generator_for
 from metarun.core.types import Algorithm, Backbone, Dataset, Params, Split, TaskShape, TaskSource, TaskSpec, Theta
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
@@ -42,7 +43,7 @@ class Experiment:
 
     @classmethod
     def of(cls, settings: Settings) -> "Experiment":
-        """Build every component; weights are drawn from the seed. Raises ConfigError."""
+        """Build every component. Raises ConfigError."""
         device, dataset = find_device(settings.device), dataset_of(settings)
         exact = settings.trainer.precision != "tf32"
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = not exact
@@ -55,11 +56,10 @@ class Experiment:
                 )
             source = source.minibatches(settings.algo["batch_size"])
         source = in_order(source, settings.algo)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
+        with torch.random.fork_rng(devices=[]):  # templates: what weights they have does not matter
             backbone = build("backbone", settings.backbone, input_shape=source.spec.input_shape)
-            check_inputs(settings.backbone["name"], source.spec)
-            algo = algorithm(settings.algo, backbone, source.spec)
+        check_inputs(settings.backbone["name"], source.spec)
+        algo = algorithm(settings.algo, backbone, source.spec)
         source = Numbered(source) if backbone.numbered else source
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
         experiment.check_components()
@@ -67,7 +67,7 @@ class Experiment:
 
     def check_components(self) -> None:
         """Raises ConfigError where a setting names a component that theta does not have."""
-        components = self.algo.init().keys() - set(traits_of(self.algo).carried)
+        components = draw_theta(self.algo, self.settings.seed).keys() - set(traits_of(self.algo).carried)
         for key in ("clip_norm", "clip_value"):
             limits = getattr(self.settings.trainer, key)
             for name in limits if isinstance(limits, dict) else {}:
@@ -76,10 +76,8 @@ class Experiment:
                     raise ConfigError(f"trainer.{key}.{name}: the algorithm has no such component{hint}")
 
     def initial_theta(self) -> Theta:
-        """Ready to be trained; what the algorithm draws itself comes from the seed, as the networks' weights do."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(self.settings.seed, "theta"))
-            return self.trainable(self.algo.init())
+        """Draw theta from the run's seed, ready to be trained."""
+        return self.trainable(draw_theta(self.algo, self.settings.seed))
 
     def trainable(self, theta: Theta) -> Theta:
         """On the device, in the memory order that is set, ready to be trained."""
@@ -121,7 +119,8 @@ class Experiment:
         source = in_order(self.dataset.tasks(split, TaskShape(how.ways, how.shots, how.queries)), how.algo)
         backbone = copy.deepcopy(self.backbone)
         algo = algorithm(how.algo, backbone, source.spec, trained=self.source.spec)
-        for component in algo.init().keys() - self.algo.init().keys():
+        seed = self.settings.seed
+        for component in draw_theta(algo, seed).keys() - draw_theta(self.algo, seed).keys():
             name, trained = how.algo["name"], self.settings.algo["name"]
             raise ConfigError(f"eval.algo.name is {name}: it needs a {component}, which algo={trained} does not learn")
         return Tester(algo, backbone, source, how, split)
@@ -183,8 +182,9 @@ def algorithm(
             f"eval.ways is {spec.output_size}: this model has a last layer for ways={trained.output_size}; only "
             f"methods without one (as protonet) can be tested with other ways"
         )
-    head = backbone.head(spec.output_size) if has_head else None
-    algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
+    with torch.random.fork_rng(devices=[]):
+        head = backbone.head(spec.output_size) if has_head else None
+        algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
     return algo
 
 

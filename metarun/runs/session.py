@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_map
 from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, metric
 from metarun.config.schema import Settings
+from metarun.core.inner import draw_theta
 from metarun.core.objectives import metric_of
 from metarun.core.seeding import seed_for
 from metarun.core.types import Episode, Metrics, Theta
@@ -173,6 +174,6 @@ def loaded(experiment: Experiment, path: Path | None, ranks: Ranks) -> tuple[dic
         return {component: {name: p.shape for name, p in params.items()} for component, params in theta.items()}
 
     tensors, facts = ranks.agreed(checkpoint.load(path) if path else ({}, {}))
-    if shapes(tensors["theta"]) != shapes(experiment.algo.init()):
+    if shapes(tensors["theta"]) != shapes(draw_theta(experiment.algo, experiment.settings.seed)):
         raise ConfigError(f"the checkpoint {path} is of another model: its weights have other names or shapes")
     return tree_map(lambda value: value.to(experiment.device) if isinstance(value, Tensor) else value, tensors), facts

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from metarun.config.registry import build
-from metarun.core.inner import initial_theta, inner_step, last, unroll
+from metarun.core.inner import draw_networks, inner_step, last, unroll
 
 
 def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation() -> None:
@@ -51,7 +51,7 @@ def test_zero_steps_leave_the_initialisation() -> None:
 
 def test_theta_holds_every_weight_once_and_norm_layers_apart() -> None:
     backbone = build("backbone", {"name": "conv4", "filters": 3}, input_shape=(1, 16, 16))
-    theta = initial_theta(backbone, backbone.head(5))
+    theta = draw_networks(backbone, backbone.head(5))
     assert set(theta) == {"backbone", "norm", "head"}
     assert set(theta["norm"]) == {f"norms.{i}.{name}" for i in range(4) for name in ("weight", "bias")}
     assert set(theta["backbone"]) | set(theta["norm"]) == {name for name, _ in backbone.named_parameters()}

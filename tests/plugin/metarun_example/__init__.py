@@ -10,7 +10,7 @@ from torch.func import functional_call
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import initial_theta
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -26,7 +26,7 @@ class CosineMeans:
     spec: TaskSpec
 
     def init(self) -> Theta:
-        return {**initial_theta(self.backbone), "metric": {"scale": torch.tensor(self.scale)}}
+        return {**draw_networks(self.backbone), "metric": {"scale": torch.tensor(self.scale)}}
 
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> [n, D]."""
