@@ -9,7 +9,7 @@ from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, plain
 from metarun.core.batch import unstack
-from metarun.core.inner import named
+from metarun.core.inner import draw_theta, named
 from metarun.engine.build import Experiment
 from tests.reference.plain import loss, predict
 from tests.support.tiny import algo_and_theta, episodes
@@ -47,16 +47,16 @@ def test_equal_rates_are_maml() -> None:
     torch.testing.assert_close(algo.task_loss(theta, task)[0], maml.task_loss(theta, task)[0], rtol=1e-12, atol=0)
 
 
-def test_rates_start_uniform_in_their_range_and_the_same_at_every_init() -> None:
+def test_rates_start_uniform_in_their_range_and_the_same_at_every_draw() -> None:
     algo, _ = algo_and_theta("metasgd", "conv4", lr_range=[0.005, 0.1])
-    first = algo.init()["lr"]
+    first = draw_theta(algo, 0)["lr"]
     drawn = torch.cat([rate.flatten() for rate in first.values()])
     assert 0.005 <= drawn.min() < 0.006
     assert 0.099 < drawn.max() <= 0.1
     kept = {name: rate.clone() for name, rate in first.items()}
     for rate in first.values():
         rate += 1  # as training would
-    again = algo.init()
+    again = draw_theta(algo, 0)
     assert all(torch.equal(again["lr"][name], rate) for name, rate in kept.items())
     assert {name: rate.shape for name, rate in again["lr"].items()} == {
         f"{component}.{name}": p.shape for component in ("backbone", "head") for name, p in again[component].items()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metarun.config.registry import build, declaration, known, traits_of
 from metarun.core.batch import unstack
+from metarun.core.inner import draw_theta
 from metarun.core.types import Algorithm, Episode, Examples, Kind, TaskSpec, Theta
 from metarun.engine.build import algorithm
 from tests.reference.plain import NGRAM_LENGTH
@@ -45,13 +46,17 @@ ONE_BACKBONE = [  # for each algorithm, the quickest; and one that convolves
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 
 
-def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
+def build_algo(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> Algorithm:
     """A registered algorithm on a registered backbone; one without a module in tests/reference is an error."""
-    torch.manual_seed(0)
     shape = (1,) if kind == "regression" else (SIDE,) if backbone == "ngram" else (1, SIDE, SIDE)
     spec = TaskSpec(kind, shape, WAYS if kind == "classification" else 1)
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
-    algo = algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
+    return algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
+
+
+def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Algorithm, Theta]:
+    """The same, with meta-parameters that noise has moved away from where training starts."""
+    algo = build_algo(name, backbone, kind, **changes)
     noise = torch.Generator().manual_seed(1)
 
     def perturbed(component: str, p: Tensor) -> Tensor:
@@ -59,7 +64,7 @@ def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **ch
         carried = component in traits_of(algo).carried  # counters and moments, which are never negative
         return (p.double() + (change.abs() if carried else change)).requires_grad_()
 
-    theta = {c: {key: perturbed(c, p) for key, p in params.items()} for c, params in algo.init().items()}
+    theta = {c: {key: perturbed(c, p) for key, p in params.items()} for c, params in draw_theta(algo, 0).items()}
     return algo, theta
 
 
