@@ -10,7 +10,13 @@ from metarun.config.words import count, printable
 
 @pytest.mark.parametrize(
     ("number", "noun", "text"),
-    [(1, "class", "1 class"), (5, "class", "5 classes"), (0, "task", "0 tasks"), (2, "query", "2 queries"), (5, "way", "5 ways")],
+    [
+        (1, "class", "1 class"),
+        (5, "class", "5 classes"),
+        (0, "task", "0 tasks"),
+        (2, "query", "2 queries"),
+        (5, "way", "5 ways"),
+    ],
 )
 def test_a_number_with_its_noun(number: int, noun: str, text: str) -> None:
     assert count(number, noun) == text
