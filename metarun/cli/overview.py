@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from metarun.cli.compose import describe_options, read_comments
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError, did_you_mean
+from metarun.config.registry import broken_packages
 
 LISTED = ("algo", "dataset", "backbone", "experiment")  # by `metarun list`
 TWIN = "_paper"  # ends the name of an experiment at the paper's length, beside its shorter form
@@ -59,7 +60,8 @@ def write_overview(config_dir: str | None = None) -> str:
             lines += wrap(f"metarun list {group} 'maml/*' lists those of one method, '*_5w1s' of one setting")
         else:
             lines += wrap(", ".join(options))
-    return "\n".join([*lines, "", f"metarun list {'|'.join(LISTED)} [PATTERN] describes each."])
+    broken = [line for text in broken_packages() for line in wrap(text, "")]
+    return "\n".join([*lines, *broken, "", f"metarun list {'|'.join(LISTED)} [PATTERN] describes each."])
 
 
 def _group_by_family(options: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -9,6 +9,7 @@ Other packages add components through an entry point in the group `metarun`, who
 """
 
 import ast
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -72,7 +73,8 @@ def declaration(group: str, name: Any) -> Declaration:
     found = _declarations().get(group, {}).get(name) if isinstance(name, str) else None
     if found is None:
         options = ", ".join(known(group))
-        raise ConfigError(f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}")
+        text = f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}"
+        raise ConfigError("; ".join([text, *broken_packages()]))
     return found
 
 
@@ -128,28 +130,56 @@ def build(group: str, values: Mapping[str, Any], key: str | None = None, **runti
 
 def config_folders() -> list[Path]:
     """The folders of YAML files in other packages."""
-    roots = [_root(point.value) for point in entry_points(group="metarun")]
-    folders = [root.parent / "configs" for root in roots if root.name == "__init__.py"]
+    folders = []
+    for point in entry_points(group="metarun"):
+        with contextlib.suppress(ConfigError):  # `broken_packages` tells
+            root = _root(point.value)
+            folders += [root.parent / "configs"] if root.name == "__init__.py" else []
     return [folder for folder in folders if folder.is_dir()]
 
 
-@functools.cache
+def broken_packages() -> list[str]:
+    """One line for each package of others that cannot be used: which, and why."""
+    return list(_read_packages()[1])
+
+
 def _declarations() -> dict[str, dict[str, Declaration]]:
+    return _read_packages()[0]
+
+
+@functools.cache
+def _read_packages() -> tuple[dict[str, dict[str, Declaration]], tuple[str, ...]]:
+    """Read the components of metarun and of other packages. A broken package of others does not stop the rest."""
     table: dict[str, dict[str, Declaration]] = {}
-    for package in ["metarun", *(point.value for point in entry_points(group="metarun"))]:
-        for module, path in _sources(package):
-            for group, name, found in read_declarations(module, path):
-                if name in table.setdefault(group, {}):
-                    raise ConfigError(f"{group}={name} is declared twice: in {table[group][name].module} and {module}")
-                table[group][name] = found
-    return table
+    broken = []
+    _add_package("metarun", table)
+    for point in entry_points(group="metarun"):
+        try:
+            _add_package(point.value, table)
+        except (ConfigError, SyntaxError, ValueError, OSError) as error:
+            whose = f"{point.value} of {point.dist.name}" if point.dist else point.value
+            place = f"{error.filename}, line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
+            broken.append(f"the package {whose} cannot be used: {place}")
+    return table, tuple(broken)
+
+
+def _add_package(package: str, table: dict[str, dict[str, Declaration]]) -> None:
+    """Add all components of a package to the table. Raises ConfigError and what reading broken source raises."""
+    for module, path in _sources(package):
+        for group, name, found in read_declarations(module, path):
+            if name in table.setdefault(group, {}):
+                raise ConfigError(f"{group}={name} is declared twice: in {table[group][name].module} and {module}")
+            table[group][name] = found
 
 
 def _root(package: str) -> Path:
-    """The file of a module, or a package's `__init__.py`."""
-    spec = importlib.util.find_spec(package)
+    """The file of a module, or a package's `__init__.py`. Raises ConfigError."""
+    try:
+        spec = importlib.util.find_spec(package)
+    except (ImportError, ValueError):  # a parent package that is missing or broken
+        spec = None
     if spec is None or spec.origin is None:
-        raise ConfigError(f"entry point metarun: there is no package {package}")
+        raise ConfigError(f"there is no module {package}, which its entry point in the group metarun names")
     return Path(spec.origin)
 
 
@@ -168,7 +198,7 @@ def read_declarations(module: str, path: Path) -> Iterator[tuple[str, str, Decla
     source = path.read_text(encoding="utf-8")
     if "@register(" not in source:
         return
-    for node in ast.parse(source).body:
+    for node in ast.parse(source, str(path)).body:
         if not isinstance(node, ast.ClassDef | ast.FunctionDef):
             continue
         for call in node.decorator_list:

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ class RunLog:
         """Continue the metrics file after `step`; drop what a killed run wrote beyond its checkpoint."""
         self.path = folder / "metrics.jsonl"
         self.logger = logger
-        kept = [line for line in _read_lines(self.path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _read_lines(self.path) if _step_of(line) <= step]
         self.path.write_text("".join(kept), encoding="utf-8")
         self._bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
@@ -76,6 +77,14 @@ def _read_lines(path: Path) -> list[str]:
     if not path.exists():
         return []
     return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite for a damaged one, so that it is dropped."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, TypeError, KeyError):
+        return math.inf
 
 
 def log_to(folder: Path) -> logging.Handler:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import inspect
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +105,40 @@ def test_an_algorithm_without_traits_is_refused(tmp_path: Path) -> None:
     (tmp_path / "place.py").write_text('@register("algo", "net")\nclass Net:\n    lr: int\n')
     with pytest.raises(ConfigError, match=r"place\.Net: register needs Traits\(\.\.\.\) as its third argument"):
         list(read_declarations("place", tmp_path / "place.py"))
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("def (\n", "line 1: invalid syntax"),
+        ('@register("algo", "net", Traits(kinds=()))\nclass Net:\n    lr: Postive\n', "Postive is neither a type"),
+        ('@register("algo", "maml", Traits(kinds=()))\nclass Net:\n    lr: int\n', "algo=maml is declared twice"),
+        (None, "there is no module broken_plugin"),
+    ],
+)
+def test_a_broken_package_of_others_is_named_and_stops_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str | None, reason: str
+) -> None:
+    """An installed package, with the metadata that pip would write; read in a process of its own."""
+    info = tmp_path / "broken-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[metarun]\nbroken = broken_plugin\n")
+    if source is not None:
+        (tmp_path / "broken_plugin.py").write_text(f"# @register(\n{source}" if "register" not in source else source)
+    program = (
+        "from metarun.config.registry import ConfigError, broken_packages, declaration\n"
+        "declaration('algo', 'maml')\n"
+        "print(broken_packages())\n"
+        "try: declaration('algo', 'net')\n"
+        "except ConfigError as error: print(error)\n"
+    )
+    paths = [str(tmp_path), str(Path(__file__).parents[2])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    listed, told = done.stdout.splitlines()
+    for text in (listed, told):
+        assert "the package broken_plugin of broken cannot be used: " in text
+        assert reason.replace("line 1", "line 2") in text
+    assert told.startswith("algo.name is 'net': choose from ")

@@ -63,3 +63,9 @@ def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_a
         f"other accuracy 75.00 ± 2.00 % {task}",
         "accuracy by step: 25.00 75.00 %",
     ]
+
+
+def test_damaged_lines_of_a_metrics_file_are_dropped(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 1, "split": "train"}\n{"st\n[]\n')
+    RunLog(tmp_path, NoLogger(), step=5).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "split": "train"}\n'
