@@ -22,12 +22,14 @@ def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:
-    """The tensors, on `device`, and the facts. Raises ConfigError where the file is missing or damaged."""
+    """Read the tensors, on `device`, and the facts. Raises ConfigError if the file is missing or damaged."""
     if not path.is_file():
         raise ConfigError(f"there is no checkpoint {path}")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
         return content["tensors"], json.loads(content["facts"])
     except Exception as error:  # torch, pickle and zipfile raise a dozen kinds for broken bytes
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"the checkpoint {path} cannot be read, it is damaged or not metarun's ({reason})") from error
+        raise ConfigError(
+            f"the checkpoint {path} cannot be read, it is damaged or not metarun's: "
+            "if it is the run's own, delete it and start the run again"
+        ) from error

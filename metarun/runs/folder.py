@@ -136,9 +136,12 @@ class RunFolder:
         if not file.is_file():
             raise ConfigError(f"{self.path} is not a run folder: it has no config.yaml")
         try:
-            return {str(key): value for key, value in OmegaConf.to_container(OmegaConf.load(file)).items()}  # type: ignore[union-attr]
-        except (AttributeError, ValueError, OSError, YAMLError) as error:
+            values = OmegaConf.to_container(OmegaConf.load(file))
+        except (ValueError, OSError, YAMLError) as error:
             raise ConfigError(f"{file} is damaged: {str(error).splitlines()[0]}") from error
+        if not isinstance(values, dict) or not values:
+            raise ConfigError(f"{file} is damaged: it holds no settings")
+        return {str(key): value for key, value in values.items()}
 
     def choices(self) -> dict[str, Any]:
         """Read which option of each config group was chosen: `fomaml` where the component is MAML."""

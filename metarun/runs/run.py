@@ -150,6 +150,8 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ov
     spec, name = experiment.source.spec, str(folder.checkpoint(settings.eval.checkpoint))
     test = Evaluation(headline=headline_metric(spec), kind=spec.kind, rows=rows, checkpoint=checkpoint_of(name, facts))
     beside.finish(test)
+    if folder.result() is None:
+        print(f"{folder.path} is not finished: this tests its checkpoint of step {facts[-1]['step']}")
     print(*map(printable, describe_result(test)), f"in {beside.path}", sep="\n")
 
 

@@ -33,7 +33,7 @@ def test_a_damaged_checkpoint(metarun: Command, trained: Path) -> None:
     for content in (whole[: len(whole) // 2], b"", b"something else"):
         last.write_bytes(content)
         answer = metarun("resume", "run")
-        assert_told(answer, f"the checkpoint {last} cannot be read, it is damaged or not metarun's (...")
+        assert_told(answer, f"the checkpoint {last} cannot be read, it is damaged or not metarun's: ...")
         assert answer.err.count("\n") == 1
         assert not (trained / "result.json").exists()
     last.write_bytes(whole)
@@ -93,3 +93,10 @@ def test_files_of_a_run_that_are_damaged(metarun: Command, trained: Path) -> Non
 
 
 # Packages that are not installed
+
+
+def test_a_test_of_an_unfinished_run_says_so(metarun: Command, trained: Path) -> None:
+    (trained / "result.json").unlink(missing_ok=True)
+    answer = metarun("evaluate", "run")
+    assert answer.code == 0, answer.err
+    assert f"{trained} is not finished: this tests its checkpoint of step " in answer.out
