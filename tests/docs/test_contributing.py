@@ -56,7 +56,7 @@ def test_its_method_trains_by_the_command(checkout: Path, place: Path) -> None:
 @pytest.mark.integration
 def test_its_gradient_and_its_learning_are_tested_by_enumeration(checkout: Path) -> None:
     chosen = ["tests/algos/test_gradients.py", "tests/algos/test_learning.py", "-k", f"every_registered or {ALGO}"]
-    done = python(checkout, checkout, "-m", "pytest", "-n0", "-v", *chosen)
+    done = python(checkout, checkout, "-m", "pytest", "-n0", "-v", "-m", "not slow", *chosen)
     assert done.returncode == 0, done.stdout + done.stderr
     for test in ("equals_a_loop_of_plain_autograd", "a_directional_finite_difference", "makes_it_better"):
         assert re.search(rf"{test}\[{ALGO}.* PASSED", done.stdout), done.stdout

@@ -25,6 +25,7 @@ from torch import Tensor
 from metarun.config.registry import register
 from metarun.config.traits import DatasetTraits, Metric
 from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
+from metarun.datasets.preprocessing import Numbers
 
 
 @register(
@@ -77,6 +78,9 @@ class Rankings:
 
     def describe(self) -> str:
         return "rankings"
+
+    def preprocessing(self) -> dict[str, Any]:
+        return Numbers().to_json()
 
     def identity(self) -> dict[str, Any]:
         return {"name": "rankings"}
