@@ -27,7 +27,8 @@ def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str |
     """List the checks of a component, for example "algo=maml", with other overrides. Raises ConfigError."""
     group, _, name = component.partition("=")
     if group not in GROUPS or not name:
-        raise ConfigError(f"{component} cannot be checked{instead(group, GROUPS)} with a name, for example algo=maml")
+        hint = "" if group in GROUPS else instead(group, GROUPS)
+        raise ConfigError(f"{component} cannot be checked{hint}: give a group and a name, for example algo=maml")
     where: tuple[str, ...] = () if group == "dataset" else GLYPHS
     config = compose([*where, component, *SHORT, *overrides], config_dir)
     if group == "algo" and "classification" not in declaration("algo", config.algo.name).traits.kinds:

@@ -90,6 +90,8 @@ def data(words: Sequence[str]) -> None:
     from metarun.engine.build import build_dataset
 
     dataset = build_dataset(settings)
+    if arguments.preview and (arguments.preview.suffix.lower() != ".png" or not arguments.preview.parent.is_dir()):
+        raise ConfigError(f"--preview is {arguments.preview}: it must be a .png file in a folder that exists")
     if not arguments.check:
         dataset.prepare()
     print(dataset.describe())
@@ -165,7 +167,8 @@ def reproduce(words: Sequence[str]) -> None:
     settings = [f"experiment={','.join(chosen)}", *(table.SMOKE if length == "smoke" else ()), *overrides]
     request = Request(settings, arguments.config_dir, multirun=True)
     jobs, root = plan(request)
-    print(*table.estimate(jobs, root, arguments.config_dir), sep="\n")
+    for line in table.estimate(jobs, root, arguments.config_dir):
+        print(line, flush=True)
     if arguments.dry_run:
         return
     try:

@@ -33,7 +33,7 @@ def compose(overrides: Sequence[str], config_dir: str | None = None, config_name
         warnings.filterwarnings("error", "provider=")  # a search path that is not there
         try:
             return hydra.compose(config_name, list(overrides), return_hydra_config=True)
-        except (HydraException, OmegaConfBaseException, ValueError, UserWarning, MarkedYAMLError) as error:
+        except (HydraException, OmegaConfBaseException, ValueError, TypeError, UserWarning, MarkedYAMLError) as error:
             raise ConfigError(explain(error, loader, overrides)) from error
 
 

@@ -29,7 +29,9 @@ def explain(error: Exception, loader: ConfigLoader, overrides: Sequence[str]) ->
         return f"{match[1]} is {match[2]}: there is no such folder"
     for override in parse(overrides, loader):
         group = override.key_or_group
-        if not isinstance(override.value(), str | list) and (known := list_options(loader, group)):
+        if not isinstance(override.value(), str if isinstance(error, TypeError) else str | list) and (
+            known := list_options(loader, group)
+        ):
             return _refuse_option(group, (override.input_line or "").partition("=")[2], known)
     return text.splitlines()[0]
 

@@ -1,7 +1,7 @@
 """`metarun reproduce`: the experiments of a paper's table, and how long those that are missing would take."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,11 +36,13 @@ def choose(table: str, length: Length, patterns: Sequence[str], config_dir: str 
     All of them if there is no pattern.
     """
     known = list(describe_options("experiment", config_dir))
-    tables = sorted({name.partition("/")[2].partition("_")[0] for name in known} - {""})
+    datasets = describe_options("dataset", config_dir)
+    table_of = {name: find_table(name, datasets) for name in known}
+    tables = sorted(set(table_of.values()) - {""})
     if table not in tables:
         raise ConfigError(f"there is no table {table!r}: choose from {', '.join(tables)}{did_you_mean(table, tables)}")
     long = [name for name in known if name.endswith("_paper")]
-    cells = [name for name in known if name not in long and name.partition("/")[2].partition("_")[0] == table]
+    cells = [name for name in known if name not in long and table_of[name] == table]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in cells):
             choices = f"choose from {', '.join(cells)}{did_you_mean(pattern, cells)}"
@@ -51,6 +53,13 @@ def choose(table: str, length: Length, patterns: Sequence[str], config_dir: str 
     if without := [name for name in chosen if f"{name}_paper" not in long]:
         raise ConfigError(f"length is paper: {', '.join(without)} have no such form: leave them out by cells=")
     return [f"{name}_paper" for name in chosen]
+
+
+def find_table(experiment: str, datasets: Collection[str]) -> str:
+    """The dataset that an experiment is on, by its name: "omniglot" of "maml/omniglot_5w1s"; "" if there is none."""
+    cell = experiment.partition("/")[2]
+    fitting = [name for name in datasets if cell == name or cell.startswith(f"{name}_")]
+    return max(fitting, key=len, default="")
 
 
 def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> Iterator[str]:

@@ -21,6 +21,7 @@ from metarun.cli.hydra_app import Request, call, run_composed, search
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_error
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration, metric
+from metarun.config.words import count
 from metarun.runs.folder import RunFolder
 
 OVERRIDES = ".hydra/overrides.yaml"  # in the folder of each job
@@ -126,8 +127,8 @@ def show_jobs(request: Request) -> Iterator[str]:
 def summarise(jobs: Sequence[Job]) -> Iterator[str]:
     """How many jobs came to what end, and each that is not done with the reason."""
     outcomes = {job.folder.path: job.outcome for job in jobs}  # two jobs may be one run
-    counts = ", ".join(f"{count} {outcome}" for outcome, count in sorted(Counter(outcomes.values()).items()))
-    yield f"{len(outcomes)} jobs: {counts}"
+    counts = ", ".join(f"{number} {outcome}" for outcome, number in sorted(Counter(outcomes.values()).items()))
+    yield f"{count(len(outcomes), 'job')}: {counts}"
     for job in jobs:
         if outcomes[job.folder.path] != "done":
             yield f"{outcomes[job.folder.path]}: {job.label.partition(' ')[2]}: {job.explain()}"

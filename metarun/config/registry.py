@@ -27,7 +27,7 @@ from metarun.config.validate import convert_fields
 
 GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")  # those that a configuration chooses from
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
-RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Norm")
+RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Seed", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
 WIRING = ("Backbone", "TaskSpec", "Path", "nn.Linear", "torch.device", "tuple[int, ...]")  # what the wiring gives
 REQUIRED = {"algo": Traits, "dataset": DatasetTraits, "metric": Metric}  # the traits that a group cannot do without

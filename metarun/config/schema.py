@@ -19,7 +19,7 @@ class Range:
 
     def __str__(self) -> str:
         text = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
-        return text + (f" and at most {self.high:g}" if self.high is not None else "")
+        return text + (f" and at most {self.high}" if self.high is not None else "")
 
     def holds(self, value: float) -> bool:
         """Return whether the value is within the bounds."""
@@ -29,6 +29,7 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 Whole = Annotated[int, Range(0)]
+Seed = Annotated[int, Range(0, high=2**63 - 1)]  # what PyTorch's generators take
 Positive = Annotated[float, Range(0, open=True)]
 NonNegative = Annotated[float, Range(0)]
 Fraction = Annotated[float, Range(0, high=1)]
@@ -62,7 +63,7 @@ class EvalSettings:
 
     tasks: Count
     val_tasks: Count
-    seed: Whole
+    seed: Seed
     ways: Count
     shots: Count
     queries: Count
@@ -89,7 +90,7 @@ class Settings:
     shots: Count
     queries: Count
     device: str
-    seed: Whole
+    seed: Seed
     data_dir: str | None
 
 

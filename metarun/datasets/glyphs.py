@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.config.registry import register
-from metarun.config.schema import Count, NonNegative, Whole
+from metarun.config.schema import Count, NonNegative, Seed
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
 from metarun.core.types import Split, TaskShape
@@ -61,7 +61,7 @@ class Glyphs:
     image_size: Count
     jitter: NonNegative
     warp: NonNegative
-    generator_seed: Whole
+    generator_seed: Seed
     device: torch.device
 
     def prepare(self) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from metarun.config.errors import ConfigError
 from metarun.reports.collect import read_runs
 from metarun.reports.tables import Report
 from metarun.reports.text import to_csv, to_latex, to_markdown
@@ -14,7 +15,10 @@ def write_report(folders: Sequence[Path], to: Path) -> Iterator[Path]:
     from metarun.reports.web import to_html  # imports Matplotlib, which other users of this package do without
 
     report = Report(read_runs(folders))
-    to.mkdir(parents=True, exist_ok=True)
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--to is {to}: the folder cannot be made: {error.strerror}") from error
     for name, text in (
         ("report.md", to_markdown(report)),
         ("report.html", to_html(report)),

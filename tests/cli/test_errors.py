@@ -48,6 +48,11 @@ MISTAKES: list[tuple[str, str]] = [
         "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
         "shots, queries, tasks_per_chunk, algo",
     ),
+    (
+        "seed=18446744073709551616",
+        "seed is 18446744073709551616: it must be at least 0 and at most 9223372036854775807",
+    ),
+    ("algo=[1,2]", f"algo is '[1,2]': choose from {ALGO_FILES}"),
     ("algo.name=mmal", f"algo.name is 'mmal': choose from {ALGOS} (did you mean maml?)"),
     ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),
     (

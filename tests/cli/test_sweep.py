@@ -210,7 +210,7 @@ def test_jobs_in_any_order_and_twice(metarun: Command, place: Path, untrained: d
     answer = metarun("--multirun", "seed=shuffle(1,2,3,4)", *TINY)
     assert answer.out.splitlines()[-1] == "4 jobs: 4 done"
     answer = metarun("--multirun", "seed=7,7", *TINY)
-    assert answer.out.splitlines()[-1] == "1 jobs: 1 done"
+    assert answer.out.splitlines()[-1] == "1 job: 1 done"
     assert len(seeds_done(place)) == 5
 
 
