@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from metarun.algos.maml import MAML
 from metarun.algos.protonet import ProtoNet
 from metarun.analysis.checks import (
-    Problem,
-    RandomTasks,
     check_batching,
     check_chunks,
     check_company,
@@ -24,6 +22,7 @@ from metarun.analysis.checks import (
     check_state,
 )
 from metarun.analysis.data_checks import check_determinism, check_disjoint, check_splits, check_tasks, draw_tasks
+from metarun.analysis.problems import Problem, RandomTasks
 from metarun.backbones.mlp import MLP
 from metarun.cli.check import find_checks
 from metarun.cli.compose import describe_options

@@ -9,8 +9,8 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,134 +18,30 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from metarun.config.errors import ConfigError, Failed
-from metarun.config.registry import build, declaration, traits_of
+from metarun.analysis.problems import CLOSE, NEAR, Check, Problem, compare, leaves, require, zip_theta
+from metarun.config.errors import Failed
+from metarun.config.registry import declaration, traits_of
 from metarun.config.schema import Settings
-from metarun.config.traits import Inputs, Kind
+from metarun.config.traits import Kind
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.inner import draw_networks, draw_theta
 from metarun.core.norm import collect_statistics, norm_names, use_statistics
 from metarun.core.objectives import adapt_to, measure, predict_queries
 from metarun.core.seeding import generator_for
 from metarun.core.types import (
-    Algorithm,
-    Backbone,
     Episode,
     Examples,
-    TaskShape,
-    TaskSource,
-    TaskSpec,
     Theta,
 )
-from metarun.datasets.sampling.numbered import Numbered
 from metarun.engine import checkpoint
-from metarun.engine.build import Experiment, build_algorithm, inputs_of, put_in_order
+from metarun.engine.build import Experiment
 from metarun.engine.distributed import ALONE
 from metarun.engine.evaluate import is_transductive, make_inductive, plan_rows
 from metarun.engine.gradient import meta_gradient
 from metarun.runs.folder import RunFolder
 from metarun.runs.session import train_run
 
-SHAPE = TaskShape(ways=3, shots=2, queries=2)  # of the random tasks
-LENGTH = 16  # n-grams in a row of theirs
-NOISE = 0.05  # that moves theta away from where training starts, in standard deviations
-CLOSE, NEAR = 1e-7, 1e-4  # of a gradient's norm: rounding in float64; the error of a finite difference
 DISTANCES = (1e-6, 1e-8)  # of the points of finite differences from theta: the smaller if a ReLU changes sides
-MLP: dict[str, Any] = {"name": "mlp", "hidden": [8, 6], "batch_norm": True}  # where tasks are of regression
-
-
-@dataclass(frozen=True)
-class Check:
-    """What is checked, in words, and a function that raises AssertionError if it does not hold."""
-
-    title: str
-    body: Callable[[], None]
-
-    def run(self) -> None:
-        """Raise AssertionError if it does not hold or the component fails, ConfigError for a wrong setting."""
-        try:
-            self.body()
-        except (AssertionError, ConfigError):
-            raise
-        except Exception as error:
-            line = str(error).partition("\n")[0]
-            raise AssertionError(f"it fails with {type(error).__name__}: {line}") from error
-
-
-@dataclass(frozen=True)
-class RandomTasks:
-    """Tasks of random numbers, with the labels of a few-shot task or with random values."""
-
-    kind: Kind
-    input_shape: tuple[int, ...]
-    inputs: Inputs = "numbers"
-
-    @property
-    def spec(self) -> TaskSpec:
-        return TaskSpec(self.kind, self.input_shape, SHAPE.ways if self.kind == "classification" else 1, self.inputs)
-
-    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
-        def part(per_class: int) -> Examples:
-            size = (num_tasks, SHAPE.ways * per_class, *self.input_shape)
-            if self.inputs == "ngrams":
-                x = torch.randint(2**31, size, generator=generator, dtype=torch.int32)
-            else:
-                x = torch.rand(size, generator=generator, dtype=torch.float64)
-            if self.kind == "regression":
-                return Examples(x, torch.randn(*size[:2], 1, generator=generator, dtype=torch.float64))
-            return Examples(x, torch.arange(SHAPE.ways).repeat_interleave(per_class).expand(num_tasks, -1))
-
-        return Episode(part(SHAPE.shots), part(SHAPE.queries))
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A method with a network, in float64, and random tasks for them."""
-
-    algo: Algorithm
-    backbone: Backbone
-    source: TaskSource  # of training tasks
-    tested: TaskSource  # of test tasks: without the numbers that a random network takes in training
-
-    @classmethod
-    def of(cls, settings: Settings, kind: Kind, algo: Mapping[str, Any] | None = None) -> "Problem":
-        """Build it as the settings say, or with another method or other settings of it; see `algorithm`."""
-        values = settings.algo if algo is None else algo
-        chosen = settings.backbone if kind == "classification" else MLP
-        inputs = inputs_of(chosen["name"])
-        side = settings.dataset.get("image_size", 28)
-        shape = (1,) if kind == "regression" else (LENGTH,) if inputs == "ngrams" else (1, side, side)
-        tested = put_in_order(RandomTasks(kind, shape, inputs), values)
-        with torch.random.fork_rng(devices=[]):
-            backbone: Backbone = build("backbone", chosen, input_shape=shape).double()
-        source = Numbered(tested) if backbone.numbered else tested
-        return cls(build_algorithm(values, backbone, tested.spec), backbone, source, tested)
-
-    def tasks(self, count: int) -> Episode:
-        return self.source.sample(count, generator_for("check"))
-
-    def draw_test(self) -> Episode:
-        """Draw one test task."""
-        return unstack(self.tested.sample(1, generator_for("test")))[0]
-
-    def theta(self, late: bool = False) -> Theta:
-        """Meta-parameters at some distance from where training starts; if `late`, with a clock after many steps."""
-        noise = generator_for("noise")
-
-        def move(component: str, p: Tensor) -> Tensor:
-            change = NOISE * torch.randn(p.shape, generator=noise, dtype=torch.float64)
-            carried = component in traits_of(self.algo).carried  # counters and moments, which are never negative
-            return (p.double() + (change.abs() if carried else change)).requires_grad_()
-
-        drawn = draw_theta(self.algo, 0)
-        theta = {c: {name: move(c, p) for name, p in params.items()} for c, params in drawn.items()}
-        if late and "step" in theta.get("clock", {}):
-            theta["clock"]["step"] = torch.tensor(1e6, dtype=torch.float64, requires_grad=True)
-        return theta
-
-
-def leaves(theta: Theta) -> list[Tensor]:
-    return [p for params in theta.values() for p in params.values()]
 
 
 def list_algorithm_checks(settings: Settings) -> list[Check]:
@@ -218,12 +114,6 @@ def check_init(problem: Callable[[], Problem]) -> None:
         require(
             constant or not torch.equal(a, b), f"{name} is random and yet the same for two seeds: draw it in init()"
         )
-
-
-def zip_theta(*thetas: Theta) -> Iterator[tuple[str, list[Tensor]]]:
-    for component, params in thetas[0].items():
-        for name in params:
-            yield f"{component}.{name}", [theta[component][name] for theta in thetas]
 
 
 def check_batching(problem: Problem) -> None:
@@ -393,16 +283,3 @@ def check_state(problem: Problem) -> None:
         f"an input's features differ by {difference:.1e} when the others are not there: "
         "use metarun.core.norm.BatchNorm, whose statistics can be given",
     )
-
-
-def compare(what: str, found: list[Tensor], expected: list[Tensor]) -> None:
-    """Raise AssertionError if the numbers differ by more than rounding in float64."""
-    ours, theirs = (torch.cat([g.detach().flatten() for g in each]) for each in (found, expected))
-    error = float((ours - theirs).norm() / theirs.norm().clamp(min=1e-12))
-    require(error <= CLOSE, f"the {what} differs by {error:.1e} of its norm from plain autograd, task by task")
-
-
-def require(holds: bool, line: str) -> None:
-    """Raise AssertionError with this line unless it holds."""
-    if not holds:
-        raise AssertionError(line)

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from metarun.analysis.checks import Check, require
+from metarun.analysis.problems import Check, require
 from metarun.config.registry import declaration
 from metarun.config.schema import Settings
 from metarun.core.batch import unstack

@@ -9,7 +9,7 @@ from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration
 
 if TYPE_CHECKING:
-    from metarun.analysis.checks import Check
+    from metarun.analysis.problems import Check
 
 GROUPS = ("algo", "dataset", "backbone")
 SHORT = ("trainer.tasks_per_step=2", "eval.tasks=10", "eval.val_tasks=4", "device=cpu")

@@ -53,12 +53,17 @@ class Diary:
     def close(self) -> None: ...
 
 
-def run(state: State, save: Callable[[str], None] = lambda name: None, **changes: Any) -> Diary:
+def run(
+    state: State,
+    save: Callable[[str], None] = lambda name: None,
+    tasks: Callable[[int], Episode] = tasks_of,
+    **changes: Any,
+) -> Diary:
     """Train with a rate that falls to a half; a validation prefers w near 0."""
     diary, settings = Diary(), make_settings(**{**asdict(SETTINGS), **changes})
     train(
         state,
-        tasks_of,
+        tasks,
         pull,
         lambda step: 1 - step / 24,
         settings,
@@ -121,17 +126,7 @@ def test_a_stopped_training_goes_on_as_if_it_had_not_stopped(stop_at: int) -> No
             os.kill(os.getpid(), signal.SIGTERM)
         return tasks_of(step)
 
-    diary = Diary()
-    train(
-        state,
-        interrupt,
-        pull,
-        lambda step: 1 - step / 24,
-        SETTINGS,
-        validate=lambda: (-abs(state.theta["net"]["w"].item()), {"away": 0.0}),
-        save=saved.append,
-        log=diary,
-    )
+    diary = run(state, saved.append, interrupt)
     assert (state.progress.step, state.progress.stopped, saved[-1]) == (stop_at, "SIGTERM", "last")
     again = start()
     with torch.no_grad():
