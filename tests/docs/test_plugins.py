@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -12,7 +13,8 @@ import metarun
 import metarun.testing
 
 ROOT = Path(__file__).parents[2]
-ROWS = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", (ROOT / "docs/plugins.md").read_text(encoding="utf-8"), re.MULTILINE)
+PAGE = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
+ROWS = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", PAGE, re.MULTILINE)
 LISTED = {module: re.findall(r"`(\w+)`", names) for module, names in ROWS}
 COMPONENTS = ("metarun.algos.", "metarun.backbones.", "metarun.datasets.")
 EXAMPLES = [ROOT / "tests/plugin/metarun_example/__init__.py", ROOT / "examples/own_loop.py"]
@@ -28,6 +30,24 @@ def test_the_library_and_the_checks_are_listed_whole() -> None:
 def test_what_is_listed_exists(module: str) -> None:
     missing = [name for name in LISTED[module] if not hasattr(import_module(module), name)]
     assert (missing, len(set(LISTED[module]))) == ([], len(LISTED[module]))
+
+
+def read_block(language: str) -> str:
+    """The first block of the page in this language."""
+    found = re.search(rf"^```{language}\n(.+?)^```", PAGE, re.MULTILINE | re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def test_the_page_shows_the_package_that_the_tests_install() -> None:
+    package = ROOT / "tests/plugin"
+    assert read_block("python") == (package / "metarun_example/__init__.py").read_text(encoding="utf-8")
+    settings = "metarun_example/configs/algo/cosine_means.yaml"
+    assert read_block("yaml") == (package / settings).read_text(encoding="utf-8")
+    assert all((package / file).is_file() for file in read_block("text").split())
+    shown = tomllib.loads(read_block("toml"))["project"]
+    installed = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert shown.items() <= installed.items()
 
 
 def list_imports(source: str) -> Iterator[tuple[str, str]]:
