@@ -5,6 +5,7 @@ A new command is a function here, with a docstring whose first line `metarun --h
 
 import argparse
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -17,7 +18,7 @@ from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
 from metarun.config.words import count, printable
-from metarun.runs.folder import RunFolder
+from metarun.runs.folder import RunFolder, check_writable
 
 # Settings of `metarun evaluate` that are not below `eval`
 ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
@@ -85,13 +86,13 @@ def data(words: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="only show what is there; fetch and prepare nothing")
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a few tasks into this file")
     arguments = parser.read(words)
+    if arguments.preview is not None:
+        check_picture(arguments.preview)
     config = compose([f"dataset={arguments.name}", *arguments.overrides], arguments.config_dir)
     settings = load_settings(resolve(config))
     from metarun.engine.build import build_dataset
 
     dataset = build_dataset(settings)
-    if arguments.preview and (arguments.preview.suffix.lower() != ".png" or not arguments.preview.parent.is_dir()):
-        raise ConfigError(f"--preview is {arguments.preview}: it must be a .png file in a folder that exists")
     if not arguments.check:
         dataset.prepare()
     print(dataset.describe())
@@ -101,6 +102,16 @@ def data(words: Sequence[str]) -> None:
 
         draw(dataset, TaskShape(settings.ways, settings.shots, settings.queries), arguments.preview)
         print(f"some tasks of {count(settings.ways, 'way')} and {count(settings.shots, 'shot')}: {arguments.preview}")
+
+
+def check_picture(file: Path) -> None:
+    """Raise ConfigError if `file` is no name of a PNG, or cannot be written."""
+    if file.suffix.lower() != ".png" or file.is_dir():
+        raise ConfigError(f"--preview is {file}: give a file whose name ends with .png")
+    if not file.parent.is_dir():
+        raise ConfigError(f"--preview is {file}: there is no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise ConfigError(f"--preview is {file}: no permission to write it")
 
 
 def profile(words: Sequence[str]) -> None:
@@ -139,6 +150,7 @@ def report(words: Sequence[str]) -> None:
     parser.add_argument("runs", nargs="*", type=Path, default=[Path("outputs")], help="folders with runs (outputs)")
     parser.add_argument("--to", type=Path, default=Path("report"), help="the folder for the report (report)")
     arguments = parser.read(words)
+    check_writable(arguments.to, "the report's folder")
     from metarun.reports import write_report
 
     print(*write_report(arguments.runs, arguments.to), sep="\n")
@@ -159,10 +171,16 @@ def reproduce(words: Sequence[str]) -> None:
         help="length=short (the default, for two CPU cores), paper or smoke; cells=maml/*,protonet/*; "
         "settings for all runs",
     )
-    parser.add_argument("--dry-run", action="store_true", help="only show what would run, and how long it would take")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only show what would run, and how long if a run of that setting is there",
+    )
     parser.add_argument("--to", type=Path, help="the folder for the report (report/TABLE-LENGTH)")
     arguments = parser.read(words)
     length, cells, overrides = table.read(arguments.overrides)
+    to = arguments.to or Path("report") / f"{arguments.table}-{length}"
+    check_writable(to, "the report's folder")
     chosen = table.choose(arguments.table, length, cells, arguments.config_dir)
     settings = [f"experiment={','.join(chosen)}", *(table.SMOKE if length == "smoke" else ()), *overrides]
     request = Request(settings, arguments.config_dir, multirun=True)
@@ -177,7 +195,7 @@ def reproduce(words: Sequence[str]) -> None:
         from metarun.reports import write_report
 
         if finished := [job.folder.path for job in jobs if job.folder.result() is not None]:
-            print(*write_report(finished, arguments.to or Path("report") / f"{arguments.table}-{length}"), sep="\n")
+            print(*write_report(finished, to), sep="\n")
 
 
 def list_options(words: Sequence[str]) -> None:

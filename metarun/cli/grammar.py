@@ -22,9 +22,12 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
     found = []
     for text in overrides:
         try:
-            found += parser.parse_overrides([text])
+            read = parser.parse_overrides([text])
         except (HydraException, ValueError, RecursionError) as error:  # a number of many digits; a deep nest of lists
             raise ConfigError(f"{show(text)} cannot be read: {_guess_reason(text)}") from error
+        if not all(override.key_or_group for override in read):
+            raise ConfigError(f"{show(text)} cannot be read: a setting is written name=value")
+        found += read
     return found
 
 

@@ -9,13 +9,13 @@ from typing import Any, Literal, get_args
 from metarun.cli.compose import compose, describe_options
 from metarun.cli.sweep import Job
 from metarun.config.errors import ConfigError, did_you_mean
-from metarun.config.load import load_settings, resolve
+from metarun.config.load import resolve
+from metarun.config.words import count
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Training
 
 Length = Literal["paper", "short", "smoke"]
 SMOKE = ("trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "eval.tasks=8", "eval.val_tasks=4")
-STEPS, TASKS = 3, 8  # timed where no run is recorded
 SETTLED = 10.0  # seconds of a training, below which its speed is that of its first steps
 
 
@@ -63,23 +63,29 @@ def find_table(experiment: str, datasets: Collection[str]) -> str:
 
 
 def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> Iterator[str]:
-    """For each job whether it is done or how long it will take on this machine; and the sum.
+    """For each job whether it is done or how long it will take on this machine; and the sum. Nothing is run.
 
-    root: the folder in which runs of the same setting are looked for; without any a few steps are timed.
+    root: the folder in which runs of the same setting are looked for; without any a job is "not timed yet".
     """
     from metarun.reports.tables import format_duration
 
-    recorded, total = find_rates(root), 0.0
+    recorded, total, unknown = find_rates(root), 0.0, 0
     for job in jobs:
         if job.outcome == "done":
             yield f"{job.label}: done"
             continue
         values = resolve(compose(job.overrides, config_dir))
         rate = recorded.get(identify(values))
-        seconds = values["trainer"]["steps"] * values["trainer"]["tasks_per_step"] / rate if rate else measure(values)
+        if not rate:
+            unknown += 1
+            yield f"{job.label}: not timed yet"
+            continue
+        seconds = values["trainer"]["steps"] * values["trainer"]["tasks_per_step"] / rate
         total += seconds
         yield f"{job.label}: about {format_duration(seconds)}"
-    yield f"together about {format_duration(total)}"
+    known = [f"together about {format_duration(total)}"] if total or not unknown else []
+    rest = [f"{count(unknown, 'job')} not timed yet"] if unknown else []
+    yield " and ".join(known + rest)
 
 
 def find_rates(root: Path) -> dict[str, float]:
@@ -97,12 +103,3 @@ def find_rates(root: Path) -> dict[str, float]:
 def identify(values: dict[str, Any]) -> str:
     """What the duration of a task depends on."""
     return repr([values[key] for key in ("algo", "backbone", "dataset", "ways", "shots", "queries", "device")])
-
-
-def measure(values: dict[str, Any]) -> float:
-    """Seconds of a run from its beginning, by a few steps and validation tasks."""
-    from metarun.analysis.profile import measure as measure_parts
-
-    settings = load_settings(values)
-    parts, test, _ = measure_parts(settings, STEPS, TASKS)
-    return (sum(parts.values()) * settings.trainer.steps + test) / 1000

@@ -42,7 +42,7 @@ def report_error(error: BaseException) -> int:
         print(f"metarun: {error}", file=sys.stderr)
         return error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        print("stopped; the same command again, or metarun resume, goes on from the last checkpoint", file=sys.stderr)
+        print("stopped; the same command again goes on from what is saved", file=sys.stderr)
         return INTERRUPTED
     traceback.print_exception(error)
     return FAILURE

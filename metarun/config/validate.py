@@ -3,6 +3,7 @@
 import math
 import types
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -38,9 +39,10 @@ def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
         if isinstance(value, list | tuple):
             return [convert(v, args[0], f"{key}[{i}]", problems) for i, v in enumerate(value)]
     elif kind in (int, float):
-        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if number and value == kind(value):  # 1e4 is a whole number too
-            return kind(value)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        with suppress(OverflowError, ValueError):  # inf and nan as int; an int beyond all floats
+            if number and value == kind(value) and (isinstance(value, int) or math.isfinite(value)):
+                return kind(value)  # 1e4 is a whole number too
     elif isinstance(value, kind):
         return value
     problems.append(f"{key} is {_show(value)}: it must be {_describe(kind)}")

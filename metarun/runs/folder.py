@@ -56,11 +56,7 @@ class RunFolder:
 
     def check_writable(self) -> None:
         """Raise ConfigError if the folder could not be made or written in. Makes nothing."""
-        there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
-        if not there.is_dir():
-            raise ConfigError(f"the run folder {self.path} cannot be made: {there} is a file")
-        if not os.access(there, os.W_OK | os.X_OK):
-            raise ConfigError(f"the run folder {self.path} cannot be written: no permission for {there}")
+        check_writable(self.path, "the run folder")
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -186,3 +182,12 @@ def write_text(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.{os.getpid()}")
     scratch.write_text(text, encoding="utf-8")
     scratch.replace(path)
+
+
+def check_writable(path: Path, what: str) -> None:
+    """Raise ConfigError, which calls the folder `what`, if it could not be made or written in. Makes nothing."""
+    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{what} {path} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{what} {path} cannot be written: no permission for {there}")

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import metarun
 from metarun.cli.commands import COMMANDS
 from metarun.cli.hydra_app import CONFIGS
+from metarun.config.errors import ConfigError, report_error
 from metarun.config.registry import declaration, known
 from metarun.datasets import omniglot
 from metarun.datasets.omniglot_files import PARTS
@@ -33,6 +35,8 @@ REGRESSION = ", ".join(name for name in known("algo") if "regression" in declara
 MISTAKES: list[tuple[str, str]] = [
     # names
     ("algo=mmal", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
+    ("algo=[1,2]", f"algo is '[1,2]': choose from {ALGO_FILES}"),
+    ("--multirun algo=[1,2]", f"algo is '[1,2]': choose from {ALGO_FILES}"),
     ("algos=maml", "algos: no such setting (did you mean algo?)"),
     ("sead=3", "sead: no such setting (did you mean seed?)"),
     ("trainer.step=5", "trainer.step: no such setting (did you mean steps?)"),
@@ -48,11 +52,6 @@ MISTAKES: list[tuple[str, str]] = [
         "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
         "shots, queries, tasks_per_chunk, algo",
     ),
-    (
-        "seed=18446744073709551616",
-        "seed is 18446744073709551616: it must be at least 0 and at most 9223372036854775807",
-    ),
-    ("algo=[1,2]", f"algo is '[1,2]': choose from {ALGO_FILES}"),
     ("algo.name=mmal", f"algo.name is 'mmal': choose from {ALGOS} (did you mean maml?)"),
     ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),
     (
@@ -72,6 +71,16 @@ MISTAKES: list[tuple[str, str]] = [
     ("list algos", "algos is not listed: choose from algo, dataset, backbone, experiment (did you mean algo?)"),
     ("list algo mml", "no algo fits 'mml': a pattern may contain * and ?, as in 'm*' (did you mean maml?)"),
     ("resume", "metarun resume: the following arguments are required: run; see metarun resume --help"),
+    ("report outputs --to=/dev/null", "the report's folder /dev/null cannot be made: /dev/null is a file"),
+    ("report outputs --to=/dev/null/x", "the report's folder /dev/null/x cannot be made: /dev/null is a file"),
+    ("reproduce sinusoid --to=/dev/null", "the report's folder /dev/null cannot be made: /dev/null is a file"),
+    ("data omniglot --preview=/nowhere/x.png", "--preview is /nowhere/x.png: there is no folder /nowhere"),
+    ("data omniglot --preview=x.foo", "--preview is x.foo: give a file whose name ends with .png"),
+    ("check algo", "algo cannot be checked: give a group and a name, for example algo=maml"),
+    (
+        "check algos=maml",
+        "algos=maml cannot be checked (did you mean algo?): give a group and a name, for example algo=maml",
+    ),
     ("report --too=x", "metarun report: unrecognized arguments: --too=x; see metarun report --help"),
     (
         "--config-path=elsewhere",
@@ -80,6 +89,13 @@ MISTAKES: list[tuple[str, str]] = [
     ("hydra.searchpath=[file:///nowhere/at/all]", "hydra.searchpath is /nowhere/at/all: there is no such folder"),
     # values
     ("seed=abc", "seed is 'abc': it must be a whole number"),
+    (
+        "seed=18446744073709551616",
+        "seed is 18446744073709551616: it must be at least 0 and at most 9223372036854775807",
+    ),
+    (f"seed={10**400}", f"seed is {10**400}: it must be at least 0 and at most 9223372036854775807"),
+    (f"optimizer.lr={10**400}", f"optimizer.lr is {10**400}: it must be a number"),
+    ("eval.seed=-1", "eval.seed is -1: it must be at least 0 and at most 9223372036854775807"),
     ("seed=1.5", "seed is 1.5: it must be a whole number"),
     ("seed=true", "seed is True: it must be a whole number"),
     ("~seed", "seed: missing"),
@@ -115,6 +131,7 @@ MISTAKES: list[tuple[str, str]] = [
         "trainer.clip_norm={backbone: 1}",
         "trainer.clip_norm={backbone: cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'",
     ),
+    ("=3", "=3 cannot be read: a setting is written name=value"),
     ("seed=a=b", "seed=a=b cannot be read: quote special characters twice, as 'name=\"a = b\"'"),
     ("--multirun seed=1,2 sead=1,2", "sead: no such setting (did you mean seed?)"),
     ("--multirun algo=maml,mmal", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
@@ -326,3 +343,13 @@ def test_a_mistake_in_a_process_of_its_own(metarun_process: Command, place: Path
     ):
         assert_told(metarun_process(*asked.split()), message)
     assert list(place.iterdir()) == []
+
+
+def test_a_list_of_numbers_for_a_group_is_refused_from_python_too() -> None:
+    with pytest.raises(ConfigError, match=r"algo is '\[1,2\]': choose from"):
+        metarun.run("algo=[1,2]")
+
+
+def test_an_interrupt_promises_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    assert report_error(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "stopped; the same command again goes on from what is saved\n"

@@ -28,6 +28,7 @@ def test_a_table_is_the_experiments_on_a_dataset() -> None:
     assert {"maml/sinusoid", "reptile/sinusoid"} <= set(found)
     assert all(name.endswith("/sinusoid") for name in found)
     assert choose("omniglot", "short", ["maml/*_5w1s"]) == ["maml/omniglot_5w1s"]
+    assert "protonet/fs_mol" in choose("fs_mol", "short", [])
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,11 @@ def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Pa
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged" / "result.json").write_text("{")
     assert sorted(find_rates(tmp_path).values()) == [10.0, 99.0]
+    unknown = label_jobs([([*common, "ways=9"], tmp_path / "d")])
+    assert list(estimate([jobs[1], *unknown], tmp_path))[1:] == [
+        "[1/1] trainer.tasks_per_step=4 dataset=sinusoid ways=9: not timed yet",
+        "together about 2 min and 1 job not timed yet",
+    ]
     assert list(estimate(jobs, tmp_path)) == [
         "[1/3] trainer.steps=9: done",
         "[2/3] trainer.steps=300: about 2 min",
@@ -76,11 +82,22 @@ def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Pa
     ]
 
 
-@pytest.mark.integration
+def test_each_line_is_known_before_the_next_job_is_looked_at(tmp_path: Path) -> None:
+    jobs = label_jobs([(["dataset=sinusoid"], tmp_path / "a"), (["dataset=unheard"], tmp_path / "b")])
+    lines = estimate(jobs, tmp_path)
+    assert next(lines) == "[1/2] dataset=sinusoid: not timed yet"
+    with pytest.raises(ConfigError, match="dataset is 'unheard'"):
+        next(lines)
+
+
 def test_a_dry_run_runs_nothing(metarun: Command, place: Path) -> None:
     answer = metarun("reproduce", *TABLE, "--dry-run")
     assert answer.code == 0, answer.err
-    assert answer.out.startswith("[1/2] experiment=cavia/sinusoid: about ")
+    assert answer.out.splitlines() == [
+        "[1/2] experiment=cavia/sinusoid: not timed yet",
+        "[2/2] experiment=maml/sinusoid: not timed yet",
+        "2 jobs not timed yet",
+    ]
     assert list(place.iterdir()) == []
 
 
