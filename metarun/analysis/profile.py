@@ -25,12 +25,11 @@ class Profile(NamedTuple):
     """Where the time of a run goes."""
 
     parts: dict[str, float]  # part of a step -> milliseconds; validation and logging are shared out over the steps
-    test: float  # milliseconds of all rows, as if each task took as long as one of validation
     execution: str
 
 
-def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None) -> Profile:
-    """Time the parts of a run in this one process, over `steps` steps and at most `val_tasks` validation tasks."""
+def measure(settings: Settings) -> Profile:
+    """Time the parts of a run in this one process, over a few steps and one validation."""
     experiment = Experiment.build(settings)
     algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
     theta = experiment.draw_theta()
@@ -45,7 +44,6 @@ def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None
     loss, metrics, gradient = meta_gradient(theta, tasks)
     row = experiment.plan_rows()["test"]
     tester = experiment.build_tester(row, "val")
-    val_tasks = min(val_tasks or settings.eval.val_tasks, settings.eval.val_tasks)
 
     def adapt() -> None:
         with torch.no_grad():
@@ -59,31 +57,29 @@ def measure(settings: Settings, steps: int = STEPS, val_tasks: int | None = None
         return experiment.measure_statistics(theta)
 
     def validate() -> None:
-        tester.score([Model(theta, statistics)], val_tasks, meta_gradient.plan.execution)
+        tester.score([Model(theta, statistics)], settings.eval.val_tasks, meta_gradient.plan.execution)
 
     def descend_once() -> None:
         descend(theta, gradient, optimizer, trainer, traits_of(algo).carried)
 
     statistics = collect()
-    each = _milliseconds(validate, device, 1) / val_tasks
-    validation = _milliseconds(collect, device, 1) + each * settings.eval.val_tasks
+    validation = _milliseconds(collect, device, 1) + _milliseconds(validate, device, 1)
     parts = {
-        "sampling": _milliseconds(sample, device, steps),
-        "loss after adaptation": _milliseconds(adapt, device, steps),
-        "its gradient": _milliseconds(lambda: meta_gradient(theta, tasks), device, steps),
-        "optimiser": _milliseconds(descend_once, device, steps),
-        "logging": _milliseconds(log, device, steps) / trainer.log_every,
+        "sampling": _milliseconds(sample, device, STEPS),
+        "loss after adaptation": _milliseconds(adapt, device, STEPS),
+        "its gradient": _milliseconds(lambda: meta_gradient(theta, tasks), device, STEPS),
+        "optimiser": _milliseconds(descend_once, device, STEPS),
+        "logging": _milliseconds(log, device, STEPS) / trainer.log_every,
         "validation": validation / trainer.eval_every,
     }
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
     chunk = meta_gradient.plan.tasks_per_chunk or "all"
-    test = each * sum(how.tasks for how in experiment.plan_rows().values())
-    return Profile(parts, test, f"{meta_gradient.plan.execution}, tasks_per_chunk: {chunk}")
+    return Profile(parts, f"{meta_gradient.plan.execution}, tasks_per_chunk: {chunk}")
 
 
 def describe(settings: Settings) -> list[str]:
     """Return a table of the parts of a training step in this one process."""
-    trainer, (parts, _, execution) = settings.trainer, measure(settings)
+    trainer, (parts, execution) = settings.trainer, measure(settings)
     whole = sum(parts.values())
     return [
         f"{'part of a step':24}{'ms':>10}{'share':>8}",

@@ -18,24 +18,13 @@ from metarun.datasets.omniglot import Omniglot, divide
 from metarun.datasets.omniglot_files import read_image
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.storage.layouts import SPLITS
-from tests.support.tiny_omniglot import SETTINGS, dataset, offer_tiny_parts, write_zips
+from tests.support.tiny_omniglot import SETTINGS, dataset
 
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    offer_tiny_parts(monkeypatch)
-
-
-@pytest.fixture
-def root(tiny: None, tmp_path: Path) -> Path:
-    write_zips(tmp_path / "data")
-    return tmp_path / "data"
 
 
 # Tasks

@@ -19,7 +19,6 @@ from tests.support.tiny_omniglot import (
     TINY,
     dataset,
     members,
-    offer_tiny_parts,
     png,
     tiny_parts,
     write_folder,
@@ -41,17 +40,6 @@ def fails(data: Omniglot, match: str) -> str:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    offer_tiny_parts(monkeypatch)
-
-
-@pytest.fixture
-def root(tiny: None, tmp_path: Path) -> Path:
-    write_zips(tmp_path / "data")
-    return tmp_path / "data"
 
 
 # Layouts
