@@ -3,14 +3,15 @@
 Chen, Liu, Kira, Wang, Huang, "A Closer Look at Few-shot Classification", ICLR 2019,
 https://arxiv.org/abs/1904.04232.
 
-Our new layer is fitted without randomness. Each step uses the whole support; the authors pass over it 100 times in
-random batches of 4 (200 steps at 5-way 1-shot). It starts from zeros, or with cosines from the classes' mean features;
-theirs starts at random. Their code also learns a length for each weight vector of the cosine layer, unlike the paper.
+The new layer starts at random and is fitted in random batches, as in the authors' code. Here both are the same for
+every task of one size. Their code also learns a length for each weight vector of the cosine layer, unlike the paper.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad
@@ -20,6 +21,7 @@ from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, 
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward, own_generator
 from metarun.core.objectives import episode_metrics, judge
+from metarun.core.seeding import hash_uniform
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
@@ -30,8 +32,10 @@ class Baseline:
 
     batch_size: Count  # images of a training step, from all training classes
     cosine_scale: Positive | None  # factor of the cosines that are Baseline++'s logits; null: Baseline's linear layer
+    head_start: Literal["random", "class_means"]
     head_lr: Positive
-    head_steps: Whole
+    head_passes: Whole  # over the support
+    head_batch: Count  # examples of the support in a step
     momentum: Fraction
     dampening: Fraction
     weight_decay: NonNegative
@@ -59,27 +63,38 @@ class Baseline:
         return self.cosine_scale * F.linear(F.normalize(z), F.normalize(layer["weight"]))
 
     def start(self, z: Tensor, y: Tensor) -> Params:
-        """The initial weights of the new layer. z: [n, D], y: [n]."""
-        if self.cosine_scale is None:
-            ways, size = self.spec.output_size, z.shape[-1]
-            return {"weight": z.new_zeros(ways, size), "bias": z.new_zeros(ways)}
-        members = F.one_hot(y, self.spec.output_size).to(z.dtype)  # [n, N]
-        return {"weight": members.T @ z / members.sum(0)[:, None]}
+        """The new layer's initial weights: torch's own for a linear layer, or the classes' mean features.
+
+        z: [n, D], y: [n] -> weight [N, D] and, with logits that are no cosines, bias [N].
+        """
+        ways, size = self.spec.output_size, z.shape[-1]
+        weight, bias = (hash_uniform(ways * (size + 1), z.new_zeros(())) / size**0.5).split([ways * size, ways])
+        layer = {"weight": weight.view(ways, size)}
+        if self.head_start == "class_means":
+            members = F.one_hot(y, ways).to(z.dtype)  # [n, N]
+            layer = {"weight": members.T @ z / members.sum(0)[:, None]}
+        return layer if self.cosine_scale is not None else {**layer, "bias": bias}
 
     def adapt(self, theta: Theta, support: Examples) -> Params:
-        """Fit a new last layer, weight [N, D], by gradient descent on the support's loss."""
-        z = self.features(theta, support.x)
+        """Fit a new last layer, weight [N, D], by gradient descent on batches of the support."""
+        z, y = self.features(theta, support.x), support.y
 
-        def loss(layer: Params) -> Tensor:
-            return F.cross_entropy(self.logits(layer, z), support.y)
+        def loss(layer: Params, batch: Tensor) -> Tensor:
+            return F.cross_entropy(self.logits(layer, z[batch]), y[batch])
 
-        return self.fit(loss, self.start(z, support.y))
+        return self.fit(loss, self.start(z, y), self.batches(z))
 
-    def fit(self, loss: Callable[[Params], Tensor], layer: Params) -> Params:
-        """Take steps of gradient descent with momentum, equal to those of torch.optim.SGD."""
+    def batches(self, z: Tensor) -> Iterator[Tensor]:
+        """Yield the rows of z [n, D] in a random order, a batch at a time, once for each pass."""
+        salts = torch.arange(1, self.head_passes + 1, device=z.device, dtype=z.dtype)
+        for order in hash_uniform(len(z), salts).argsort(-1):
+            yield from order.split(self.head_batch)
+
+    def fit(self, loss: Callable[[Params, Tensor], Tensor], layer: Params, batches: Iterator[Tensor]) -> Params:
+        """Take a step of gradient descent with momentum for each batch, equal to those of torch.optim.SGD."""
         velocity: Params = {}
-        for _ in range(self.head_steps):
-            gradient = grad(loss)(layer)
+        for batch in batches:
+            gradient = grad(loss)(layer, batch)
             gradient = {name: gradient[name] + self.weight_decay * p for name, p in layer.items()}
             velocity = {
                 name: self.momentum * velocity[name] + (1 - self.dampening) * g if velocity else g

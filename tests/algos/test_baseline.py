@@ -22,35 +22,58 @@ from tests.support.tiny import WAYS, algo_and_theta, episodes, leaves, plain_los
 SCALES = [None, 10.0]  # Baseline, Baseline++
 
 
-def by_hand(theta: Theta, task: Episode, scale: float | None, steps: int) -> Params:
-    """The new layer by torch.optim.SGD on the whole support."""
+def by_hand(algo: Any, theta: Theta, task: Episode, scale: float | None, start: Params) -> Params:
+    """The new layer by torch.optim.SGD on the method's own batches."""
     z = features("conv4", theta, task.support.x).detach()
-    if scale is None:
-        layer = {"weight": torch.zeros(WAYS, z.shape[1]).to(z), "bias": torch.zeros(WAYS).to(z)}
-    else:
-        layer = {"weight": torch.stack([z[task.support.y == k].mean(0) for k in range(WAYS)])}
-    for p in layer.values():
-        p.requires_grad_()
+    layer = {name: p.clone().requires_grad_() for name, p in start.items()}
     settings: dict[str, Any] = {name: SETTINGS[name] for name in ("momentum", "dampening", "weight_decay")}
     settings["lr"] = SETTINGS["head_lr"]
     optimizer = torch.optim.SGD(layer.values(), **settings)
-    for _ in range(steps):
+    for batch in algo.batches(z):
         optimizer.zero_grad()
-        loss(logits(layer, z, scale), task.support.y).backward()
+        loss(logits(layer, z[batch], scale), task.support.y[batch]).backward()
         optimizer.step()
     return {name: p.detach() for name, p in layer.items()}
 
 
-@pytest.mark.parametrize("steps", [0, 1, 20])
+@pytest.mark.parametrize("passes", [0, 1, 3])
 @pytest.mark.parametrize("scale", SCALES)
-def test_the_fitted_layer_is_that_of_torchs_sgd(scale: float | None, steps: int) -> None:
-    algo, theta = algo_and_theta("baseline", "conv4", cosine_scale=scale, head_steps=steps)
+@pytest.mark.parametrize("start", ["random", "class_means"])
+def test_the_fitted_layer_is_that_of_torchs_sgd(start: str, scale: float | None, passes: int) -> None:
+    algo, theta = algo_and_theta("baseline", "conv4", cosine_scale=scale, head_passes=passes, head_start=start)
     for task in unstack(episodes(2)):
-        expected = by_hand(theta, task, scale, steps)
+        z = features("conv4", theta, task.support.x).detach()
+        expected = by_hand(algo, theta, task, scale, algo.start(z, task.support.y))
         phi = algo.adapt(theta, task.support)
         torch.testing.assert_close(phi, expected, rtol=1e-9, atol=1e-12)
         answer = logits(expected, features("conv4", theta, task.query.x), scale)
         torch.testing.assert_close(algo.predict(theta, phi, task.query.x), answer, rtol=1e-9, atol=1e-12)
+
+
+def test_each_pass_is_a_new_order_of_the_whole_support_in_batches() -> None:
+    algo, _ = algo_and_theta("baseline", "mlp", head_passes=40, head_batch=4)
+    batches = list(algo.batches(torch.zeros(10, 3)))
+    assert [len(batch) for batch in batches] == 40 * [4, 4, 2]
+    passes = [torch.cat(batches[3 * i : 3 * i + 3]).tolist() for i in range(40)]
+    assert all(sorted(order) == list(range(10)) for order in passes)
+    assert len({tuple(order) for order in passes}) == 40
+    first = torch.tensor([order[0] for order in passes]).bincount(minlength=10)
+    assert first.max() <= 12  # 4 of each are expected; 13 or more of one have a probability below 1 in 1,000
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_new_layer_starts_from_class_means_or_as_torchs_linear_layer_does(scale: float | None) -> None:
+    z, y = torch.rand(4 * WAYS, 400), torch.arange(WAYS).repeat(4)
+    algo, _ = algo_and_theta("baseline", "mlp", cosine_scale=scale, head_start="class_means")
+    means = torch.stack([z[y == k].mean(0) for k in range(WAYS)])
+    torch.testing.assert_close(algo.start(z, y)["weight"], means)
+    algo, _ = algo_and_theta("baseline", "mlp", cosine_scale=scale, head_start="random")
+    drawn, torchs = algo.start(z, y), torch.nn.Linear(400, WAYS)
+    assert drawn.keys() == ({"weight"} if scale else {"weight", "bias"})
+    assert drawn["weight"].shape == torchs.weight.shape
+    torch.testing.assert_close(drawn["weight"].std(), torchs.weight.std(), rtol=0.1, atol=0)
+    assert torchs.weight.abs().max() <= 1 / 20
+    assert drawn["weight"].abs().max() <= 1 / 20
 
 
 def test_the_cosine_layer_by_hand() -> None:
@@ -74,7 +97,7 @@ def test_gradient_of_the_cosine_classifier_equals_plain_autograd() -> None:
 @pytest.mark.integration
 @pytest.mark.parametrize("algo", ["baseline", "baselinepp"])
 def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Command, place: Path, algo: str) -> None:
-    answer = metarun(*TINY, f"algo={algo}", "algo.head_steps=3", "hydra.run.dir=run")
+    answer = metarun(*TINY, f"algo={algo}", "algo.head_passes=1", "hydra.run.dir=run")
     assert answer.code == 0, answer.err
     theta = checkpoint.load(place / "run/checkpoints/best.pt")[0]["theta"]
     assert theta["classifier"]["weight"].shape == (20, 4)
