@@ -5,7 +5,8 @@ https://arxiv.org/abs/2011.00209; code: https://github.com/baiksung/ALFA.
 
 We follow the authors' code where it differs from the paper:
 - A layer decays by the factor 1 - beta; the paper prints beta.
-- A generated rate is multiplied by a number that is learned for each layer and step (for stability, they say).
+- A generated rate is multiplied by a number for each layer and step (for stability, they say). Here it is learned, as
+  the paper has it; in the code it keeps its initial value.
 - A "layer" is a weight or a bias. Parameters of norm layers are meta-learned but not adapted.
 The outer loss is that after the last inner step.
 """

@@ -4,7 +4,8 @@ Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson, "Fast Context Adaptation via Meta-
 https://arxiv.org/abs/1810.03642; code: https://github.com/lmzintgraf/cavia.
 
 The context phi is added, through a learned linear map, to the parameters that the backbone lists as `modulated`:
-- To a first layer's bias, b + V phi. This is the paper's layer W [x; phi] + b on input and context together.
+- To a first layer's bias, b + V phi. This is the paper's layer W [x; phi] + b on input and context together. The
+  authors' code draws V as a part of that layer: on sine waves, with 5 context parameters, uniform in ±1/sqrt(6).
 - To a norm layer's scale and shift, w + U phi and b + V phi. This is the paper's FiLM layer with linear gamma(phi) and
   beta(phi), whose constant parts are w and b. Here FiLM starts as the identity, with U and V uniform in -1..1. In the
   authors' code gamma starts within 0.1 of 0 and its map within 0.17, a similar ratio. The code pools before FiLM, which

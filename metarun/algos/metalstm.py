@@ -8,8 +8,9 @@ the authors' code, an ordinary LSTM that all weights share reads each weight's g
 takes their place in the gates. All learned weights except the learner's start within 0.01 of 0, f near 1, and i near
 0.01. `first_order` is the paper's assumption that gradient and loss do not depend on the learner's weights.
 
-Unlike in that code each update sees the whole support, parameters of norm layers are meta-learned but not adapted, and
-`norm` sets what norm layers normalise by at meta-test (there: averages over the task's own updates).
+Unlike in that code a gate sees its own last value after the sigmoid (there: before it), parameters of norm layers are
+meta-learned but not adapted, and `norm` sets what norm layers normalise by at meta-test (there: averages over the
+task's own updates). The code divides the mean gradient once more by the size of the support.
 """
 
 from collections.abc import Iterator

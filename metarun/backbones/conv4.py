@@ -20,7 +20,8 @@ class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and ReLU, flattened (Vinyals 2016, Snell 2017).
 
     28x28 with 64 filters gives 64 features, 84x84 with 32 filters 800. Pooling before ReLU is the same function as
-    after it, and cheaper. A convolution needs no bias before batch norm.
+    after it, and cheaper. A convolution needs no bias before batch norm. In the authors' code of MAML, on miniImageNet,
+    weights are Xavier and norm layers have a shift only and eps 1e-3; here weights are PyTorch's and norm layers scale.
     """
 
     filters: Count
@@ -79,8 +80,8 @@ class Conv4Strided(Backbone):
 class Conv4Flat(Backbone):
     """Four 3x3 convolutions of stride 2, batch norm with scale and shift, ReLU; flattened: 28x28 gives 2x2 maps.
 
-    The Omniglot network in the authors' code of Reptile (Xavier weights, eps 1e-3) and, with eps 1e-5, of iMAML. Here
-    padding is symmetric; in Reptile's code TensorFlow's SAME pads an even image at the far side only.
+    The Omniglot network in the authors' code of Reptile and iMAML: Xavier weights, which iMAML multiplies by 1.73,
+    and eps 1e-3. Here padding is symmetric; in Reptile's code TensorFlow's SAME pads an even image at the far side only.
     """
 
     filters: Count
