@@ -4,7 +4,7 @@ Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queri
 `n` examples, `D` features.
 """
 
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,18 @@ class TaskSource(Protocol):
         """Draw a batch of tasks with a leading T, on the data's device; all randomness comes from the generator.
 
         A source that is a list of fewer than `num_tasks` tasks returns all of them.
+        """
+        ...
+
+
+@runtime_checkable
+class ClassSource(TaskSource, Protocol):
+    """A source whose tasks share classes or, as assays, are drawn several times: it can say which they are."""
+
+    def draw_classes(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+        """Draw the numbers of the classes alone, of the tasks that `sample` draws from such a generator.
+
+        [T, N], in the order of the labels; or [T, 1], what a task is as a whole, such as its assay.
         """
         ...
 

@@ -216,10 +216,14 @@ class AssaySampler:
     def spec(self) -> TaskSpec:
         return TaskSpec("classification", self.table.example_shape, 2, "ngrams", metric="delta_auprc")
 
+    def draw_classes(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+        """The assay of each task: [T, 1]."""
+        return torch.randint(len(self.table), (num_tasks, 1), generator=generator, device=generator.device)
+
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """support.x [T, shots, width], query.x [T, queries, width]; labels 1 where the molecule is active."""
         table, (_, shots, queries) = self.table, self.shape
-        assays = torch.randint(len(table), (num_tasks,), generator=generator, device=generator.device)
+        assays = self.draw_classes(num_tasks, generator)[:, 0]
         members = draw_distinct(table.most, table.most, (num_tasks,), generator, below=table.sizes(assays))
         assays, members = assays.to(table.device), members.to(table.device)
         sizes, starts = table.counts[assays][:, None], table.starts[assays][:, None]  # [T, 1]

@@ -18,7 +18,19 @@ from metarun.core.batch import Execution, map_tasks
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.seeding import generator_for
-from metarun.core.types import Algorithm, Backbone, Episode, Examples, Metrics, Params, Split, TaskSource, Theta
+from metarun.core.types import (
+    Algorithm,
+    Backbone,
+    ClassSource,
+    Episode,
+    Examples,
+    Metrics,
+    Params,
+    Split,
+    TaskSource,
+    Theta,
+)
+from metarun.datasets.sampling.order import InOrder
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.ensemble import Ensemble
 
@@ -112,6 +124,14 @@ class Tester:
             progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
             ranks=ranks,
         )
+
+    def draw_classes(self, tasks: int) -> Tensor | None:
+        """Draw the classes of the tasks that `score` scores: [tasks, N]; None where tasks have none in common."""
+        source = self.source.source if isinstance(self.source, InOrder) else self.source
+        if not isinstance(source, ClassSource):
+            return None
+        generators = (generator_for(self.row.seed, self.split, block) for block in range(math.ceil(tasks / BLOCK)))
+        return torch.cat([source.draw_classes(BLOCK, generator) for generator in generators])[:tasks]
 
     def _with_statistics(self, statistics: Params) -> Algorithm:
         """Return a copy of the algorithm whose norm layers use running averages if the row asks for them."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from metarun.config.registry import style
 from metarun.config.words import count
 from metarun.engine.evaluate import Scores
@@ -43,14 +45,20 @@ def split_vector(name: str) -> tuple[str, str]:
     return base, by
 
 
-def write_scores(path: Path, scores: Scores) -> None:
-    """Write one line per task and a column per metric; each entry of a vector metric has a column of its own."""
+def write_scores(path: Path, scores: Scores, classes: Tensor | None = None) -> None:
+    """Write one line per task and a column per metric; each entry of a vector metric has a column of its own.
+
+    classes: [tasks, N], the class of each label: `class_0`, `class_1`, ...; [tasks, 1], a task's assay: `class`.
+    """
     path.parent.mkdir(exist_ok=True)
     columns = {
         name if values.dim() == 1 else f"{name}_{i}": column.tolist()
         for name, values in scores.per_task.items()
         for i, column in enumerate(values.flatten(1).T if values.dim() > 1 else [values])
     }
+    if classes is not None:
+        names = [f"class_{label}" for label in range(classes.shape[1])] if classes.shape[1] > 1 else ["class"]
+        columns |= dict(zip(names, classes.T.tolist()))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["task", *columns])

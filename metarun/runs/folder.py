@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,12 +156,23 @@ class RunFolder:
 
     def read_scores(self, row: str, metric: str) -> NDArray[np.float64] | None:
         """Read a metric of each test task of a row, [tasks]; None if the folder does not have it."""
+        columns = self._read_columns(row, lambda name: name == metric)
+        return None if columns is None else columns[:, 0]
+
+    def read_classes(self, row: str) -> NDArray[np.int64] | None:
+        """Read the classes of each test task of a row, [tasks, N] in the order of the labels, or its assay [tasks, 1];
+        None if the folder does not have them.
+        """
+        columns = self._read_columns(row, lambda name: re.fullmatch(r"class(_\d+)?", name) is not None)
+        return None if columns is None else columns.astype(np.int64)
+
+    def _read_columns(self, row: str, wanted: Callable[[str], bool]) -> NDArray[np.float64] | None:
         file = self.path / "scores" / f"{row}.csv"
         if not file.is_file():
             return None
         with file.open(encoding="utf-8", newline="") as lines:
-            column = next(csv.reader(lines)).index(metric)
-            return np.loadtxt(lines, delimiter=",", usecols=column, ndmin=1)
+            chosen = [i for i, name in enumerate(next(csv.reader(lines))) if wanted(name)]
+            return np.loadtxt(lines, delimiter=",", usecols=chosen, ndmin=2) if chosen else None
 
     def finish(self, result: Evaluation) -> None:
         """Write the result."""

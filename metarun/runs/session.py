@@ -259,9 +259,10 @@ def score_rows(
     rows = {}
     for name, row in experiment.plan_rows().items():
         started = time.perf_counter()
-        scores = experiment.build_tester(row, "test").score(models, row.tasks, plan.execution, ranks)
+        tester = experiment.build_tester(row, "test")
+        scores, classes = tester.score(models, row.tasks, plan.execution, ranks), tester.draw_classes(row.tasks)
         if folder:
-            write_scores(folder.path / "scores" / f"{name}.csv", scores)
+            write_scores(folder.path / "scores" / f"{name}.csv", scores, classes)
         rows[name] = Row(
             metrics={metric: Estimate(**values) for metric, values in scores.summarise().items()},
             ways=row.ways,

@@ -51,12 +51,14 @@ def test_a_task_is_one_assay_in_its_own_balance(folder: str, split: Split, root:
     sampler = dataset(root, width=WIDTH).tasks(split, TaskShape(2, 4, 8))
     support, query = sampler.sample(60, generator_for("assays"))
     assert (sampler.spec.input_shape, sampler.spec.output_size) == ((WIDTH,), 2)
-    drawn = set()
-    for sx, sy, qx, qy in zip(support.x, support.y, query.x, query.y):
+    drawn, numbers = set(), sampler.draw_classes(60, generator_for("assays"))
+    order = [name for place, name in sorted(ASSAYS) if place == folder]
+    for sx, sy, qx, qy, number in zip(support.x, support.y, query.x, query.y, numbers[:, 0].tolist()):
         rows = [tuple(row) for row in torch.cat([sx, qx]).tolist()]
         assert [int(owner[row][1]) for row in rows] == [*sy.tolist(), *qy.tolist()]
         assert len(set(rows)) == 12  # no molecule twice
         (name,) = {owner[row][0] for row in rows}
+        assert name == order[number]
         active, inactive = ASSAYS[folder, name]
         assert int(sy.sum()) == min(3, max(1, round(4 * active / (active + inactive))))
         drawn.add(name)

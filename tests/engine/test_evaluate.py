@@ -3,10 +3,13 @@
 import pytest
 import torch
 
+from metarun.config.schema import EvalSettings
 from metarun.core.batch import Execution
-from metarun.core.types import TaskShape, TaskSource
+from metarun.core.types import Examples, TaskShape, TaskSource
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
+from metarun.engine import evaluate as testing
 from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import Scores, draw_fixed_tasks, evaluate
 from tests.support.tiny import algo_and_theta
@@ -75,3 +78,21 @@ def test_interval_by_hand() -> None:
     """Scores 0, 1, 1, 0: mean 1/2, standard deviation 1/sqrt(3), interval 1.96 / sqrt(3) / 2."""
     summary = Scores({"accuracy": torch.tensor([0.0, 1.0, 1.0, 0.0])}, "").summarise()
     assert summary["accuracy"] == {"mean": 0.5, "ci95": pytest.approx(1.96 / 3**0.5 / 2)}
+
+
+@pytest.mark.parametrize("mixed", [None, True])
+def test_the_classes_of_test_tasks_are_those_of_the_tasks_that_are_scored(
+    source: EpisodeSampler, mixed: bool | None
+) -> None:
+    """A picture is found in the table, by the sum of its pixels, under the class that its label stands for."""
+    algo, _ = algo_and_theta("maml", "conv4_strided")
+    tasks: TaskSource = source if mixed is None else InOrder(source, mixed, strings=False)
+    row = EvalSettings(70, 1, 5, 3, 2, 2, 10, 1, "best", {}, {})
+    classes = testing.Tester(algo, algo.backbone, tasks, row, "test").draw_classes(70)
+    assert classes is not None
+    pictures = source.table.examples.double().flatten(1).sum(1).view(12, 6)  # [classes, drawings]
+    drawn = list(draw_fixed_tasks(tasks, 70, 5, "test"))
+    for part in (Examples(*(torch.cat(fields) for fields in zip(*parts))) for parts in zip(*drawn)):
+        sums = (part.x.double() * 255).round().flatten(2).sum(-1)  # [T, n]
+        holds = (pictures[classes.gather(1, part.y)] == sums[..., None]).any(-1)
+        assert holds.all()

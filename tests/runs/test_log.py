@@ -5,10 +5,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from metarun.engine.evaluate import Scores
 from metarun.runs.artifacts import describe_result, draw_curves, draw_vectors, write_scores
+from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog
 from metarun.runs.loggers import NoLogger
 from metarun.runs.result import Checkpoint, Estimate, Evaluation, Row
@@ -47,6 +49,17 @@ def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: 
         "0,0.5,1.0,0.5",
         "1,2.0,3.0,2.0",
     ]
+
+
+@pytest.mark.parametrize("ways", [1, 3])
+def test_scores_name_the_classes_of_each_task_in_the_order_of_its_labels(ways: int, tmp_path: Path) -> None:
+    classes = torch.tensor([[7, 0, 12], [3, 7, 1]])[:, :ways]
+    write_scores(tmp_path / "scores" / "test.csv", Scores({"accuracy": torch.tensor([0.5, 0.25])}, ""), classes)
+    folder = RunFolder(tmp_path)
+    found, scores = folder.read_classes("test"), folder.read_scores("test", "accuracy")
+    assert found is not None
+    assert scores is not None
+    assert (found.tolist(), scores.tolist()) == (classes.tolist(), [0.5, 0.25])
 
 
 def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_are(tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ class EpisodeSampler:
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """support.x [T, N*K, *example], query.x [T, N*Q, *example]; labels 0..N-1 in class-draw order."""
         ways, shots, queries = self.shape
-        classes = draw_distinct(len(self.table) // self.variants, ways, (num_tasks,), generator)  # [T, N]
+        classes = self.draw_classes(num_tasks, generator)
         if self.variants > 1:
             variant = torch.randint(self.variants, classes.shape, generator=generator, device=generator.device)
             classes = classes * self.variants + variant
@@ -56,6 +56,10 @@ class EpisodeSampler:
             return Examples(x, y.flatten(1, 2))
 
         return Episode(support=part(members[..., :shots]), query=part(members[..., shots:]))
+
+    def draw_classes(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+        """[T, N]; of a class with rotations, without which one."""
+        return draw_distinct(len(self.table) // self.variants, self.shape.ways, (num_tasks,), generator)
 
     def _draw_members(self, classes: Tensor, k: int, generator: torch.Generator) -> Tensor:
         """Distinct examples of each class: [*classes.shape, k]."""

@@ -62,6 +62,15 @@ def test_of_several_variants_of_a_class_a_task_holds_one() -> None:
     assert set((rows % 4).flatten().tolist()) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("variants", [1, 4])
+def test_the_classes_of_a_draw_can_be_drawn_without_its_pictures(variants: int) -> None:
+    table = Table.from_classes(number_pictures(12, 4))
+    sampler = EpisodeSampler(table, TaskShape(ways=3, shots=1, queries=2), variants)
+    classes = sampler.draw_classes(40, generator_for("classes"))
+    for part in sampler.sample(40, generator_for("classes")):
+        assert torch.equal(read_numbers(part.x)[..., 0] // variants, classes.gather(1, part.y))
+
+
 def test_the_same_generator_gives_the_same_tasks_and_another_gives_others() -> None:
     sampler = EpisodeSampler(Table.from_classes(number_pictures(30, 9)), TaskShape(ways=5, shots=1, queries=2))
     first, again, other = (sampler.sample(4, generator_for(seed, "train", 7)) for seed in (1, 1, 2))
