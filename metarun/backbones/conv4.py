@@ -80,8 +80,8 @@ class Conv4Strided(Backbone):
 class Conv4Flat(Backbone):
     """Four 3x3 convolutions of stride 2, batch norm with scale and shift, ReLU; flattened: 28x28 gives 2x2 maps.
 
-    The Omniglot network in the authors' code of Reptile and iMAML: Xavier weights, which iMAML multiplies by 1.73,
-    and eps 1e-3. Here padding is symmetric; in Reptile's code TensorFlow's SAME pads an even image at the far side only.
+    The Omniglot network in the authors' code of Reptile and iMAML: Xavier weights, in iMAML's times 1.73, and eps 1e-3.
+    Here padding is symmetric; in Reptile's code TensorFlow's SAME pads an even image at the far side only.
     """
 
     filters: Count

@@ -142,7 +142,7 @@ class Cell:
         return Setup(
             algo=self.first.algo,
             dataset=self.first.dataset,
-            data=result.config["dataset"],
+            config=result.config,
             metric=result.headline,
             ways=None if result.kind == "regression" else test.ways,
             shots=test.shots,
@@ -155,9 +155,15 @@ class Cell:
 
     @property
     def task(self) -> str:
-        """The kind of task: "5-way 1-shot, 15 queries per class", or "10 points" for regression."""
+        """The kind of task: "5-way 1-shot, 15 queries per class", or "10 points" for regression.
+
+        Of methods that are told each label after they were asked for it, the figure is that of one instance.
+        """
         if self.setup.ways is None:
             return f"{self.test.shots} points"
+        if "instance" in self.vectors:
+            asked = self.test.shots + self.test.queries
+            return f"{self.test.ways} classes, instance {self.test.shots + 1} of {asked}, labels told afterwards"
         queries = "1 query" if self.test.queries == 1 else f"{self.test.queries} queries"
         return f"{self.test.ways}-way {self.test.shots}-shot, {queries} per class"
 
@@ -223,7 +229,9 @@ class Cell:
         if self.published is None:
             return ""
         scale = self.metric.scale
-        return self.published.judge(scale * self.summary.mean, scale * self.summary.over_tasks, self.metric)
+        return self.published.judge(
+            scale * self.summary.mean, scale * self.summary.over_tasks, self.summary.tasks, self.metric
+        )
 
     @cached_property
     def deviations(self) -> list[str]:

@@ -12,6 +12,7 @@ from metarun.config.traits import HEADLINES, Metric
 
 READ = {"primary": "", "elsewhere": " (as quoted elsewhere)", "recalled": " (from memory, not checked)"}
 By = Literal["step", "instance"]
+FEWEST = 600  # test tasks that a verdict needs, as many as papers of this field use
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Setup:
 
     algo: str
     dataset: str
-    data: Mapping[str, Any]  # settings of the dataset
+    config: Mapping[str, Any]  # all settings of the run
     metric: str
     ways: int | None  # None for regression
     shots: int
@@ -60,7 +61,8 @@ class Figure:
     queries: int | None
     steps: int | None
     checkpoint: str | None
-    data: Mapping[str, Any] = field(hash=False)
+    validation: str | None  # its classes are "held out", or "trained on" in the end
+    settings: Mapping[str, Any] = field(hash=False)  # path -> value: {"dataset.split": "random"}
 
     def __str__(self) -> str:
         return str(self.value) + (f" ± {self.plus_minus}" if self.plus_minus is not None else "")
@@ -68,11 +70,6 @@ class Figure:
     @property
     def mode(self) -> str:
         return {True: "transductive", False: "inductive", None: ""}[self.transductive]
-
-    @property
-    def is_result(self) -> bool:
-        """Whether a paper would call it the result: of figures by instance, the one after K examples of the class."""
-        return self.by != "instance" or self.entry == _shots(self.cell) + 1
 
     def matches(self, setup: Setup) -> bool:
         """Whether the run belongs beside this figure. Transductive figures belong to transductive rows only."""
@@ -89,18 +86,45 @@ class Figure:
             ("queries per class", setup.queries, self.queries),
             ("training steps", setup.steps, self.steps),
             ("checkpoint", setup.checkpoint, self.checkpoint),
-            *((f"dataset.{key}", setup.data.get(key), theirs) for key, theirs in self.data.items()),
+            ("validation classes", "held out", self.validation),
+            *((path, look_up(setup.config, path), theirs) for path, theirs in self.settings.items()),
         )
         return [f"{what} {ours}, not {theirs}" for what, ours, theirs in compared if theirs not in (None, ours)]
 
-    def judge(self, mean: float, ci95: float, metric: Metric) -> str:
-        """Compare a result, in shown units: "reproduced" within both intervals together or within the tolerance."""
-        allowed = metric.allowed(self.value) if self.tolerance is None else self.tolerance
-        if abs(mean - self.value) <= max(allowed, ci95 + (self.plus_minus or 0.0)):
+    @property
+    def unknown(self) -> list[str]:
+        """What is not known of the paper's protocol, so that no run can be compared in it."""
+        facts = {
+            "queries per class": self.queries,
+            "training steps": self.steps,
+            "checkpoint": self.checkpoint,
+            "validation classes": self.validation,
+            "ways in training": self.settings.get("ways", None if "w" in self.cell else ""),
+            "schedule": self.settings.get("schedule.name"),
+        }
+        return [what for what, value in facts.items() if value is None]
+
+    def judge(self, mean: float, ci95: float, tasks: int, metric: Metric) -> str:
+        """Compare a result, in shown units: "reproduced" within the tolerance or, if that is more, both intervals.
+
+        Our interval counts up to the tolerance, and few tasks have no verdict: a vague result is not a better one.
+        """
+        if tasks < FEWEST:
+            return "too few tasks"
+        tolerance = metric.allowed(self.value) if self.tolerance is None else self.tolerance
+        if abs(mean - self.value) <= max(tolerance, min(ci95, tolerance) + (self.plus_minus or 0.0)):
             return "reproduced"
         if metric.higher_is_better:
             return "above" if mean > self.value else "below"
         return "better" if mean < self.value else "worse"
+
+
+def look_up(config: Mapping[str, Any], path: str) -> Any:
+    """The value at a path, for instance "dataset.split"; None if there is none."""
+    value: Any = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
 
 
 @cache
@@ -123,10 +147,11 @@ def read_figures() -> tuple[Figure, ...]:
 
 
 def _read_table(source: str, table: Mapping[str, Any]) -> Iterator[Figure]:
-    protocol = table["protocol"]
+    protocol, settings = table["protocol"], table.get("settings", {})
     for algo, row in table["figures"].items():
         for cell, printed in row.items():
             queries = protocol.get("queries")
+            ways = {"ways": _ways(cell)} if settings.get("ways") == "cell" else {}
             for entry, value, plus_minus in _read_cell(printed):
                 yield Figure(
                     algo=algo,
@@ -145,7 +170,8 @@ def _read_table(source: str, table: Mapping[str, Any]) -> Iterator[Figure]:
                     queries=_shots(cell) if queries == "shots" else queries,
                     steps=protocol.get("steps"),
                     checkpoint=protocol.get("checkpoint"),
-                    data=table.get("data", {}),
+                    validation=protocol.get("validation"),
+                    settings={**settings, **ways},
                 )
 
 
@@ -156,6 +182,10 @@ def _read_cell(printed: Any) -> Iterator[tuple[int | None, float, float | None]]
     else:
         value, *plus_minus = printed
         yield None, value, plus_minus[0] if plus_minus else None
+
+
+def _ways(cell: str) -> int:
+    return int(cell.partition("w")[0])
 
 
 def _shots(cell: str) -> int:

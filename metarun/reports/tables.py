@@ -35,10 +35,11 @@ The checkpoint is the one with the best validation score, unless a command sets 
 results normalise by the statistics of a batch that holds all queries of a task; *inductive* results do not. A result
 without the name of a metric is an accuracy.
 
-*Reproduced* means that the result differs from the published figure by at most both intervals together or, if that is
-more, by the tolerance ({tolerances}).
-Published figures stand beside rows of their own mode. † marks a run that differs from the paper's protocol in another
-way, which a note names. In the papers' tables the published figure is in brackets.
+*Reproduced* means that the result differs from the published figure by at most the tolerance ({tolerances})
+or, if that is more, both intervals together, of which ours counts up to the tolerance. A verdict needs 600 test tasks.
+Published figures stand beside rows of their own mode. † marks a run that differs from what is known of the paper's
+protocol; a note names each difference, and the sources what is not known. In the papers' tables the published figure is
+in brackets.
 
 Methods are compared on the same test tasks: up to eight methods in all pairs, more than eight each with the one of the
 best mean rank. The difference is positive if the first is better, with a paired 95 % interval. p is by Wilcoxon's
@@ -76,7 +77,10 @@ class Report:
     @cached_property
     def papers(self) -> list[Section]:
         """The papers' tables for the datasets of the runs: our result beside each figure, or "no run"."""
-        return [_make_paper_table(dataset, self.cells) for dataset in self.datasets if _find_results(dataset)]
+        return [
+            *(_make_paper_table(dataset, self.cells) for dataset in self.datasets if _find_results(dataset)),
+            *(_make_instance_table(dataset, self.cells) for dataset in self.datasets if _find_instances(dataset)),
+        ]
 
     @cached_property
     def steps(self) -> list[Section]:
@@ -122,8 +126,8 @@ class Report:
         """Key -> citation, for the papers of all figures shown."""
         shown: dict[str, dict[str, None]] = {}
         for dataset in self.datasets:
-            for figure in _find_results(dataset):
-                shown.setdefault(figure.source, {})[figure.where + READ[figure.read]] = None
+            for figure in (*_find_results(dataset), *_find_instances(dataset)):
+                shown.setdefault(figure.source, {})[_describe_source(figure)] = None
         return {key: f"{text}: {'; '.join(shown[key])}" for key, text in read_sources().items() if key in shown}
 
     @cached_property
@@ -191,8 +195,19 @@ def _format_tolerance(name: str, metric: Metric) -> str:
 
 def _find_results(dataset: str) -> list[Figure]:
     """The published figures on a dataset: one per cell and mode. Of figures by inner step, the last."""
-    shown = (figure for figure in read_figures() if figure.dataset == dataset and figure.is_result)
+    shown = (figure for figure in read_figures() if figure.dataset == dataset and figure.by != "instance")
     return list({(figure.source, figure.algo, figure.cell, figure.mode): figure for figure in shown}.values())
+
+
+def _find_instances(dataset: str) -> list[Figure]:
+    """The published figures by instance of a class on a dataset."""
+    return [figure for figure in read_figures() if figure.dataset == dataset and figure.by == "instance"]
+
+
+def _describe_source(figure: Figure) -> str:
+    """Where a figure is printed, how it was read, and what is not known of its protocol."""
+    unknown = f", not known: {', '.join(figure.unknown)}" if figure.unknown else ""
+    return figure.where + READ[figure.read] + unknown
 
 
 def _make_paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
@@ -211,6 +226,36 @@ def _make_paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
         for (algo, mode, source), row in rows.items()
     ]
     return Section(f"The papers' figures on {dataset}", [Table(("algo", "mode", *columns), lines)])
+
+
+def _make_instance_table(dataset: str, cells: Iterable[Cell]) -> Section:
+    """Methods that are told each label after they were asked for it: a figure for each instance of a class."""
+    tested = {
+        (cell.first.algo, cell.setup.cell): cell for cell in cells if cell.published and "instance" in cell.vectors
+    }
+    rows: dict[tuple[str, str, str], dict[int, str]] = {}
+    for figure in _find_instances(dataset):
+        cell, entry = tested.get((figure.algo, figure.cell)), figure.entry or 0
+        ours = "no run" if cell is None else _format_instance(cell, entry)
+        rows.setdefault((figure.algo, figure.source, figure.cell), {})[entry] = f"{ours} ({figure})"
+    columns = tuple(dict.fromkeys(entry for row in rows.values() for entry in row))
+    lines = [
+        (f"{algo}[^{source}]", task.partition("w")[0], *(row.get(entry, "") for entry in columns))
+        for (algo, source, task), row in rows.items()
+    ]
+    header = ("algo", "classes", *(f"instance {entry}" for entry in columns))
+    return Section(f"The papers' figures on {dataset}, by instance", [Table(header, lines)])
+
+
+def _format_instance(cell: Cell, entry: int) -> str:
+    """Our figure at an instance of a class, from 1 on; tasks may have fewer than the paper's."""
+    found = cell.vectors["instance"]
+    assert isinstance(found.mean, list)
+    assert isinstance(found.ci95, list)
+    if entry > len(found.mean):
+        return "not asked"
+    mark = " †" if cell.deviations else ""
+    return cell.metric.shown(found.mean[entry - 1], found.ci95[entry - 1]) + mark
 
 
 def _format_ours(cells: list[Cell]) -> str:

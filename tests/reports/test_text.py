@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
+from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.registry import metric
 from metarun.reports import write_report
@@ -82,6 +84,10 @@ def test_accuracy_by_instance_stands_beside_the_papers(tmp_path: Path) -> None:
         "| 1 | 35.00 ± 2.00 | 36.4 |",
         "| 2 | 81.23 ± 1.00 | 82.8 |",
     ]
+    start = lines.index("## The papers' figures on omniglot, by instance")
+    ours = "| mann[^mann] | 5 | 35.00 ± 2.00 % † (36.4) | 81.23 ± 1.00 % † (82.8) | not asked (91.0) |"
+    assert any(line.startswith(ours) for line in lines[start:])
+    assert any(line.startswith("| lstm[^mann_strings] | 15 | no run (0.0) |") for line in lines[start:])
 
 
 def test_the_page_does_not_depend_on_folders(outputs: Path) -> None:
@@ -202,8 +208,9 @@ def test_published_yaml_has_no_key_that_nothing_reads() -> None:
     for paper in read_papers().values():
         assert paper.keys() == {"citation", "url", "tables"}
         for table in paper["tables"]:
-            assert required <= table.keys() <= required | {"metric", "by", "interval", "data", "tolerance"}
-            assert table["protocol"].keys() <= {"transductive", "queries", "tasks", "steps", "checkpoint"}
+            assert required <= table.keys() <= required | {"metric", "by", "interval", "settings", "tolerance"}
+            assert table["protocol"].keys() <= {"transductive", "queries", "tasks", "steps", "checkpoint", "validation"}
+            assert table["protocol"].get("validation") in (None, "held out", "trained on")
             cells = {cell for row in table["figures"].values() for cell in row}
             assert set(table.get("tolerance", {})) <= {"5w1s", "5w5s"}
             assert "tolerance" not in table or cells & {"5w1s", "5w5s"}
@@ -219,7 +226,7 @@ def test_of_several_tables_the_one_of_the_same_mode_and_data_counts(tmp_path: Pa
     vinyals = {"split": "random", "rotations_test": "classes", "test_tasks": "episodes"}
     koch = {"split": "lake", "rotations_test": "none", "test_tasks": "runs"}
     for data, value in ((vinyals, 88.0), (koch, 92.0)):
-        siamese = find_figure(replace(setup, algo="siamese", transductive=False, data=data))
+        siamese = find_figure(replace(setup, algo="siamese", transductive=False, config={"dataset": data}))
         assert siamese is not None
         assert siamese.value == value
 
@@ -246,7 +253,33 @@ def test_a_verdict_is_by_the_metrics_own_tolerance_and_direction(
     name: str, value: float, tolerance: float | None, verdicts: dict[float, str]
 ) -> None:
     figure = replace(read_figures()[0], metric=name, value=value, plus_minus=None, tolerance=tolerance)
-    assert {mean: figure.judge(mean, 0.0001, metric(name)) for mean in verdicts} == verdicts
+    assert {mean: figure.judge(mean, 0.0001, 600, metric(name)) for mean in verdicts} == verdicts
+
+
+def test_a_vague_result_is_not_reproduced_more_easily() -> None:
+    """Tolerance 1 point: our interval counts up to that, the paper's whole, and below 600 tasks there is no verdict."""
+    figure = replace(read_figures()[0], value=90.0, plus_minus=0.4, tolerance=None)
+    asked = {(88.7, 0.9, 600): "reproduced", (88.61, 8.0, 600): "reproduced", (88.59, 8.0, 600): "below"}
+    asked[90.0, 0.9, 599] = "too few tasks"
+    assert {entry: figure.judge(*entry, metric("accuracy")) for entry in asked} == asked
+
+
+def test_every_setting_of_a_paper_is_one_of_ours_and_what_is_not_known_is_named() -> None:
+    snail = next(figure for figure in read_figures() if figure.algo == "snail")
+    everything = [
+        "queries per class",
+        "training steps",
+        "checkpoint",
+        "validation classes",
+        "ways in training",
+        "schedule",
+    ]
+    assert snail.unknown == everything
+    maml = next(figure for figure in read_figures() if (figure.algo, figure.cell) == ("maml", "20w1s"))
+    assert (maml.unknown, maml.settings["ways"]) == ([], 20)
+    omniglot = yaml.safe_load((CONFIGS / "dataset" / "omniglot.yaml").read_text(encoding="utf-8"))
+    known = {"ways", "schedule.name", "backbone.filters", *(f"dataset.{key}" for key in omniglot)}
+    assert {path for figure in read_figures() for path in figure.settings} <= known
 
 
 def test_five_ways_on_omniglot_have_half_a_point_and_other_figures_the_metrics_tolerance() -> None:
@@ -259,7 +292,7 @@ def test_a_metric_of_its_own_is_shown_in_its_own_unit(tmp_path: Path) -> None:
     write_run(tmp_path, drug_result(), "[]")
     (cell,) = read_cells(tmp_path)
     assert (cell.score, cell.task) == ("delta_auprc 0.1333 ± 0.0074", "2-way 16-shot, 112 queries per class")
-    assert "by the tolerance (0.01 absolute for delta_auprc)." in page(tmp_path)
+    assert "at most the tolerance (0.01 absolute for delta_auprc)\nor" in page(tmp_path)
     (row,) = csv.DictReader(to_csv([cell]).splitlines())
     assert (row["mean"], row["metric"], row["unit"], row["task"]) == ("0.1333", "delta_auprc", "", "2w16s")
 
