@@ -42,6 +42,7 @@ def list_dataset_checks(settings: Settings) -> list[Check]:
 def check_description(dataset: Dataset) -> None:
     dataset.prepare()
     require(bool(dataset.describe().strip()), "describe() says nothing")
+    require(all(note.strip() and "\n" not in note for note in dataset.notes()), "a note is not one line")
     json.dumps(dataset.identity())
     read_preprocessing(json.loads(json.dumps(dataset.preprocessing())))
 

@@ -102,6 +102,10 @@ class Dataset(Protocol):
         """Say for a person where the data was found, what it holds split by split, or what is missing."""
         ...
 
+    def notes(self) -> list[str]:
+        """Say, a line each, what a person must know before relying on a figure. Prepares the data."""
+        ...
+
     def identity(self) -> dict[str, Any]:
         """Return what was used, as JSON: counts, hashes and settings that tell two versions apart."""
         ...

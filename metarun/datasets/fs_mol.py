@@ -95,6 +95,10 @@ class FSMol:
             lines.append(f"{split}: {number} of {format_range(sizes)} molecules, {sum(sizes)} in all")
         return "\n".join(lines)
 
+    def notes(self) -> list[str]:
+        """Nothing: every assay of a folder is used, or the folder refused."""
+        return []
+
     def identity(self) -> dict[str, Any]:
         """The counts and the hash of everything. Prepares the data."""
         packed = self.packed

@@ -81,6 +81,10 @@ class Glyphs:
             + [f"  {split}: {count(classes, 'class')}" for split, classes in self._classes.items()]
         )
 
+    def notes(self) -> list[str]:
+        """Nothing: no class is in two splits."""
+        return []
+
     def identity(self) -> dict[str, Any]:
         """The settings, the classes of each split, and a hash of the images."""
         return {

@@ -109,6 +109,10 @@ class Images:
         except ConfigError as error:
             return f"{self._root}: unusable: {error}"
 
+    def notes(self) -> list[str]:
+        """Pictures that cannot be used, and pictures that are in several splits. Prepares the data."""
+        return [*self._describe_broken(), *self._describe_equals()]
+
     def identity(self) -> dict[str, Any]:
         """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
         packed = self.packed
@@ -214,11 +218,13 @@ class Images:
                 yield f"{split}: {held} of {format_range(counts)} pictures, {sum(counts)} in all"
             else:
                 yield f"{split}: no classes"
+        yield from self.notes()
+
+    def _describe_broken(self) -> Iterator[str]:
         broken = self.packed.about["broken"]
         if broken["count"]:
             examples = "; ".join(broken["first"][:3])
             yield f"{count(broken['count'], 'picture')} could not be used, for example {examples}"
-        yield from self._describe_equals()
 
     def _describe_equals(self) -> Iterator[str]:
         """Groups of equal pictures; across splits they spoil a test."""

@@ -126,6 +126,10 @@ class Omniglot:
             lines.append(f"{split}: {count(len(rows), 'character')}, {count(classes, 'class')} of {DRAWINGS} images")
         return "\n".join(lines)
 
+    def notes(self) -> list[str]:
+        """Nothing: a set that is not whole is refused."""
+        return []
+
     def identity(self) -> dict[str, Any]:
         """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
         index = self.packed[1]

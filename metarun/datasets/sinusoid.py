@@ -30,6 +30,10 @@ class Sinusoid:
     def describe(self) -> str:
         return "sinusoid: generated while training, nothing to fetch"
 
+    def notes(self) -> list[str]:
+        """Nothing: splits differ in random numbers only, as published."""
+        return []
+
     def identity(self) -> dict[str, Any]:
         return {"name": "sinusoid", "amplitude": [0.1, 5.0], "phase": [0.0, math.pi], "x": [-5.0, 5.0]}
 

@@ -116,6 +116,10 @@ class Texts:
             lines.append(f"{split}: {number} of {format_range(sizes)} texts, {sum(sizes)} in all")
         return "\n".join(lines)
 
+    def notes(self) -> list[str]:
+        """Nothing: a set that is not whole is refused."""
+        return []
+
     def identity(self) -> dict[str, Any]:
         """The counts and the hash of all rows. Prepares the data."""
         return {

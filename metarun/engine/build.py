@@ -128,7 +128,19 @@ def build_dataset(settings: Settings) -> Dataset:
     """Build the configured dataset on the configured device. Raises ConfigError."""
     data_dir = Path(settings.data_dir).expanduser().absolute() if settings.data_dir else cache_dir()
     dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=find_device(settings.device))
+    check_methods(dataset, settings.dataset["name"])
     return dataset
+
+
+def check_methods(dataset: object, name: str) -> None:
+    """Raise ConfigError if a dataset, which may be another package's, lacks a method of the protocol."""
+    wanted = [method for method in vars(Dataset) if not method.startswith("_")]
+    missing = [f"{method}()" for method in wanted if not callable(getattr(dataset, method, None))]
+    if missing:
+        raise ConfigError(
+            f"dataset={name}: its class {type(dataset).__name__} has no {', '.join(missing)}: it must have those "
+            f"of metarun.core.types.Dataset, {', '.join(wanted)}"
+        )
 
 
 def training_tasks(settings: Settings, dataset: Dataset) -> TaskSource:

@@ -79,6 +79,9 @@ class Rankings:
     def describe(self) -> str:
         return "rankings"
 
+    def notes(self) -> list[str]:
+        return []
+
     def preprocessing(self) -> dict[str, Any]:
         return Numbers().to_json()
 
