@@ -1,24 +1,20 @@
 """Checkpoints: tensors and JSON in one file, written whole or not at all."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metarun.config.errors import ConfigError
+from metarun.core.files import open_bytes
 
 
 def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write nested dictionaries of tensors, and `facts` as JSON text; a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    with scratch.open("wb") as file:
-        torch.save({"tensors": tensors, "facts": json.dumps(facts)}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)
+    with open_bytes(path) as content:  # PyTorch hides the reason if it cannot write to a file itself
+        torch.save({"tensors": tensors, "facts": json.dumps(facts)}, content)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:

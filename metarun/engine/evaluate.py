@@ -4,8 +4,8 @@ import copy
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -41,13 +41,25 @@ BLOCK = 50  # tasks drawn from one generator: fixed, so that the tasks depend on
 class Scores:
     """What was measured on each task, and which tasks they were."""
 
-    per_task: Metrics  # name -> [tasks, ...]
-    task_hash: str  # of inputs and labels, task by task: two equal hashes mean the same test
+    per_task: Metrics = field(default_factory=dict)  # name -> [tasks, ...]
+    prints: tuple[bytes, ...] = ()  # of each block of tasks, a hash of its inputs and labels
 
     @property
     def tasks(self) -> int:
         """The number of tasks."""
-        return len(next(iter(self.per_task.values())))
+        return len(next(iter(self.per_task.values()), ()))
+
+    @property
+    def task_hash(self) -> str:
+        """Of all inputs and labels: two equal hashes mean the same test."""
+        return hashlib.sha256(b"".join(self.prints)).hexdigest()
+
+    def __add__(self, other: "Scores") -> "Scores":
+        """These tasks, and then the other's."""
+        if not (self.per_task and other.per_task):
+            return self if self.per_task else other
+        joined = {name: torch.cat([values, other.per_task[name]]) for name, values in self.per_task.items()}
+        return Scores(joined, self.prints + other.prints)
 
     def summarise(self) -> dict[str, Any]:
         """Return name -> {"mean", "ci95"}, lists for vector metrics. ci95 is 1.96 std / sqrt(tasks)."""
@@ -58,6 +70,14 @@ class Scores:
             }
             for name, values in self.per_task.items()
         }
+
+
+NOTHING = Scores()
+Keep = Callable[[Scores], None]
+
+
+def forget(scores: Scores) -> None:
+    """Keep nothing of a test that is not finished."""
 
 
 class Model(NamedTuple):
@@ -108,8 +128,19 @@ class Tester:
     row: EvalSettings
     split: Split
 
-    def score(self, models: Sequence[Model], tasks: int, execution: Execution, ranks: Ranks = ALONE) -> Scores:
-        """Score a trained model by the same `adapt` as in training; several models as an ensemble."""
+    def score(
+        self,
+        models: Sequence[Model],
+        tasks: int,
+        execution: Execution,
+        ranks: Ranks = ALONE,
+        done: Scores = NOTHING,
+        keep: Keep = forget,
+    ) -> Scores:
+        """Score a trained model by the same `adapt` as in training; several models as an ensemble.
+
+        done, keep: see `evaluate`.
+        """
         members = [(self._with_statistics(model.statistics), model.theta) for model in models]
         algo, theta = members[0] if len(members) == 1 else (Ensemble(members, self.source.spec), {})
         return evaluate(
@@ -123,6 +154,8 @@ class Tester:
             execution=execution,
             progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
             ranks=ranks,
+            done=done,
+            keep=keep,
         )
 
     def draw_classes(self, tasks: int) -> Tensor | None:
@@ -141,15 +174,15 @@ class Tester:
 
 
 def draw_fixed_tasks(
-    source: TaskSource, count: int, seed: int, split: Split, ranks: Ranks = ALONE
+    source: TaskSource, count: int, seed: int, split: Split, first: int = 0, stride: int = 1
 ) -> Iterator[Episode]:
-    """Draw the first `count` of an endless list of tasks that `seed` and `split` determine, block by block; of several
-    ranks each draws its share of the blocks, in order.
+    """Draw the first `count` of an endless list of tasks that `seed` and `split` determine, block by block: those from
+    block `first` on, or every `stride`-th of them.
 
     Drawn on the CPU whatever the device, so that the list is the same on every machine. A source that has less than
     a block of tasks gives each of them once.
     """
-    for block in range(*ranks.share(math.ceil(count / BLOCK))):
+    for block in range(first, math.ceil(count / BLOCK), stride):
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
         if block > 0 and len(tasks.query.y) < BLOCK:  # a short list, all of which is in block 0
             return
@@ -169,26 +202,35 @@ def evaluate(
     execution: Execution,
     progress: bool = False,
     ranks: Ranks = ALONE,
+    done: Scores = NOTHING,
+    keep: Keep = forget,
 ) -> Scores:
-    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`. Every rank does its share and returns all.
+    """Score `tasks` fixed tasks by the algorithm's own `task_metrics`. The ranks take turns at the blocks, and each
+    returns all scores.
 
-    The chunk size changes memory only.
+    The chunk size changes memory only. done: the scores of the first blocks, if they are known already, the same on
+    every rank. keep: gets the scores so far after each round of blocks.
     """
-    scored: list[Metrics] = []
-    prints: list[bytes] = []
-    with tqdm(total=tasks, desc=split, unit="task", disable=not progress, leave=False) as bar:
-        for block in draw_fixed_tasks(source, tasks, seed, split, ranks):
-            prints.append(_fingerprint(block))
-            for chunk in split_tasks(block, tasks_per_chunk):
-                scored.append(map_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
-                bar.update(len(chunk.query.y) * ranks.count)
-    mine = [{name: value.cpu() for name, value in metrics.items()} for metrics in scored]
-    everyones = [part for parts in ranks.gather(mine) for part in parts]
-    digest = hashlib.sha256(b"".join(part for parts in ranks.gather(prints) for part in parts))
-    return Scores({name: torch.cat([part[name] for part in everyones]) for name in everyones[0]}, digest.hexdigest())
+
+    def score(block: Episode) -> Scores:
+        parts = []
+        for chunk in split_tasks(block, tasks_per_chunk):
+            parts.append(map_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
+            bar.update(len(chunk.query.y) * ranks.count)
+        return Scores({name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}, (hash_tasks(block),))
+
+    first = len(done.prints)
+    mine = draw_fixed_tasks(source, tasks, seed, split, first + ranks.rank, ranks.count)
+    with tqdm(initial=done.tasks, total=tasks, desc=split, unit="task", disable=not progress, leave=False) as bar:
+        for _ in range(first, math.ceil(tasks / BLOCK), ranks.count):
+            block = next(mine, None)
+            for scores in ranks.gather(score(block) if block else NOTHING):
+                done += scores
+            keep(done)
+    return done
 
 
-def _fingerprint(tasks: Episode) -> bytes:
+def hash_tasks(tasks: Episode) -> bytes:
     """Hash inputs and labels, class by class, to three decimals: devices may differ in the last bit of a float."""
 
     def sort_by_class(part: Examples) -> Examples:

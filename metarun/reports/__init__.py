@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from metarun.config.errors import ConfigError
+from metarun.core.files import write_text
 from metarun.reports.collect import read_runs
 from metarun.reports.tables import Report
 from metarun.reports.text import to_csv, to_latex, to_markdown
-from metarun.runs.folder import write_text
 
 
 def write_report(folders: Sequence[Path], to: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """What a person looks at after a run: a few lines, curves, and a table of per-task scores."""
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from metarun.config.registry import style
 from metarun.config.words import count
+from metarun.core.files import open_bytes, write_text
 from metarun.engine.evaluate import Scores
 from metarun.runs.result import Evaluation, Row
 
@@ -59,10 +61,11 @@ def write_scores(path: Path, scores: Scores, classes: Tensor | None = None) -> N
     if classes is not None:
         names = [f"class_{label}" for label in range(classes.shape[1])] if classes.shape[1] > 1 else ["class"]
         columns |= dict(zip(names, classes.T.tolist()))
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["task", *columns])
-        writer.writerows((i, *row) for i, row in enumerate(zip(*columns.values())))
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(["task", *columns])
+    writer.writerows((i, *row) for i, row in enumerate(zip(*columns.values())))
+    write_text(path, table.getvalue())
 
 
 def draw_vectors(folder: Path, rows: Mapping[str, Row]) -> None:
@@ -83,7 +86,8 @@ def draw_vectors(folder: Path, rows: Mapping[str, Row]) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
         axis.legend()
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        with open_bytes(folder / f"{name}.png") as content:
+            figure.savefig(content, dpi=120)
 
 
 def draw_curves(folder: Path, headline: str) -> None:
@@ -109,7 +113,8 @@ def draw_curves(folder: Path, headline: str) -> None:
         axis.set(xlabel="step", ylabel=title, yscale=yscale)
         axis.grid(alpha=0.3)
         axis.legend()
-    figure.savefig(folder / "curves.png", dpi=120)
+    with open_bytes(folder / "curves.png") as content:
+        figure.savefig(content, dpi=120)
 
 
 def label(name: str) -> str:

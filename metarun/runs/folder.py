@@ -19,6 +19,7 @@ from yaml import YAMLError
 
 from metarun.config.errors import Busy, ConfigError, Stopped
 from metarun.config.load import identity
+from metarun.core.files import remove_scratch, write_text
 from metarun.runs.result import Evaluation, Result
 
 
@@ -54,6 +55,15 @@ class RunFolder:
             if int(file.stem[5:]) not in steps:
                 file.unlink()
 
+    def draft(self, row: str) -> Path:
+        """Return where the scores of a row are kept while it is tested."""
+        return self.path / "scores" / f"{row}.draft"
+
+    def forget_drafts(self) -> None:
+        """Delete the drafts, because the result is written."""
+        for file in (self.path / "scores").glob("*.draft"):
+            file.unlink()
+
     def check_writable(self) -> None:
         """Raise ConfigError if the folder could not be made or written in. Makes nothing."""
         check_writable(self.path, "the run folder")
@@ -70,6 +80,8 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"the run folder {self.path} cannot be written: {error.strerror}") from error
         try:
+            for place in (self.path, self.path / "checkpoints", self.path / "scores"):
+                remove_scratch(place)
             yield
         finally:
             lock.release()
@@ -186,13 +198,6 @@ def _read_json(file: Path) -> dict[str, Any]:
         raise ConfigError(f"{file.parent} is not a whole run folder: it has no {file.name}") from error
     except (ValueError, TypeError, OSError) as error:
         raise ConfigError(f"{file} is damaged: {error}") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
 
 
 def check_writable(path: Path, what: str) -> None:

@@ -1,6 +1,7 @@
 """What a run writes while it goes: metrics files, a text log, a progress bar, and what loggers are told."""
 
 import csv
+import io
 import json
 import logging
 import math
@@ -12,6 +13,7 @@ from tqdm import tqdm
 
 from metarun.config.registry import known, style
 from metarun.config.words import printable
+from metarun.core.files import write_text
 from metarun.runs.loggers import Logger
 
 say = logging.getLogger("metarun")
@@ -28,7 +30,7 @@ class RunLog:
         self.path = folder / "metrics.jsonl"
         self.logger = logger
         kept = [line for line in _read_lines(self.path) if _step_of(line) <= step]
-        self.path.write_text("".join(kept), encoding="utf-8")
+        write_text(self.path, "".join(kept))
         self._bar: tqdm[Any] | None = None
         self._shown: dict[str, str] = {}
 
@@ -65,10 +67,11 @@ class RunLog:
         """Write `metrics.csv`, the same lines as a table, and close the logger."""
         rows = [json.loads(line) for line in _read_lines(self.path)]
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        with self.path.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path.with_suffix(".csv"), table.getvalue())
         self.logger.close()
 
 
@@ -93,10 +96,17 @@ def log_to(folder: Path) -> logging.Handler:
     say.propagate = False
     if not any(isinstance(handler, Terminal) for handler in say.handlers):
         say.addHandler(Terminal(logging.INFO))
-    file = logging.FileHandler(folder / "train.log", encoding="utf-8")
+    file = LogFile(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     say.addHandler(file)
     return file
+
+
+class LogFile(logging.FileHandler):
+    """A log whose failure, as on a full disk, ends the run like that of any other file."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        raise
 
 
 class Terminal(logging.Handler):

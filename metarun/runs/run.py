@@ -72,6 +72,7 @@ def run(
                     result = train_and_test(experiment, folder, config, ranks)
             else:
                 say.info("%s is finished already", folder.path)
+            folder.forget_drafts()
             for line in describe_result(result):
                 say.info(line)
             places = ["result.json", "curves.png", "metrics.csv", "scores/", "checkpoints/"]
@@ -127,8 +128,8 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
         wall_seconds=round(time.perf_counter() - STARTED, 1),
         **about,
     )
-    folder.finish(result)
     draw_curves(folder.path, result.headline)
+    folder.finish(result)  # last: what has a result is finished
     return result
 
 
@@ -143,13 +144,15 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ov
             follow(settings, ranks, "test")
         return
     beside = RunFolder(folder.path / "tests" / ("-".join(overrides).replace("/", "_") or "again"))
+    spec, name = experiment.source.spec, str(folder.checkpoint(settings.eval.checkpoint))
     with start_workers(experiment, config, "test") as ranks:
         models, facts = load_models(experiment, folder, ranks)
-        beside.path.mkdir(parents=True, exist_ok=True)
-        rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
-    spec, name = experiment.source.spec, str(folder.checkpoint(settings.eval.checkpoint))
-    test = Evaluation(headline=headline_metric(spec), kind=spec.kind, rows=rows, checkpoint=checkpoint_of(name, facts))
-    beside.finish(test)
+        with beside.lock():
+            plan, about = Plan(**facts[-1]["progress"]["plan"]), checkpoint_of(name, facts)
+            rows = score_rows(experiment, models, plan, beside, ranks)
+            test = Evaluation(headline=headline_metric(spec), kind=spec.kind, rows=rows, checkpoint=about)
+            beside.finish(test)
+            beside.forget_drafts()
     if folder.result() is None:
         print(f"{folder.path} is not finished: this tests its checkpoint of step {facts[-1]['step']}")
     print(*map(printable, describe_result(test)), f"in {beside.path}", sep="\n")

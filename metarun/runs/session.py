@@ -22,12 +22,13 @@ from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.capture import Captured
 from metarun.engine.distributed import Ranks
-from metarun.engine.evaluate import Model, is_transductive
+from metarun.engine.evaluate import NOTHING, Model, forget, is_transductive
 from metarun.engine.loop import Step, run_eagerly, train
 from metarun.engine.plan import MetaGradient, Plan
 from metarun.engine.prefetch import Prefetch, needs_copies
 from metarun.engine.state import Log, NonFiniteLoss, Progress, Silence, State, Window
 from metarun.runs.artifacts import draw_vectors, write_scores
+from metarun.runs.draft import Draft, make_key
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
@@ -254,13 +255,17 @@ def score_rows(
 ) -> dict[str, Row]:
     """Test the models on every row of the result. Writes the scores into the folder, if there is one.
 
-    Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so.
+    Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so. A test that was
+    stopped goes on after the tasks that its draft in the folder holds.
     """
     rows = {}
     for name, row in experiment.plan_rows().items():
-        started = time.perf_counter()
-        tester = experiment.build_tester(row, "test")
-        scores, classes = tester.score(models, row.tasks, plan.execution, ranks), tester.draw_classes(row.tasks)
+        draft = Draft(folder.draft(name), make_key(experiment, models, row, plan)) if folder else None
+        done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
+        started = time.perf_counter() - before
+        tester, keep = experiment.build_tester(row, "test"), draft.follow(started) if draft else forget
+        scores = tester.score(models, row.tasks, plan.execution, ranks, done, keep)
+        classes = tester.draw_classes(row.tasks)
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores, classes)
         rows[name] = Row(

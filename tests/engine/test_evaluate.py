@@ -10,7 +10,6 @@ from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
 from metarun.engine import evaluate as testing
-from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import Scores, draw_fixed_tasks, evaluate
 from tests.support.tiny import algo_and_theta
 
@@ -70,13 +69,13 @@ def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source: E
     assert found.tasks == 7
     assert scores(few, tasks=3).tasks == 3
     assert torch.equal(scores(few, tasks=3).per_task["accuracy"], found.per_task["accuracy"][:3])
-    blocks = [block for rank in range(2) for block in draw_fixed_tasks(few, 2000, 0, "test", Ranks(rank, 2))]
+    blocks = [block for rank in range(2) for block in draw_fixed_tasks(few, 2000, 0, "test", rank, 2)]
     assert [len(block.query.y) for block in blocks] == [7]
 
 
 def test_interval_by_hand() -> None:
     """Scores 0, 1, 1, 0: mean 1/2, standard deviation 1/sqrt(3), interval 1.96 / sqrt(3) / 2."""
-    summary = Scores({"accuracy": torch.tensor([0.0, 1.0, 1.0, 0.0])}, "").summarise()
+    summary = Scores({"accuracy": torch.tensor([0.0, 1.0, 1.0, 0.0])}).summarise()
     assert summary["accuracy"] == {"mean": 0.5, "ci95": pytest.approx(1.96 / 3**0.5 / 2)}
 
 

@@ -42,7 +42,7 @@ def test_the_table_has_a_column_for_every_metric(tmp_path: Path) -> None:
 
 
 def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: Path) -> None:
-    scores = Scores({"mse": torch.tensor([0.5, 2.0]), "by_step": torch.tensor([[1.0, 0.5], [3.0, 2.0]])}, "")
+    scores = Scores({"mse": torch.tensor([0.5, 2.0]), "by_step": torch.tensor([[1.0, 0.5], [3.0, 2.0]])})
     write_scores(tmp_path / "scores" / "test.csv", scores)
     assert (tmp_path / "scores" / "test.csv").read_text().split() == [
         "task,mse,by_step_0,by_step_1",
