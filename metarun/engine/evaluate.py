@@ -217,7 +217,9 @@ def evaluate(
         for chunk in split_tasks(block, tasks_per_chunk):
             parts.append(map_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
             bar.update(len(chunk.query.y) * ranks.count)
-        return Scores({name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}, (hash_tasks(block),))
+        return Scores(
+            {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}, (hash_tasks(block),)
+        )
 
     first = len(done.prints)
     mine = draw_fixed_tasks(source, tasks, seed, split, first + ranks.rank, ranks.count)

@@ -10,7 +10,7 @@ from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
 from metarun.engine import evaluate as testing
-from metarun.engine.evaluate import Scores, draw_fixed_tasks, evaluate
+from metarun.engine.evaluate import NOTHING, Keep, Scores, draw_fixed_tasks, evaluate, forget
 from tests.support.tiny import algo_and_theta
 
 
@@ -21,7 +21,13 @@ def source() -> EpisodeSampler:
 
 
 def scores(
-    source: TaskSource, tasks: int = 70, chunk: int = 10, execution: Execution = "vmap", seed: int = 0
+    source: TaskSource,
+    tasks: int = 70,
+    chunk: int = 10,
+    execution: Execution = "vmap",
+    seed: int = 0,
+    done: Scores = NOTHING,
+    keep: Keep = forget,
 ) -> Scores:
     algo, theta = algo_and_theta("maml", "conv4_strided")
     algo.backbone.float()
@@ -35,6 +41,8 @@ def scores(
         split="test",
         tasks_per_chunk=chunk,
         execution=execution,
+        done=done,
+        keep=keep,
     )
 
 
@@ -95,3 +103,16 @@ def test_the_classes_of_test_tasks_are_those_of_the_tasks_that_are_scored(
         sums = (part.x.double() * 255).round().flatten(2).sum(-1)  # [T, n]
         holds = (pictures[classes.gather(1, part.y)] == sums[..., None]).any(-1)
         assert holds.all()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_a_test_that_stopped_goes_on_after_the_blocks_it_kept(source: EpisodeSampler, stop: int) -> None:
+    """None of the blocks before `stop` is scored again, and all scores are those of a whole test."""
+    kept: list[Scores] = []
+    whole = scores(source, tasks=170, keep=kept.append)
+    assert [part.tasks for part in kept] == [50, 100, 150, 170]
+    again: list[Scores] = []
+    found = scores(source, tasks=170, done=kept[stop - 1], keep=again.append)
+    assert [part.tasks for part in again] == [part.tasks for part in kept[stop:]]
+    assert found.task_hash == whole.task_hash
+    assert all(torch.equal(found.per_task[name], values) for name, values in whole.per_task.items())
