@@ -73,9 +73,11 @@ def evaluate(words: Sequence[str]) -> None:
     changes = [text if text.startswith(ELSEWHERE) else f"eval.{text}" for text in arguments.overrides]
     config = change(folder.config(), changes)
     settings = load_settings(config)
+    if settings.dataset.get("path") is not None:  # named by what it means, wherever the command was given
+        changes = [f"dataset.path={settings.dataset['path']}" if "dataset.path=" in text else text for text in changes]
     from metarun.runs.run import test_again
 
-    test_again(settings, folder, config, arguments.overrides)
+    test_again(settings, folder, config, changes)
 
 
 def data(words: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from metarun.cli.hydra_app import CONFIGS, check_folder, search
 from metarun.cli.mistakes import explain
 from metarun.config.errors import ConfigError
 from metarun.config.load import identity, resolve
-from metarun.config.registry import config_folders
+from metarun.config.registry import config_folders, declaration
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
@@ -59,7 +59,9 @@ def name_run(*, _root_: DictConfig) -> str:
     """The folder of a run: what it is, in words, and a hash of its identity."""
     choices, values = _root_.hydra.runtime.choices, identity(resolve(_root_))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    return f"{choices.algo}-{choices.dataset}-{values['ways']}w{values['shots']}s/seed{values['seed']}-{digest}"
+    regression = declaration("dataset", values["dataset"]["name"]).traits.kind == "regression"
+    task = f"{values['shots']}s" if regression else f"{values['ways']}w{values['shots']}s"
+    return f"{choices.algo}-{choices.dataset}-{task}/seed{values['seed']}-{digest}"
 
 
 REGISTER = "register_new_resolver" if omegaconf.__version__.startswith("2.3") else "register_resolver"

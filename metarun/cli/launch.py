@@ -63,6 +63,9 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
         result = folder.result()
     else:
         folder.check_same(values)
+        from metarun.runs.run import prepare
+
+        prepare(settings, folder)
     if result is None:
         raise ConfigError("under torchrun only the first process has a result: use the command metarun there")
     return folder.path, result

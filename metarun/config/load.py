@@ -1,6 +1,8 @@
 """From composed values to checked settings. Never imports torch."""
 
 import importlib.util
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
@@ -14,6 +16,9 @@ from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
+PATHS = ("data_dir", "dataset.path", "eval.checkpoint")  # settings that are paths of the user's
+NO_PATH = re.compile(r"best|last|ensemble|best-\d+|.*://.*")  # names of checkpoints, and addresses
+OWN = "folder"  # the collection of a user's own data
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
 
@@ -59,19 +64,38 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return the job's part of a composed configuration, resolved. Raises ConfigError."""
+    """Return the job's part of a composed configuration, resolved and with absolute paths. Raises ConfigError."""
     try:
         values = {str(key): config[key] for key in config if key != "hydra"}
-        return {
-            key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
-        }
+        return make_absolute(
+            {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()}
+        )
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+
+
+def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Make the user's paths absolute, so that they mean the same wherever a later command is given."""
+    changed = dict(values)
+    for path in PATHS:
+        group, _, name = path.rpartition(".")
+        place = changed.get(group) if group else changed
+        value = place.get(name) if isinstance(place, Mapping) else None
+        if place and value and isinstance(value, str) and not NO_PATH.fullmatch(value):
+            absolute = {name: os.path.abspath(os.path.expanduser(value))}
+            changed |= {group: {**place, **absolute}} if group else absolute
+    return changed
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return everything that a run's numbers depend on."""
     dataset = values["dataset"]
-    where = {"placement"} if dataset.get("collection") == "folder" else {"placement", "path"}  # one's own path counts
+    where = {"placement", "path"} if is_published(dataset) else {"placement"}
     dataset = {key: value for key, value in dataset.items() if key not in where}
     return {key: value for key, value in values.items() if key not in WHERE} | {"dataset": dataset}
+
+
+def is_published(dataset: Mapping[str, Any]) -> bool:
+    """Whether the data is the same wherever it lies, so that its path only says where; one's own path counts."""
+    traits = declaration("dataset", dataset["name"]).traits
+    return bool(traits and traits.published) and dataset.get("collection") != OWN

@@ -29,6 +29,7 @@ class DatasetTraits:
 
     kind: Kind
     metric: str | None = None
+    published: bool = False  # the same data wherever it lies: its path is no part of a run's identity
     duplicates: bool = False  # different examples may have equal inputs, and one may be in tasks of several splits
 
     @property

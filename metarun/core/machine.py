@@ -15,6 +15,7 @@ import torch
 from metarun.config.errors import ConfigError
 from metarun.config.version import __version__
 
+PACKAGE = Path(__file__).resolve().parents[1]
 STARTED = time.perf_counter()  # when this was imported, at the start of the process
 
 
@@ -85,16 +86,20 @@ def find_versions() -> dict[str, str]:
     return found
 
 
-def find_commit() -> str | None:
-    """Find the commit of the checkout that metarun runs from, "-dirty" with local changes; None outside one."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
+def find_commit(package: Path = PACKAGE) -> str | None:
+    """Find the commit of this code: of the checkout that tracks it, "-dirty" with local changes, or of the wheel.
+
+    A checkout that only surrounds the package, for instance a project with its virtual environment, is another code's.
+    """
+    built = package / "commit.txt"  # written by scripts/build_hook.py
+    if _ask_git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
+        return built.read_text(encoding="utf-8").strip() if built.is_file() else None
+    return _ask_git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _ask_git(folder: Path, *words: str) -> str | None:
+    """What git says in a folder; None if it fails, or is not there."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+        return done.stdout.strip() or None
+    return None

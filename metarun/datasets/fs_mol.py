@@ -55,7 +55,9 @@ class Packed(NamedTuple):
     sha256: str
 
 
-@register("dataset", "fs_mol", DatasetTraits(kind="classification", metric="delta_auprc", duplicates=True))
+@register(
+    "dataset", "fs_mol", DatasetTraits(kind="classification", metric="delta_auprc", duplicates=True, published=True)
+)
 @dataclass(frozen=True)
 class FSMol:
     """Assays as tasks; `shots` and `queries` count molecules of both classes. See configs/dataset/fs_mol.yaml."""

@@ -34,7 +34,7 @@ from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
 PACKING = 1  # raise it when packing changes: then files of older versions are not used
 
 
-@register("dataset", "images", DatasetTraits(kind="classification"))
+@register("dataset", "images", DatasetTraits(kind="classification", published=True))
 @dataclass(frozen=True)
 class Images:
     """Classes of pictures; see configs/dataset/folder.yaml."""

@@ -74,7 +74,7 @@ class Packed(NamedTuple):
     sha256: str
 
 
-@register("dataset", "texts", DatasetTraits(kind="classification"))
+@register("dataset", "texts", DatasetTraits(kind="classification", published=True))
 @dataclass(frozen=True)
 class Texts:
     """Classes of short texts, as bags of hashed n-grams; see configs/dataset/clinc150.yaml."""

@@ -3,6 +3,7 @@
 import csv
 import json
 import logging
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,9 @@ import numpy as np
 import yaml
 
 from metarun.config.errors import ConfigError
-from metarun.config.load import identity
+from metarun.config.load import identity, is_published
 from metarun.config.traits import HEADLINES, Metric
-from metarun.reports.published import Figure, Setup, find_figure
+from metarun.reports.published import Figure, Setup, find_figure, look_up
 from metarun.reports.statistics import Scores, Summary, summarise
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Estimate, Result, Row
@@ -77,12 +78,20 @@ class Run:
 
     @property
     def command(self) -> str | None:
-        """The command that was typed, without overrides about the machine; None if the folder does not have it."""
-        file = self.folder / ".hydra" / "overrides.yaml"
-        if not file.is_file():
+        """The command that was typed, without overrides about the machine; None if the folder does not have it.
+
+        The path of a user's own data belongs to the command, absolute, and so does the folder of own YAML files.
+        """
+        overrides = _read_yaml(self.folder / ".hydra" / "overrides.yaml")
+        if not isinstance(overrides, list):
             return None
-        overrides = [str(text).lstrip("+") for text in yaml.load(file.read_text(encoding="utf-8"), LOADER)]
-        return shlex.join(["metarun", *(text for text in overrides if not text.startswith(MACHINE))])
+        words = [text for word in overrides if not (text := str(word).removeprefix("++")).startswith(MACHINE)]
+        dataset = self.result.config["dataset"]
+        if dataset.get("path") is not None and not is_published(dataset):
+            words.append(f"dataset.path={_quote(dataset['path'])}")
+        sources = look_up(_read_yaml(self.folder / ".hydra" / "hydra.yaml"), "hydra.runtime.config_sources") or []
+        folders = [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
+        return shlex.join(["metarun", *folders, *words])
 
     def estimate(self, row: str) -> tuple[float, float]:
         """Mean and 95 % interval of the headline metric. Raises TypeError if they are not numbers."""
@@ -237,6 +246,20 @@ class Cell:
     def deviations(self) -> list[str]:
         """Where the run differs from the protocol of the published figure."""
         return self.published.deviations(self.setup) if self.published else []
+
+
+def _read_yaml(file: Path) -> Any:
+    """The content of a YAML file; None if it is not there, or damaged."""
+    try:
+        return yaml.load(file.read_text(encoding="utf-8"), LOADER)
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _quote(value: str) -> str:
+    """A value as Hydra's grammar reads it."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return value if re.fullmatch(r"[\w./~-]+", value) else f"'{escaped}'"
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:

@@ -83,6 +83,7 @@ class Evaluation:
     kind: Kind
     rows: dict[str, Row]
     checkpoint: Checkpoint
+    dataset: dict[str, Any]  # identity of the data
 
     @property
     def metric(self) -> Metric:
@@ -108,7 +109,6 @@ class Result(Evaluation):
     training: Training
     config: dict[str, Any]
     choices: dict[str, Any]
-    dataset: dict[str, Any]  # identity of the data
     device: str
     versions: dict[str, str]
     commit: str | None

@@ -1,17 +1,23 @@
 """A run in its folder: trained, tested, reported; continued where it stopped, or tested again."""
 
 import errno
+import hashlib
+import json
 import math
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from metarun.config.errors import ConfigError, Failed
+from metarun.config.load import is_published
 from metarun.config.registry import lookup
 from metarun.config.schema import Settings
 from metarun.config.words import printable
 from metarun.core.machine import STARTED, device_name, find_commit, find_versions, peak_memory_mib
 from metarun.core.objectives import headline_metric
-from metarun.engine.build import Experiment
+from metarun.core.types import Dataset
+from metarun.engine.build import Experiment, build_dataset
+from metarun.engine.checkpoint import load
 from metarun.engine.distributed import Ranks, count_workers, is_lost
 from metarun.engine.plan import Plan, is_out_of_memory
 from metarun.engine.process import launcher_rank
@@ -22,15 +28,22 @@ from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Valida
 from metarun.runs.session import check_ensemble, load_models, score_rows, train_run
 from metarun.runs.worker import follow, start_workers
 
+LONGEST = 120  # bytes of a folder's name: file systems allow 255
+
 
 def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
     """Build the components of a run; None if it is finished. Writes nothing.
 
-    Raises ConfigError for all that can be known to fail now instead of after the training.
+    Raises ConfigError for all that can be known to fail now instead of after the training, and for other data than the
+    run in the folder has read.
     """
-    if folder.result() is not None:
+    if (result := folder.result()) is not None:
+        if "path" in settings.dataset and not is_published(settings.dataset):
+            check_own_data(folder, result.dataset, settings)
         return None
     experiment = Experiment.build(settings)
+    if folder.last.is_file():
+        check_data(folder, load(folder.last)[1]["dataset"], experiment.dataset)
     for row in experiment.plan_rows().values():
         for split in ("val", "test"):
             experiment.build_tester(row, split)
@@ -43,6 +56,28 @@ def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
             f"eval.checkpoint is {wanted!r}: it must be best, last, ensemble or a file; there is no such file"
         )
     return experiment
+
+
+def check_own_data(folder: RunFolder, recorded: Mapping[str, Any], settings: Settings) -> None:
+    """Raise ConfigError if the data of a finished run is there and is not what it has read."""
+    dataset = build_dataset(settings)
+    try:
+        dataset.prepare()
+    except ConfigError:  # the result stays true when the data is gone
+        return
+    check_data(folder, recorded, dataset)
+
+
+def check_data(folder: RunFolder, recorded: Mapping[str, Any], dataset: Dataset) -> None:
+    """Raise ConfigError if the dataset's content is not what the run in the folder has read."""
+    found = json.loads(json.dumps(dataset.identity()))
+    differing = [key for key in recorded if key in found and found[key] != recorded[key]]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"{folder.path} has read other data than is there now (its {key} was {recorded[key]}, now {found[key]}): "
+            "put the first data back, or choose another folder by hydra.run.dir=..."
+        )
 
 
 def run(
@@ -133,8 +168,12 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     return result
 
 
-def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], overrides: list[str]) -> None:
-    """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`."""
+def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], changes: list[str]) -> None:
+    """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`.
+
+    changes: the settings that differ from the run's, as `eval.ways=20`. Raises ConfigError, among other reasons if the
+    data is not what the run has read and no setting of the dataset was changed.
+    """
     experiment = Experiment.build(settings)
     check_ensemble(experiment)
     for row in experiment.plan_rows().values():
@@ -143,19 +182,33 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ov
         with start_workers(experiment, config, "test") as ranks:
             follow(settings, ranks, "test")
         return
-    beside = RunFolder(folder.path / "tests" / ("-".join(overrides).replace("/", "_") or "again"))
+    beside = RunFolder(folder.path / "tests" / name_test(changes))
     spec, name = experiment.source.spec, str(folder.checkpoint(settings.eval.checkpoint))
     with start_workers(experiment, config, "test") as ranks:
         models, facts = load_models(experiment, folder, ranks)
+        if not any(change.startswith("dataset.") for change in changes):
+            check_data(folder, facts[-1]["dataset"], experiment.dataset)
         with beside.lock():
-            plan, about = Plan(**facts[-1]["progress"]["plan"]), checkpoint_of(name, facts)
-            rows = score_rows(experiment, models, plan, beside, ranks)
-            test = Evaluation(headline=headline_metric(spec), kind=spec.kind, rows=rows, checkpoint=about)
+            rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
+            test = Evaluation(
+                headline=headline_metric(spec),
+                kind=spec.kind,
+                rows=rows,
+                checkpoint=checkpoint_of(name, facts),
+                dataset=experiment.dataset.identity(),
+            )
             beside.finish(test)
             beside.forget_drafts()
     if folder.result() is None:
         print(f"{folder.path} is not finished: this tests its checkpoint of step {facts[-1]['step']}")
     print(*map(printable, describe_result(test)), f"in {beside.path}", sep="\n")
+
+
+def name_test(changes: Sequence[str]) -> str:
+    """The folder's name of a test with these settings: the settings themselves, unless that is too long."""
+    name = "-".join(change.removeprefix("eval.") for change in changes).replace("/", "_") or "again"
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    return name if len(name.encode()) <= LONGEST else f"{name[:40]}-{digest}"
 
 
 def checkpoint_of(name: str, facts: list[dict[str, Any]]) -> Checkpoint:

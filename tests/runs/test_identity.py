@@ -1,0 +1,182 @@
+"""A run belongs to the data it has read, wherever a command is given and however the data is spelled."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from metarun.cli.compose import compose
+from metarun.cli.grammar import parse
+from metarun.config.load import identity, make_absolute, resolve
+from metarun.core.machine import find_commit
+from metarun.engine import checkpoint
+from metarun.reports.collect import Run
+from metarun.runs.folder import RunFolder
+from metarun.runs.run import LONGEST, name_test
+from tests.conftest import Command
+
+SMALL = (
+    "algo=protonet", "backbone=conv4", "backbone.filters=2", "dataset=folder", "dataset.path=pics",
+    "dataset.image_size=16", "trainer.workers=1", "trainer.steps=2", "trainer.tasks_per_step=1", "eval.tasks=4",
+    "eval.val_tasks=4", "ways=2", "queries=1", "device=cpu", "hydra.run.dir=run",
+)  # fmt: skip
+STEPS = ("trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=2")
+
+
+def write_pictures(root: Path, seed: int = 0) -> None:
+    """Fifteen classes of four pictures of noise."""
+    noise = np.random.default_rng(seed)
+    for label in range(15):
+        folder = root / f"class{label:02d}"
+        folder.mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(noise.integers(0, 255, (16, 16, 3), dtype=np.uint8)).save(folder / f"{i}.png")
+
+
+@pytest.fixture
+def pics(place: Path) -> Path:
+    write_pictures(place / "pics")
+    return place / "pics"
+
+
+def go_elsewhere(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a folder that has other pictures under the same name."""
+    write_pictures(place / "two" / "pics", seed=1)
+    monkeypatch.chdir(place / "two")
+
+
+def test_relative_and_absolute_spelling_of_a_path_give_one_run(place: Path) -> None:
+    spellings = ("pics", "./pics", f"{place}/pics", "other/../pics")
+    names = {compose(["dataset=folder", f"dataset.path={path}"]).hydra.run.dir for path in spellings}
+    assert len(names) == 1
+    assert compose(["dataset=folder", "dataset.path=others"]).hydra.run.dir not in names
+
+
+def test_only_paths_are_made_absolute_and_a_published_sets_path_is_no_part_of_a_run(place: Path) -> None:
+    values = {"data_dir": "d", "dataset": {"path": "~/p"}, "eval": {"checkpoint": "best-20"}}
+    home = os.path.expanduser("~")
+    assert make_absolute(values) == {**values, "data_dir": f"{place}/d", "dataset": {"path": f"{home}/p"}}
+    address = {"dataset": {"path": "https://example.org/x"}, "eval": {"checkpoint": "sub/last.pt"}}
+    assert make_absolute(address)["dataset"] == address["dataset"]
+    assert make_absolute(address)["eval"] == {"checkpoint": f"{place}/sub/last.pt"}
+    for name, counts in (("folder", True), ("miniimagenet", False), ("omniglot", False), ("clinc150", False)):
+        one, other = (identity(resolve(compose([f"dataset={name}", f"dataset.path={path}"]))) for path in "ab")
+        assert (one != other) == counts
+
+
+def test_tasks_of_regression_have_no_ways_in_their_folder() -> None:
+    assert "/maml-sinusoid-1s/" in compose(["dataset=sinusoid"]).hydra.run.dir
+    assert "/maml-glyphs-5w1s/" in compose([]).hydra.run.dir
+
+
+@pytest.mark.integration
+def test_a_finished_run_is_not_shown_for_other_data(metarun: Command, pics: Path) -> None:
+    assert metarun(*SMALL).code == 0
+    again = metarun(*SMALL)
+    assert (again.code, "is finished already" in again.out) == (0, True)
+    shutil.rmtree(pics)
+    assert "is finished already" in metarun(*SMALL).out  # a result stays true when its data is gone
+    write_pictures(pics, seed=1)
+    refused = metarun(*SMALL)
+    assert refused.code == 2
+    assert "has read other data than is there now (its sha256 was" in refused.err
+    assert refused.err.count("\n") == 1
+
+
+@pytest.mark.integration
+def test_a_stopped_run_goes_on_with_its_own_data_from_anywhere_and_with_no_other(
+    metarun: Command, place: Path, pics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert metarun(*SMALL, *STEPS).code == 0
+    run = place / "run"
+    whole = (run / "scores" / "test.csv").read_bytes()
+    (run / "result.json").unlink()
+    tensors, facts = checkpoint.load(run / "checkpoints" / "best.pt")
+    checkpoint.save(run / "checkpoints" / "last.pt", tensors, facts)
+    go_elsewhere(place, monkeypatch)
+    assert metarun("resume", str(run)).code == 0
+    assert (run / "scores" / "test.csv").read_bytes() == whole
+    (run / "result.json").unlink()
+    shutil.rmtree(pics)
+    write_pictures(pics, seed=1)
+    refused = metarun("resume", str(run))
+    assert (refused.code, "has read other data" in refused.err) == (2, True)
+
+
+@pytest.mark.integration
+def test_evaluate_reads_the_runs_data_from_anywhere_and_other_data_only_if_told(
+    metarun: Command, place: Path, pics: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert metarun(*SMALL).code == 0
+    run = place / "run"
+    own = json.loads((run / "result.json").read_text())
+    go_elsewhere(place, monkeypatch)
+    assert metarun("evaluate", str(run)).code == 0
+    again = json.loads((run / "tests" / "again" / "result.json").read_text())
+    assert again["dataset"] == own["dataset"]
+    assert again["test"]["test"]["task_hash"] == own["test"]["test"]["task_hash"]
+    assert metarun("evaluate", str(run), "dataset.path=pics").code == 0
+    (told,) = (folder for folder in (run / "tests").iterdir() if folder.name != "again")
+    assert json.loads((told / "result.json").read_text())["dataset"]["sha256"] != own["dataset"]["sha256"]
+    shutil.rmtree(pics)
+    write_pictures(pics, seed=1)
+    refused = metarun("evaluate", str(run))
+    assert (refused.code, "has read other data" in refused.err) == (2, True)
+
+
+def test_a_test_is_named_by_its_settings_and_never_longer_than_a_file_system_allows() -> None:
+    assert name_test([]) == "again"
+    assert name_test(["eval.ways=3", "device=cpu"]) == "ways=3-device=cpu"
+    long = [name_test([f"dataset.path=/{'x' * 300}/{end}"]) for end in "ab"]
+    assert all(len(name.encode()) <= LONGEST for name in long)
+    assert long[0] != long[1]
+
+
+@pytest.mark.integration
+def test_a_reports_command_can_be_run(metarun: Command, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_pictures(place / "own, 'and' more" / "pics")
+    conf = place / "conf"
+    (conf / "experiment").mkdir(parents=True)
+    (conf / "experiment" / "mine.yaml").write_text("# @package _global_\neval:\n  tasks: 5\n")
+    monkeypatch.chdir(place / "own, 'and' more")
+    settings = [text for text in SMALL if not text.startswith("hydra")]
+    assert metarun("--config-dir", "../conf", "experiment=mine", *settings).code == 0
+    (folder,) = Path("outputs").glob("*/*/")
+    command = Run.read(folder).command
+    assert command is not None
+    (place / "empty").mkdir()
+    monkeypatch.chdir(place / "empty")
+    words = subprocess.run(["bash", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
+    assert parse(words.stdout.splitlines()[2:])
+    assert metarun(*words.stdout.splitlines()[1:], "device=cpu").code == 0
+    (again,) = Path("outputs").glob("*/*/")
+    assert (again.parent.name, again.name) == (folder.parent.name, folder.name)
+    assert RunFolder(again).result() is not None
+
+
+def test_the_commit_is_that_of_the_code_and_not_of_what_surrounds_it(tmp_path: Path) -> None:
+    def git(*words: str) -> str:
+        identity = ("-c", "user.name=a", "-c", "user.email=a@example.org")
+        done = subprocess.run(["git", *identity, *words], cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    package = tmp_path / "venv" / "metarun"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (tmp_path / "own.py").touch()
+    git("init", "-q")
+    git("add", "own.py")
+    git("commit", "-qm", "theirs")
+    assert find_commit(package) is None
+    (package / "commit.txt").write_text("a" * 40 + "\n")
+    assert find_commit(package) == "a" * 40
+    git("add", "venv")
+    git("commit", "-qm", "ours")
+    assert find_commit(package) == git("rev-parse", "HEAD")
+    (package / "__init__.py").write_text("changed = 1\n")
+    assert find_commit(package) == git("rev-parse", "HEAD") + "-dirty"
