@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
@@ -17,7 +16,6 @@ from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
 PATHS = ("data_dir", "dataset.path", "eval.checkpoint")  # settings that are paths of the user's
-NO_PATH = re.compile(r"best|last|ensemble|best-\d+|.*://.*")  # names of checkpoints, and addresses
 OWN = "folder"  # the collection of a user's own data
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
@@ -81,10 +79,15 @@ def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:
         group, _, name = path.rpartition(".")
         place = changed.get(group) if group else changed
         value = place.get(name) if isinstance(place, Mapping) else None
-        if place and value and isinstance(value, str) and not NO_PATH.fullmatch(value):
+        if place and value and isinstance(value, str) and _is_path(path, value):
             absolute = {name: os.path.abspath(os.path.expanduser(value))}
             changed |= {group: {**place, **absolute}} if group else absolute
     return changed
+
+
+def _is_path(setting: str, value: str) -> bool:
+    """Whether a setting's text is a path: no address, and no name of a checkpoint such as best."""
+    return "://" not in value and (setting != "eval.checkpoint" or value.endswith(".pt"))
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -45,11 +45,11 @@ def test_a_checkpoint_that_is_missing_or_of_another_model(metarun: Command, trai
     tensors, facts = checkpoint.load(best)
     before = sorted(place.rglob("*"))
 
-    assert_told(metarun("evaluate", "run", "checkpoint=first.pt"), "there is no checkpoint first.pt")
+    assert_told(metarun("evaluate", "run", "checkpoint=first.pt"), f"there is no checkpoint {place}/first.pt")
     tensors["theta"]["head"]["weight"] = torch.zeros(7, 4)
     checkpoint.save(place / "other.pt", tensors, facts)
     answer = metarun("evaluate", "run", "checkpoint=other.pt")
-    assert_told(answer, "the checkpoint other.pt is of another model: its weights have other names or shapes")
+    assert_told(answer, f"the checkpoint {place}/other.pt is of another model: its weights have other names or shapes")
     best.unlink()
     assert_told(metarun("evaluate", "run"), f"there is no checkpoint {best}")
     assert {*place.rglob("*")} - {*before} == {place / "other.pt"}

@@ -68,7 +68,9 @@ def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_a
     rows = {"test": row, "other": replace(row, metrics={"accuracy": accuracy, "accuracy_by_step": vector})}
     draw_vectors(tmp_path, rows)
     assert {file.name for file in tmp_path.iterdir()} == {"accuracy_by_instance.png", "accuracy_by_step.png"}
-    test = Evaluation(headline="accuracy", kind="classification", rows=rows, checkpoint=Checkpoint("best", 1))
+    test = Evaluation(
+        headline="accuracy", kind="classification", rows=rows, checkpoint=Checkpoint("best", 1), dataset={}
+    )
     task = "(5-way 1-shot, 1 query per class, 9 tasks, inductive)"
     assert [" ".join(line.split()) for line in describe_result(test)] == [
         f"test accuracy 75.00 ± 2.00 % {task}",
