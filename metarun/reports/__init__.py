@@ -14,7 +14,8 @@ def write_report(folders: Sequence[Path], to: Path) -> Iterator[Path]:
     """Report on every finished run below `folders`. Yields each file once it is written. Raises ConfigError."""
     from metarun.reports.web import to_html  # imports Matplotlib, which other users of this package do without
 
-    report = Report(read_runs(folders))
+    skipped: list[str] = []
+    report = Report(read_runs(folders, skipped), skipped)
     try:
         to.mkdir(parents=True, exist_ok=True)
     except OSError as error:

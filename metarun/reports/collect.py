@@ -42,7 +42,7 @@ class Run:
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Read a finished run. Raises ConfigError if its `result.json` is damaged, or is not the result of a run."""
+        """Read a finished run. Raises ConfigError if a file of it is damaged, or is not the result of a run."""
         result = RunFolder(folder).result()
         if result is None:
             raise ConfigError(f"{folder} is not the folder of a finished run: it has no result.json")
@@ -51,6 +51,9 @@ class Run:
             _ = run.algo, run.dataset, run.seed, run.setting, result.metric, [run.estimate(row) for row in result.rows]
         except (KeyError, TypeError, ValueError, AttributeError, ConfigError) as error:
             raise ConfigError(f"{folder / 'result.json'} is damaged: {error!r}") from error
+        for row in result.rows:
+            run.read_scores(row)
+        run.read_curves()
         return run
 
     @property
@@ -105,15 +108,22 @@ class Run:
         return RunFolder(self.folder).read_scores(row, self.result.headline)
 
     def read_curves(self) -> dict[str, Curve]:
-        """The logged headline metric: split -> (step, shown number); empty if the folder does not have it."""
+        """The logged headline metric: split -> (step, shown number); empty if the folder does not have it.
+
+        Raises ConfigError if the file is damaged.
+        """
         file = self.folder / "metrics.csv"
         curves: dict[str, Curve] = {}
         if file.is_file():
             name, scale = self.result.headline, self.result.metric.scale
-            with file.open(encoding="utf-8", newline="") as lines:
-                for line in csv.DictReader(lines):
-                    if line.get(name):
-                        curves.setdefault(line["split"], []).append((float(line["step"]), scale * float(line[name])))
+            try:
+                with file.open(encoding="utf-8", newline="") as lines:
+                    for line in csv.DictReader(lines):
+                        if line.get(name):
+                            point = float(line["step"]), scale * float(line[name])
+                            curves.setdefault(line["split"], []).append(point)
+            except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
+                raise ConfigError(f"{file} is damaged ({error!r}): delete it to go on without it") from error
         return curves
 
 
@@ -262,10 +272,10 @@ def _quote(value: str) -> str:
     return value if re.fullmatch(r"[\w./~-]+", value) else f"'{escaped}'"
 
 
-def read_runs(folders: Iterable[Path]) -> list[Run]:
+def read_runs(folders: Iterable[Path], skipped: list[str] | None = None) -> list[Run]:
     """Read every finished run below the folders, ordered by content. Results of `metarun evaluate` are left out.
 
-    Logs one line for each result.json that cannot be read. Raises ConfigError if there is no finished run.
+    Logs one line for each run that cannot be read, and adds it to `skipped`. Raises ConfigError if no run can be read.
     """
     places: dict[Path, Path] = {}
     for folder in folders:
@@ -277,7 +287,10 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
         try:
             runs.append(Run.read(place))
         except ConfigError as error:
-            say.warning("skipped: %s", " ".join(str(error).split()))
+            reason = " ".join(str(error).split())
+            say.warning("skipped: %s", reason)
+            if skipped is not None:
+                skipped.append(reason)
     if not runs:
         problem = "no result.json can be read" if places else "there is no result.json"
         raise ConfigError(f"no finished run in {', '.join(map(str, folders))}: {problem}")

@@ -61,6 +61,7 @@ class Report:
     """The parts of a report. Each is made once, whatever the number of formats."""
 
     runs: list[Run]
+    skipped: Sequence[str] = ()  # runs that could not be read, with the reason
 
     @cached_property
     def cells(self) -> list[Cell]:

@@ -25,6 +25,7 @@ def to_markdown(report: Report) -> str:
     sections = [
         "# Results",
         "Written by `metarun report` from the runs' own files.",
+        *([f"Not read:\n\n{_format_bullets(report.skipped)}"] if report.skipped else []),
         format_table(*report.overview),
         *map(_format_section, [*report.papers, *report.steps, *report.comparisons]),
         "## Where runs differ from the papers",

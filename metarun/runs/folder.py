@@ -167,7 +167,10 @@ class RunFolder:
             raise ConfigError(f"{file} is damaged, or of another version of metarun: {error!r}") from error
 
     def read_scores(self, row: str, metric: str) -> NDArray[np.float64] | None:
-        """Read a metric of each test task of a row, [tasks]; None if the folder does not have it."""
+        """Read a metric of each test task of a row, [tasks]; None if the folder does not have it.
+
+        Raises ConfigError if the file is damaged.
+        """
         columns = self._read_columns(row, lambda name: name == metric)
         return None if columns is None else columns[:, 0]
 
@@ -182,9 +185,12 @@ class RunFolder:
         file = self.path / "scores" / f"{row}.csv"
         if not file.is_file():
             return None
-        with file.open(encoding="utf-8", newline="") as lines:
-            chosen = [i for i, name in enumerate(next(csv.reader(lines))) if wanted(name)]
-            return np.loadtxt(lines, delimiter=",", usecols=chosen, ndmin=2) if chosen else None
+        try:
+            with file.open(encoding="utf-8", newline="") as lines:
+                chosen = [i for i, name in enumerate(next(csv.reader(lines))) if wanted(name)]
+                return np.loadtxt(lines, delimiter=",", usecols=chosen, ndmin=2) if chosen else None
+        except (ValueError, StopIteration, OSError) as error:
+            raise ConfigError(f"{file} is damaged ({str(error) or 'empty'}): delete it to go on without it") from error
 
     def finish(self, result: Evaluation) -> None:
         """Write the result."""

@@ -1,11 +1,12 @@
 """The result of a run as a typed record, and its form as JSON. Never imports torch."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import Any, get_type_hints
 
 from metarun.config.registry import declaration, metric
 from metarun.config.traits import Kind, Metric
+from metarun.config.validate import convert
 
 Number = float | list[Any]  # a list for a vector metric
 
@@ -119,7 +120,7 @@ class Result(Evaluation):
         """Read a result. Raises TypeError, KeyError, AttributeError, ValueError or ConfigError for anything else."""
         rest = dict(values)
         validation = rest.pop("validation", None)
-        return cls(
+        result = cls(
             kind=declaration("dataset", rest["config"]["dataset"]["name"]).traits.kind,
             rows={name: Row.from_json(row) for name, row in rest.pop("test").items()},
             checkpoint=Checkpoint(**rest.pop("checkpoint")),
@@ -127,6 +128,25 @@ class Result(Evaluation):
             training=Training(**rest.pop("training")),
             **rest,
         )
+        if problem := next(find_misfits(result), None):
+            raise ValueError(problem)
+        return result
+
+
+def find_misfits(record: Any, key: str = "") -> Iterator[str]:
+    """Say which values of a record, and of the records in it, are not of their declared type."""
+    hints = get_type_hints(type(record))
+    for name in (field.name for field in fields(record)):
+        value, place = getattr(record, name), f"{key}.{name}" if key else name
+        parts = value if isinstance(value, Mapping) else {}
+        records = {place: value} if is_dataclass(value) else {f"{place}.{k}": v for k, v in parts.items()}
+        if any(map(is_dataclass, records.values())):
+            for inside, part in records.items():
+                yield from find_misfits(part, inside)
+        else:
+            problems: list[str] = []
+            convert(value, hints[name], place, problems)
+            yield from problems
 
 
 def _is_estimate(value: Any) -> bool:

@@ -14,7 +14,7 @@ from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.registry import metric
 from metarun.reports import write_report
-from metarun.reports.collect import Cell, make_cells, read_runs
+from metarun.reports.collect import Cell, Run, make_cells, read_runs
 from metarun.reports.published import find_figure, read_figures, read_papers, read_sources
 from metarun.reports.tables import Report
 from metarun.reports.text import to_csv, to_latex, to_markdown
@@ -335,6 +335,55 @@ def test_a_damaged_or_foreign_result_is_named_and_skipped(
     assert "\n" not in record.getMessage()
     with pytest.raises(ConfigError, match=r"no finished run in .*c: no result.json can be read"):
         read_runs([outputs / "c"])
+    list(write_report([outputs], outputs / "report"))
+    for name in ("report.md", "report.html"):
+        assert str(outputs / "c" / "result.json") in (outputs / "report" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("scores/test.csv", ""),
+        ("scores/test.csv", "task,accuracy\n0,0.5\n1,half\n"),
+        ("scores/test.csv", "task,accuracy\n0\n"),
+        ("metrics.csv", "step,split,accuracy\n1,val,good\n"),
+        ("metrics.csv", "accuracy\n0.5\n"),
+    ],
+)
+def test_a_run_with_a_damaged_file_is_named_and_skipped(
+    outputs: Path, file: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (outputs / "b" / file).parent.mkdir(exist_ok=True)
+    (outputs / "b" / file).write_text(content)
+    skipped: list[str] = []
+    left = read_runs([outputs], skipped)
+    assert all(run.folder != outputs / "b" for run in left)
+    (line,) = skipped
+    assert line.startswith(f"{outputs / 'b' / file} is damaged (")
+    assert line.endswith("delete it to go on without it")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("headline",), 3),
+        (("device",), None),
+        (("test", "test", "tasks"), "many"),
+        (("test", "test", "accuracy"), {"mean": "high", "ci95": 0.1}),
+        (("training", "seconds"), [1]),
+        (("checkpoint", "step"), 1.5),
+        (("config",), []),
+    ],
+)
+def test_a_result_with_a_value_of_another_type_is_damaged(tmp_path: Path, path: tuple[str, ...], value: object) -> None:
+    result = omniglot_result()
+    place = result
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = value
+    write_run(tmp_path / "a", result, "[]")
+    with pytest.raises(ConfigError, match=r"a/result.json is damaged"):
+        Run.read(tmp_path / "a")
 
 
 def test_a_bar_in_a_name_does_not_end_a_column(tmp_path: Path) -> None:
