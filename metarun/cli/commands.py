@@ -12,11 +12,13 @@ from typing import NoReturn
 
 from metarun.cli import reproduce as table
 from metarun.cli.compose import change, compose
+from metarun.cli.grammar import show
 from metarun.cli.hydra_app import Request, check_folder
-from metarun.cli.overview import LISTED, wrap, write_group, write_overview
+from metarun.cli.overview import wrap, write_group, write_overview
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
+from metarun.config.registry import LISTED
 from metarun.config.words import count, printable
 from metarun.runs.folder import RunFolder, check_writable
 
@@ -43,7 +45,7 @@ class Parser(argparse.ArgumentParser):
         return found
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog}: {message}; see {self.prog} --help")
+        raise ConfigError(f"{self.prog}: {show(message)}; see {self.prog} --help")
 
 
 def resume(words: Sequence[str]) -> None:

@@ -17,20 +17,23 @@ from yaml import MarkedYAMLError
 
 from metarun.cli.grammar import parse, show
 from metarun.cli.hydra_app import CONFIGS, check_folder, search
-from metarun.cli.mistakes import explain
-from metarun.config.errors import ConfigError
+from metarun.cli.mistakes import check_choice, explain, refuse_value
+from metarun.config.errors import ConfigError, find_reason
 from metarun.config.load import identity, resolve
 from metarun.config.registry import config_folders, declaration
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
     """Compose one job, with Hydra's own node. Raises ConfigError in place of Hydra's exceptions."""
-    for override in parse(overrides):
+    parsed = parse(overrides)
+    for override in parsed:
         if override.is_sweep_override():
             text = show(override.input_line or "")
             raise ConfigError(f"{text} asks for several runs: did you mean metarun --multirun {text}?")
     with search(config_dir) as loader, warnings.catch_warnings():
         warnings.filterwarnings("error", "provider=")  # a search path that is not there
+        for override in parsed:
+            check_choice(override, loader)
         try:
             return hydra.compose(config_name, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, UserWarning, MarkedYAMLError) as error:
@@ -40,9 +43,12 @@ def compose(overrides: Sequence[str], config_dir: str | None = None, config_name
 def find_folder(config: DictConfig, key: Literal["hydra.run.dir", "hydra.sweep.dir"]) -> Path:
     """The absolute folder that a composed configuration names. Raises ConfigError."""
     try:
-        return Path(str(OmegaConf.select(config, key))).absolute()
+        name = str(OmegaConf.select(config, key))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{key}: {find_reason(error)}") from error
+    if not name:
+        raise ConfigError(f"{key} is empty: it must name a folder; . is the current one")
+    return Path(name).absolute()
 
 
 def change(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -51,7 +57,10 @@ def change(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any
     for override in parse(overrides):
         if override.is_sweep_override():
             raise ConfigError(f"{show(override.input_line or '')} is a list of values: give one")
-        OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+        try:
+            OmegaConf.update(config, override.key_or_group, override.value(), force_add=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(refuse_value(override.input_line or "")) from error
     return resolve(config)
 
 
@@ -73,7 +82,7 @@ def read_comments(group: str, config_dir: str | None = None) -> dict[str, list[s
     found: dict[str, list[str]] = {}
     for folder in (CONFIGS, *config_folders(), *([check_folder(config_dir)] if config_dir is not None else [])):
         for path in sorted((folder / group).rglob("*.yaml")):
-            lines = path.read_text(encoding="utf-8").splitlines()
+            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
             option = path.relative_to(folder / group).with_suffix("").as_posix()
             found.setdefault(option, [line[2:] for line in lines if re.match(r"# (?!@)", line)])
     return found

@@ -1,24 +1,28 @@
 """All contact with Hydra as an application and with sys.argv: options, search path, folders and jobs."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import hydra
-from hydra._internal.utils import get_args_parser  # the only internal of Hydra in use: its own options
+from hydra._internal.core_plugins.file_config_source import FileConfigSource  # internal, as is the next one:
+from hydra._internal.utils import get_args_parser  # Hydra's reader of files, and its options
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from metarun.config.errors import ConfigError, did_you_mean
+from metarun.cli.grammar import show
+from metarun.config.errors import ConfigError, did_you_mean, explain_os_error, find_reason
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import config_folders
 from metarun.runs.folder import RunFolder
@@ -31,7 +35,8 @@ Job = Callable[[DictConfig], float]
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # later versions know no other
-OPEN_TABLES = ("eval.algo.", "eval.variants.")  # any key may be new in them, without Hydra's "+"
+OPEN_TABLES = ("eval.algo", "eval.variants")  # any key may be new in them, without Hydra's "+"
+GLOBAL = "# @package _global_"  # without this line Hydra puts an experiment's values below a key of its own
 
 
 @dataclass(frozen=True)
@@ -51,15 +56,20 @@ class Request:
         commands: what a word that is neither an option nor a setting may have been meant for.
         """
         parser = get_args_parser()
-        parser.prog, parser.usage = "metarun", "metarun [--help] [--multirun] [--cfg job] [group=option] [path=value]"
+        parser.error = _refuse  # type: ignore[method-assign]
         found = vars(parser.parse_intermixed_args(words))
-        overrides = [f"++{text}" if text.startswith(OPEN_TABLES) else text for text in found.pop("overrides")]
+        opened = re.compile(rf"({'|'.join(OPEN_TABLES)})[.=]")
+        overrides = [f"++{text}" if opened.match(text) else text for text in found.pop("overrides")]
         for word in overrides:
             if re.fullmatch(r"[\w./-]+", word):
                 hint = did_you_mean(word, [*commands, "--help", "--version"])
                 raise ConfigError(f"{word} is no command{hint}: choose from {', '.join(commands)}, or set name=value")
         if found.pop("config_path"):
             raise ConfigError("--config-path would replace metarun's own configuration: use --config-dir to add to it")
+        if found.pop("experimental_rerun"):
+            raise ConfigError("--experimental-rerun is no option of metarun: metarun resume RUN continues a run")
+        if (found["package"] or found["resolve"]) and not found["cfg"]:
+            raise ConfigError("--package and --resolve are about what is printed: use them with --cfg job")
         own = {name: found.pop(name) for name in ("config_dir", "multirun")}
         name = found.pop("config_name") or "config"
         flags = {name.replace("_", "-"): value for name, value in found.items() if value not in (None, False)}
@@ -67,36 +77,78 @@ class Request:
 
     def arguments(self) -> list[str]:
         """The same for Hydra's own parser, which wants its options in front."""
-        options = {"config-dir": self.config_dir, "config-name": self.config_name, "multirun": self.multirun}
+        options = {"config-name": self.config_name, "multirun": self.multirun}
         given = {name: value for name, value in {**options, **self.flags}.items() if value}
         return [f"--{name}" if value is True else f"--{name}={value}" for name, value in given.items()] + self.overrides
+
+
+def _refuse(message: str) -> NoReturn:
+    raise ConfigError(f"{show(message)}; see metarun --help")
 
 
 class ConfigFolders(SearchPathPlugin):
     """Where Hydra finds YAML files besides metarun's own, which count where two have the same name."""
 
-    own: ClassVar[str | None] = None  # the user's folder, while `search` is at work
+    own: ClassVar[str | None] = None  # the user's folder, within `add_folder`
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in config_folders():
-            search_path.append("metarun-packages", f"file://{folder}")
+            search_path.append("metarun-packages", f"yaml://{folder}")
         if self.own is not None:
-            search_path.append("command-line", f"file://{self.own}")
+            search_path.append("command-line", f"yaml://{self.own}")
 
 
-Plugins.instance().register(ConfigFolders)
+class YamlFiles(FileConfigSource):
+    """Read the YAML files of others, also with a byte order mark. Raises ConfigError, which names the file."""
+
+    @staticmethod
+    def scheme() -> str:
+        return "yaml"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        file = Path(self.path) / self._normalize_file_name(config_path)
+        try:
+            with file.open(encoding="utf-8-sig") as text:
+                header = self._get_header_dict(text.read(512))
+                text.seek(0)
+                config = OmegaConf.load(text)
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{file} is not UTF-8 text: {_find_line(file)} cannot be read") from error
+        except (OSError, ValueError) as error:  # also OmegaConf's for a file that holds a single word
+            raise ConfigError(f"{file} cannot be read: {str(error).splitlines()[0]}") from error
+        if not isinstance(config, DictConfig):
+            raise ConfigError(f"{file} must hold settings, each as name: value")
+        if config_path.startswith("experiment/") and header["package"] is None:
+            raise ConfigError(f"{file}: its first line must be {GLOBAL}")
+        return ConfigResult(config=config, path=f"{self.scheme()}://{self.path}", provider=self.provider, header=header)
+
+
+def _find_line(file: Path) -> str:
+    """The first line that is not UTF-8: "line 3"."""
+    lines = file.read_bytes().splitlines()
+    return next(f"line {n}" for n, line in enumerate(lines, 1) if "\ufffd" in line.decode(errors="replace"))
+
+
+for plugin in (ConfigFolders, YamlFiles):
+    Plugins.instance().register(plugin)
+
+
+@contextmanager
+def add_folder(config_dir: str | None) -> Iterator[None]:
+    """Let Hydra find the user's YAML files. Raises ConfigError."""
+    ConfigFolders.own = str(check_folder(config_dir).absolute()) if config_dir is not None else None
+    try:
+        yield
+    finally:
+        ConfigFolders.own = None
 
 
 @contextmanager
 def search(config_dir: str | None = None) -> Iterator[ConfigLoader]:
     """Let `hydra.compose` find the YAML files of metarun, of packages and of the user. Raises ConfigError."""
     GlobalHydra.instance().clear()
-    ConfigFolders.own = str(check_folder(config_dir).absolute()) if config_dir is not None else None
-    try:
-        with hydra.initialize_config_dir(str(CONFIGS), job_name="metarun", **BASE):
-            yield GlobalHydra.instance().config_loader()
-    finally:
-        ConfigFolders.own = None
+    with add_folder(config_dir), hydra.initialize_config_dir(str(CONFIGS), job_name="metarun", **BASE):
+        yield GlobalHydra.instance().config_loader()
 
 
 def check_folder(config_dir: str) -> Path:
@@ -118,9 +170,25 @@ def set_argv(request: Request) -> Iterator[None]:
 
 
 def call(request: Request, job: Job) -> None:
-    """Let Hydra show what the request asks for, or make the folders and call `job`, in a sweep for each run."""
-    with set_argv(request):
-        hydra.main(config_path=str(CONFIGS), config_name="config", **BASE)(job)()
+    """Let Hydra show what the request asks for, or make the folders and call `job`, in a sweep for each run.
+
+    Raises ConfigError where Hydra or one of its plug-ins fails; with HYDRA_FULL_ERROR=1 what it raised.
+    """
+    before = os.environ.get("HYDRA_FULL_ERROR")
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback, and exits
+    try:
+        with set_argv(request), add_folder(request.config_dir):
+            hydra.main(config_path=str(CONFIGS), config_name="config", **BASE)(job)()
+    except Exception as error:
+        if before == "1" or isinstance(error, ConfigError):
+            raise
+        if isinstance(error, OSError):
+            raise ConfigError(f"Hydra cannot write the run's folder: {explain_os_error(error)}") from error
+        plugins = [text for text in request.overrides if text.startswith("hydra/")]
+        raise ConfigError(f"{' '.join(plugins) or 'Hydra'} fails: {find_reason(error)}") from error
+    finally:
+        os.environ.pop("HYDRA_FULL_ERROR")
+        os.environ.update({} if before is None else {"HYDRA_FULL_ERROR": before})
 
 
 def run_composed(config: DictConfig, experiment: "Experiment | None" = None) -> float:

@@ -11,6 +11,7 @@ from metarun.cli.hydra_app import Job, Request, call, run_composed
 from metarun.cli.sweep import show_jobs, sweep
 from metarun.config.errors import ConfigError, report_error
 from metarun.config.load import load_settings, resolve
+from metarun.config.schema import Settings
 from metarun.engine.process import launcher_rank, prepare_cpu
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
@@ -33,10 +34,11 @@ def launch(request: Request) -> None:
         sweep(request)
     else:
         config = compose(request.overrides, request.config_dir, request.config_name)
+        settings = load_settings(resolve(config))
         if launcher_rank():
-            _follow(config)
+            _follow(config, settings)
         else:
-            call(request, run_composed if shows else _prepare(config))
+            call(request, run_composed if shows else _prepare(config, settings))
 
 
 def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
@@ -71,9 +73,8 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
     return folder.path, result
 
 
-def _prepare(config: DictConfig) -> Job:
+def _prepare(config: DictConfig, settings: Settings) -> Job:
     """Build one run's components, so that mistakes in them are found before Hydra makes the folder."""
-    settings = load_settings(resolve(config))
     folder = RunFolder(find_folder(config, "hydra.run.dir"))
     folder.check_writable()
     from metarun.runs.run import prepare
@@ -89,10 +90,8 @@ def _prepare(config: DictConfig) -> Job:
     return job
 
 
-def _follow(config: DictConfig) -> None:
+def _follow(config: DictConfig, settings: Settings) -> None:
     """Run as another rank than 0; rank 0 writes all files, also Hydra's."""
-    values = resolve(config)
-    settings = load_settings(values)
     from metarun.runs.run import run
 
-    run(settings, RunFolder(find_folder(config, "hydra.run.dir")), values, {})
+    run(settings, RunFolder(find_folder(config, "hydra.run.dir")), resolve(config), {})

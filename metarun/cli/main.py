@@ -1,7 +1,9 @@
 """The command line: `metarun [overrides]` trains, sub-commands do the rest."""
 
+import io
 import signal
 import sys
+import threading
 from types import FrameType
 
 from metarun.cli.commands import COMMANDS, summarise_commands
@@ -15,7 +17,11 @@ from metarun.engine.process import prepare_cpu
 
 def main() -> None:
     """Console entry point. Exit codes: 0 done, 1 the run failed, 2 a mistake in the request, 130 stopped."""
-    signal.signal(signal.SIGTERM, _terminate)
+    if threading.current_thread() is threading.main_thread():  # only this one may handle signals
+        signal.signal(signal.SIGTERM, _terminate)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a character that it cannot encode is shown by its code
+            stream.reconfigure(errors="backslashreplace")
     prepare_cpu()
     command, *words = sys.argv[1:] or [""]
     try:

@@ -6,12 +6,44 @@ from typing import Any
 
 import hydra
 from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from yaml import MarkedYAMLError
 
-from metarun.cli.grammar import parse
-from metarun.config.errors import did_you_mean, instead
+from metarun.cli.grammar import show
+from metarun.config.errors import ConfigError, did_you_mean, find_reason, instead, offer
+from metarun.config.registry import LISTED
+
+EXTRAS = {
+    "joblib": "joblib",
+    "submitit_local": "submitit",
+    "submitit_slurm": "submitit",
+    "ray": "ray",
+    "optuna": "optuna",
+}
+PLUGINS = {
+    "rq": "hydra-rq-launcher",
+    "ray_aws": "hydra-ray-launcher",
+    "ax": "hydra-ax-sweeper",
+    "nevergrad": "hydra-nevergrad-sweeper",
+    "colorlog": "hydra-colorlog",
+}
+
+
+def check_choice(override: Override, loader: ConfigLoader) -> None:
+    """Raise ConfigError if an override gives a config group anything but one of its options."""
+    group, value = override.key_or_group, override.value()
+    if group == "hydra":
+        raise ConfigError("hydra itself cannot be set: set what is in it, for example hydra.run.dir=FOLDER")
+    if override.is_delete() or not (known := list_options(loader, group)):
+        return
+    if override.is_add() or override.is_force_add():
+        raise ConfigError(f"{override.input_line}: {group} has an option already: write {group}=NAME to replace it")
+    several = value if group == "experiment" and isinstance(value, list) and value else [value]
+    for option in several:
+        if option not in known:
+            raise ConfigError(_refuse_option(group, str(override.get_value_element_as_str()), known))
 
 
 def explain(error: Exception, loader: ConfigLoader, overrides: Sequence[str]) -> str:
@@ -19,6 +51,8 @@ def explain(error: Exception, loader: ConfigLoader, overrides: Sequence[str]) ->
     text = str(error) or type(error).__name__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, option = str(error.missing_cfg_file).partition("/")
+        if not option:
+            return f"there is no YAML file {group}.yaml that could be used in place of metarun's own"
         if known := list_options(loader, group):
             return _refuse_option(group, option, known)
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
@@ -27,13 +61,10 @@ def explain(error: Exception, loader: ConfigLoader, overrides: Sequence[str]) ->
         return _refuse_key(match[1], _list_keys(loader, overrides))
     if match := re.match(r"provider=(\S+).* path=(.+) is not available", text):
         return f"{match[1]} is {match[2]}: there is no such folder"
-    for override in parse(overrides, loader):
-        group = override.key_or_group
-        if not isinstance(override.value(), str if isinstance(error, TypeError) else str | list) and (
-            known := list_options(loader, group)
-        ):
-            return _refuse_option(group, (override.input_line or "").partition("=")[2], known)
-    return text.splitlines()[0]
+    if match := re.match("Error merging override (.+)", text):
+        return refuse_value(match[1])
+    key = getattr(error, "full_key", None)
+    return f"{key}: {find_reason(error)}" if key else find_reason(error)
 
 
 def list_options(loader: ConfigLoader, group: str) -> list[str]:
@@ -44,13 +75,22 @@ def list_options(loader: ConfigLoader, group: str) -> list[str]:
     return sorted({*here, *below})
 
 
+def refuse_value(override: str) -> str:
+    return f"{show(override)}: a value of another kind is needed here"
+
+
 def _refuse_option(group: str, option: str, known: list[str]) -> str:
-    return f"{group} is {option!r}: choose from {', '.join(known)}{did_you_mean(option, known)}"
+    plugin = f"metarun[{EXTRAS[option]}]" if option in EXTRAS else PLUGINS.get(option)
+    if group.startswith("hydra/") and plugin:
+        return f"{group}={option} needs a package that is not there: pip install '{plugin}'"
+    return f"{group} is {option!r}: {offer(option, known, group if group in LISTED else None)}"
 
 
 def _refuse_key(key: str, known: list[str]) -> str:
     """Suggest the same word elsewhere or a similar word at the same place, or name what is at that place."""
     parent, _, word = key.rpartition(".")
+    if key in known:
+        return f"{key}: the value has a key that {key} does not take"
     elsewhere = [other for other in known if other.endswith(f".{word}")]
     beside = [other.rpartition(".")[2] for other in known if other.rpartition(".")[0] == parent]
     if elsewhere:

@@ -7,10 +7,9 @@ from fnmatch import fnmatchcase
 
 from metarun.cli.compose import describe_options, read_comments
 from metarun.cli.hydra_app import CONFIGS
-from metarun.config.errors import ConfigError, did_you_mean
-from metarun.config.registry import broken_packages
+from metarun.config.errors import ConfigError, did_you_mean, offer
+from metarun.config.registry import LISTED, broken_packages
 
-LISTED = ("algo", "dataset", "backbone", "experiment")  # by `metarun list`
 TWIN = "_paper"  # ends the name of an experiment at the paper's length, beside its shorter form
 
 HEAD = """\
@@ -79,7 +78,7 @@ def write_group(group: str, pattern: str = "*", twins: bool = False, config_dir:
     twins: whether experiments at the paper's length are listed beside their shorter forms.
     """
     if group not in LISTED:
-        raise ConfigError(f"{group} is not listed: choose from {', '.join(LISTED)}{did_you_mean(group, LISTED)}")
+        raise ConfigError(f"{group} is not listed: {offer(group, LISTED)}")
     known = describe_options(group, config_dir)
     fitting = {option: text for option, text in known.items() if fnmatchcase(option, pattern)}
     if not fitting:

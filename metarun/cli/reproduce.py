@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from metarun.cli.compose import compose, describe_options
 from metarun.cli.sweep import Job
-from metarun.config.errors import ConfigError, did_you_mean
+from metarun.config.errors import ConfigError, offer
 from metarun.config.load import resolve
 from metarun.config.words import count
 from metarun.runs.folder import RunFolder
@@ -40,13 +40,12 @@ def choose(table: str, length: Length, patterns: Sequence[str], config_dir: str 
     table_of = {name: find_table(name, datasets) for name in known}
     tables = sorted(set(table_of.values()) - {""})
     if table not in tables:
-        raise ConfigError(f"there is no table {table!r}: choose from {', '.join(tables)}{did_you_mean(table, tables)}")
+        raise ConfigError(f"there is no table {table!r}: {offer(table, tables)}")
     long = [name for name in known if name.endswith("_paper")]
     cells = [name for name in known if name not in long and table_of[name] == table]
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in cells):
-            choices = f"choose from {', '.join(cells)}{did_you_mean(pattern, cells)}"
-            raise ConfigError(f"cells has {pattern!r}, which fits no experiment: {choices}")
+            raise ConfigError(f"cells has {pattern!r}, which fits no experiment: {offer(pattern, cells, 'experiment')}")
     chosen = [name for name in cells if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
     if length != "paper":
         return chosen

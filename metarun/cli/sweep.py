@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
@@ -19,7 +20,7 @@ from metarun.cli.compose import compose, find_folder
 from metarun.cli.grammar import expand
 from metarun.cli.hydra_app import Request, call, run_composed, search
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_error
-from metarun.config.load import load_settings, resolve
+from metarun.config.load import identity, load_settings, resolve
 from metarun.config.registry import declaration, metric
 from metarun.config.words import count
 from metarun.runs.folder import RunFolder
@@ -140,14 +141,18 @@ def plan(request: Request) -> tuple[list[Job], Path]:
     No jobs if they are not known beforehand: a sweeper chooses the values, or nothing but Hydra names the folders.
     """
     found: list[tuple[list[str], Path | None]] = []
+    in_folder: dict[Path, dict[str, Any]] = {}
     with search(request.config_dir) as loader:
         jobs = list(expand(request.overrides, loader))
     for number, overrides in enumerate(jobs):
         config = compose([*overrides, f"hydra.job.num={number}"], request.config_dir, request.config_name)
-        load_settings(resolve(config))
+        values = resolve(config)
+        load_settings(values)
         root = find_folder(config, "hydra.sweep.dir")
         folder = find_job_folder(config, root)
         RunFolder(folder or root).check_writable()
+        if folder and in_folder.setdefault(folder, identity(values)) != identity(values):
+            raise ConfigError(f"hydra.sweep.subdir makes {folder} the folder of jobs with different settings")
         found.append((overrides, folder))
     if config.hydra.runtime.choices["hydra/sweeper"] != "basic":
         return [], root

@@ -2,11 +2,13 @@
 
 import difflib
 import os
+import re
 import sys
 import traceback
 from collections.abc import Collection
 
 FAILURE, INTERRUPTED = 1, 130
+MANY = 12  # names, of which a message lists the nearest few alone
 
 
 class ConfigError(Exception):
@@ -39,8 +41,11 @@ def report_error(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, ConfigError | Failed | Stopped):
-        print(f"metarun: {error}", file=sys.stderr)
+        print(*(f"metarun: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
         return error.exit_code
+    if isinstance(error, OSError) and error.filename is not None:  # what is wrong is outside of metarun
+        print(f"metarun: {explain_os_error(error)}", file=sys.stderr)
+        return FAILURE
     if isinstance(error, KeyboardInterrupt):
         print("stopped; the same command again goes on from what is saved", file=sys.stderr)
         return INTERRUPTED
@@ -48,10 +53,34 @@ def report_error(error: BaseException) -> int:
     return FAILURE
 
 
+def explain_os_error(error: OSError) -> str:
+    """The file or folder that an error is about, and the system's reason."""
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+
+
+def find_reason(error: Exception) -> str:
+    """The first line of an error, without the name of the exception that OmegaConf writes before it."""
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    line = re.sub(r"^\w+ raised while resolving interpolation: ", "", line).strip('"')
+    return re.sub(r"Cannot convert '\w+' to string.*", "it is no text", line)
+
+
 def did_you_mean(word: str, known: Collection[str]) -> str:
     """Return " (did you mean X?)", or nothing if no known word is near."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, [str(name) for name in known], n=1, cutoff=0.6)
     return f" (did you mean {near[0]}?)" if near else ""
+
+
+def offer(word: str, known: Collection[str], group: str | None = None) -> str:
+    """Return "choose from A, B (did you mean A?)"; of many names the nearest five.
+
+    group: that of `metarun list GROUP`, which shows all.
+    """
+    if len(known) <= MANY:
+        return f"choose from {', '.join(known)}{did_you_mean(word, known)}"
+    nearest = difflib.get_close_matches(word, list(known), n=5, cutoff=0.0)
+    shown = f"; metarun list {group} shows all" if group else ""
+    return f"the nearest of {len(known)} are {', '.join(nearest)}{shown}"
 
 
 def instead(word: str, known: Collection[str]) -> str:

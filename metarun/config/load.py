@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from metarun.config.errors import ConfigError, instead
+from metarun.config.errors import ConfigError, find_reason, instead
 from metarun.config.registry import GROUPS, check, declaration
 from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
@@ -69,7 +69,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
             {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()}
         )
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{error.full_key}: {find_reason(error)}") from error
 
 
 def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:

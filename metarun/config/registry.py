@@ -10,22 +10,24 @@ Other packages add components through an entry point in the group `metarun`, who
 
 import ast
 import contextlib
+import dataclasses
 import functools
 import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
 
 from metarun.config import schema
-from metarun.config.errors import ConfigError, did_you_mean
+from metarun.config.errors import ConfigError, did_you_mean, find_reason, offer
 from metarun.config.schema import Range
 from metarun.config.traits import DECLARABLE, DatasetTraits, Metric, Traits
 from metarun.config.validate import convert_fields
 
 GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")  # those that a configuration chooses from
+LISTED = ("algo", "dataset", "backbone", "experiment")  # by `metarun list`
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
 RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Seed", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
@@ -72,8 +74,8 @@ def declaration(group: str, name: Any) -> Declaration:
     """The declaration of a component. Raises ConfigError, with the nearest known name, if there is none."""
     found = _declarations().get(group, {}).get(name) if isinstance(name, str) else None
     if found is None:
-        options = ", ".join(known(group))
-        text = f"{group}.name is {name!r}: choose from {options}{did_you_mean(str(name), known(group))}"
+        shown = group if group in LISTED else None
+        text = f"{group}.name is {name!r}: {offer(str(name), known(group), shown)}"
         raise ConfigError("; ".join([text, *broken_packages()]))
     return found
 
@@ -113,7 +115,18 @@ def check(group: str, values: Mapping[str, Any], problems: list[str], key: str |
 
 def lookup(group: str, name: str) -> Any:
     """Import and return a registered class or function. Raises ConfigError."""
-    importlib.import_module(declaration(group, name).module)
+    module = declaration(group, name).module
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        if (whose := _find_owner(module)) is None:
+            raise
+        reason = find_reason(error)
+        raise ConfigError(
+            f"{group}={name} is in {whose}, whose import fails: {type(error).__name__}: {reason}"
+        ) from error
+    if (group, name) not in _components:
+        raise ConfigError(f"{group}={name} is declared in {module}, but importing it does not register it")
     return _components[group, name]
 
 
@@ -125,6 +138,8 @@ def build(group: str, values: Mapping[str, Any], key: str | None = None, **runti
         raise ConfigError("\n".join(problems))
     declared = declaration(group, values["name"])
     component = lookup(group, values["name"])
+    if absent := ", ".join(name for name in declared.runtime if name not in runtime):
+        raise ConfigError(f"{declared.module}: {group}={values['name']} asks for {absent}, which no {group} is given")
     return component(**options, **{name: runtime[name] for name in declared.runtime})
 
 
@@ -156,11 +171,20 @@ def _read_packages() -> tuple[dict[str, dict[str, Declaration]], tuple[str, ...]
     for point in entry_points(group="metarun"):
         try:
             _add_package(point.value, table)
-        except (ConfigError, SyntaxError, ValueError, OSError) as error:
-            whose = f"{point.value} of {point.dist.name}" if point.dist else point.value
+        except Exception as error:
             place = f"{error.filename}, line {error.lineno}: {error.msg}" if isinstance(error, SyntaxError) else error
-            broken.append(f"the package {whose} cannot be used: {place}")
+            broken.append(f"{_name_package(point)} cannot be used: {place}")
     return table, tuple(broken)
+
+
+def _name_package(point: EntryPoint) -> str:
+    return f"the package {point.value} of {point.dist.name}" if point.dist else f"the package {point.value}"
+
+
+def _find_owner(module: str) -> str | None:
+    """The package of others that a module belongs to; None for metarun's own."""
+    points = entry_points(group="metarun")
+    return next((_name_package(point) for point in points if f"{module}.".startswith(f"{point.value}.")), None)
 
 
 def _add_package(package: str, table: dict[str, dict[str, Declaration]]) -> None:
@@ -176,8 +200,11 @@ def _root(package: str) -> Path:
     """The file of a module, or a package's `__init__.py`. Raises ConfigError."""
     try:
         spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):  # a parent package that is missing or broken
+    except ImportError:  # a parent package that is missing
         spec = None
+    except Exception as error:
+        reason = f"{type(error).__name__}: {find_reason(error)}"
+        raise ConfigError(f"importing what {package} is in fails: {reason}") from error
     if spec is None or spec.origin is None:
         raise ConfigError(f"there is no module {package}, which its entry point in the group metarun names")
     return Path(spec.origin)
@@ -217,8 +244,15 @@ def read_declarations(module: str, path: Path) -> Iterator[tuple[str, str, Decla
 def _read_traits(node: ast.expr, place: str) -> Any:
     """The record that a decorator's third argument writes out. Raises ConfigError."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in DECLARABLE and not node.args:
+        kind = DECLARABLE[node.func.id]
         values = {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords if keyword.arg}
-        return DECLARABLE[node.func.id](**values)
+        needed = {field.name for field in dataclasses.fields(kind) if field.default is dataclasses.MISSING}
+        hints = {name: hint for name, hint in get_type_hints(kind).items() if name in needed | values.keys()}
+        problems: list[str] = []
+        convert_fields(values, hints, f"{place}: {node.func.id}", problems)
+        if problems:
+            raise ConfigError("; ".join(sorted(problems)))
+        return kind(**values)
     raise ConfigError(f"{place}: register takes one of {', '.join(DECLARABLE)}, written out with literal values")
 
 

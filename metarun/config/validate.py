@@ -35,6 +35,9 @@ def convert(value: Any, kind: Any, key: str, problems: list[str]) -> Any:
     if origin is dict:
         if isinstance(value, Mapping):
             return {str(k): convert(v, args[1], f"{key}.{k}", problems) for k, v in value.items()}
+    elif origin is tuple:
+        if isinstance(value, tuple):
+            return tuple(convert(v, args[0], f"{key}[{i}]", problems) for i, v in enumerate(value))
     elif origin is list:
         if isinstance(value, list | tuple):
             return [convert(v, args[0], f"{key}[{i}]", problems) for i, v in enumerate(value)]
@@ -55,7 +58,7 @@ def convert_fields(
     """Convert a mapping by field name -> type; add unknown, missing and ill-typed keys to `problems`."""
     prefix = f"{key}." if key else ""
     for name in values.keys() - declared.keys():
-        problems.append(f"{prefix}{name}: no such setting{instead(name, declared.keys())}")
+        problems.append(f"{prefix}{name}: no such setting{instead(str(name), declared.keys())}")
     for name in declared.keys() - values.keys():
         problems.append(f"{prefix}{name}: missing")
     return {
@@ -104,8 +107,8 @@ def _describe(kind: Any) -> str:
         return f"{_describe(args[0])} {args[1]}"
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
-    if origin is list:
-        return f"a list, each {_describe(args[0])}"
+    if origin in (list, tuple):
+        return f"a {origin.__name__}, each {_describe(args[0])}"
     if origin is dict:
         return "a mapping of names" + ("" if args[1] is Any else f", each to {_describe(args[1])}")
     names = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null"}

@@ -208,7 +208,10 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def check_writable(path: Path, what: str) -> None:
     """Raise ConfigError, which calls the folder `what`, if it could not be made or written in. Makes nothing."""
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
+    try:
+        there = next(folder for folder in (path, *path.parents) if folder.exists())
+    except (OSError, ValueError) as error:  # a name that is too long, or that holds a null byte
+        raise ConfigError(f"{what} {path} cannot be made: {getattr(error, 'strerror', error)}") from error
     if not there.is_dir():
         raise ConfigError(f"{what} {path} cannot be made: {there} is a file")
     if not os.access(there, os.W_OK | os.X_OK):

@@ -2,15 +2,21 @@
 
 import errno
 import importlib.util
+import io
 import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import metarun
 from metarun.cli.commands import COMMANDS
+from metarun.cli.grammar import parse
 from metarun.cli.hydra_app import CONFIGS
+from metarun.cli.mistakes import check_choice
 from metarun.config.errors import ConfigError, report_error
 from metarun.config.registry import declaration, known
 from metarun.datasets import omniglot
@@ -27,16 +33,37 @@ def files_of(group: str) -> str:
     return ", ".join(sorted(file.as_posix() for file in files))
 
 
-ALGO_FILES, EXPERIMENTS = files_of("algo"), files_of("experiment")
-ALGOS = ", ".join(known("algo"))
+ALGO_FILES, EXPERIMENTS = files_of("algo").count(",") + 1, files_of("experiment").count(",") + 1
 REGRESSION = ", ".join(name for name in known("algo") if "regression" in declaration("algo", name).traits.kinds)
 
 # What is asked for, and all that is answered after "metarun: ". None of these needs a run to exist.
 MISTAKES: list[tuple[str, str]] = [
     # names
-    ("algo=mmal", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
-    ("algo=[1,2]", f"algo is '[1,2]': choose from {ALGO_FILES}"),
-    ("--multirun algo=[1,2]", f"algo is '[1,2]': choose from {ALGO_FILES}"),
+    (
+        "algo=mmal",
+        f"algo is 'mmal': the nearest of {ALGO_FILES} are maml, metal, imaml, mamlpp, fomaml; "
+        "metarun list algo shows all",
+    ),
+    ("algo=[1,2]", f"algo is '[1,2]': the nearest of {ALGO_FILES} are ..."),
+    ("--multirun algo=[1,2]", f"algo is '[1,2]': the nearest of {ALGO_FILES} are ..."),
+    ("algo=[maml,anil]", f"algo is '[maml,anil]': the nearest of {ALGO_FILES} are maml, anil, ..."),
+    ("algo=[maml]", f"algo is '[maml]': the nearest of {ALGO_FILES} are maml, ..."),
+    ("algo=[]", f"algo is '[]': the nearest of {ALGO_FILES} are ..."),
+    ("algo={a:1}", f"algo is '{{a:1}}': the nearest of {ALGO_FILES} are ..."),
+    ("+algo=maml", "+algo=maml: algo has an option already: write algo=NAME to replace it"),
+    ("++algo=maml", "++algo=maml: algo has an option already: write algo=NAME to replace it"),
+    ("backbone=[1,2]", f"backbone is '[1,2]': choose from {files_of('backbone')}"),
+    ("trainer={}", "trainer is '{}': choose from default"),
+    ("experiment=[]", f"experiment is '[]': the nearest of {EXPERIMENTS} are ..."),
+    ("~optimizer", "optimizer: missing"),
+    ("dataset.name={}", "dataset.name is {}: choose from fs_mol, glyphs, images, omniglot, sinusoid, texts"),
+    ("optimizer.name=[[]]", "optimizer.name is [[]]: choose from adam, sgd"),
+    ("hydra=3", "hydra itself cannot be set: set what is in it, for example hydra.run.dir=FOLDER"),
+    ("hydra/launcher=foo", "hydra/launcher is 'foo': choose from basic, ..."),
+    (
+        "--multirun hydra/sweeper=nevergrad seed=1,2",
+        "hydra/sweeper=nevergrad needs a package that is not there: pip install 'hydra-nevergrad-sweeper'",
+    ),
     ("algos=maml", "algos: no such setting (did you mean algo?)"),
     ("sead=3", "sead: no such setting (did you mean seed?)"),
     ("trainer.step=5", "trainer.step: no such setting (did you mean steps?)"),
@@ -52,13 +79,13 @@ MISTAKES: list[tuple[str, str]] = [
         "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
         "shots, queries, tasks_per_chunk, algo",
     ),
-    ("algo.name=mmal", f"algo.name is 'mmal': choose from {ALGOS} (did you mean maml?)"),
+    ("algo.name=mmal", f"algo.name is 'mmal': the nearest of {len(known('algo'))} are maml, ..."),
     ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),
     (
         "experiment=maml/omniglot5w1s",
-        f"experiment is 'maml/omniglot5w1s': choose from {EXPERIMENTS} (did you mean maml/omniglot_5w1s?)",
+        f"experiment is 'maml/omniglot5w1s': the nearest of {EXPERIMENTS} are maml/omniglot_5w1s, ...",
     ),
-    ("experiment=unheard", f"experiment is 'unheard': choose from {EXPERIMENTS}"),
+    ("experiment=unheard", f"experiment is 'unheard': the nearest of {EXPERIMENTS} are ..."),
     ("data omnigot", f"dataset is 'omnigot': choose from {files_of('dataset')} (did you mean omniglot?)"),
     ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
     (
@@ -86,6 +113,16 @@ MISTAKES: list[tuple[str, str]] = [
         "--config-path=elsewhere",
         "--config-path would replace metarun's own configuration: use --config-dir to add to it",
     ),
+    ("--foo", "unrecognized arguments: --foo; see metarun --help"),
+    ("--cfg foo", "argument --cfg/-c: invalid choice: 'foo' (choose from ..."),
+    ("--package x", "--package and --resolve are about what is printed: use them with --cfg job"),
+    ("--config-name foo", "there is no YAML file foo.yaml that could be used in place of metarun's own"),
+    (
+        "--experimental-rerun x",
+        "--experimental-rerun is no option of metarun: metarun resume RUN continues a run",
+    ),
+    ("--cfg job seed=abc", "seed is 'abc': it must be a whole number"),
+    ("--info all algo.inner_steps=-1", "algo.inner_steps is -1: it must be at least 0"),
     ("hydra.searchpath=[file:///nowhere/at/all]", "hydra.searchpath is /nowhere/at/all: there is no such folder"),
     # values
     ("seed=abc", "seed is 'abc': it must be a whole number"),
@@ -106,6 +143,18 @@ MISTAKES: list[tuple[str, str]] = [
     ("trainer=null", "trainer is 'null': choose from default"),
     ("eval.variants.x=3", "eval.variants.x is 3: it must be a mapping of names"),
     ("seed=${nowhere}", "seed: Interpolation key 'nowhere' not found"),
+    ("seed=${ways} ways=${seed}", "ways: Recursive interpolation detected"),
+    ("data_dir=${oc.env:NOWHERE}", "data_dir: Environment variable 'NOWHERE' not found"),
+    ("seed=${nothing:1}", "seed: Unsupported interpolation type nothing"),
+    ("seed=${", "seed=${ cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'"),
+    ("data_dir=[a]", "data_dir is ['a']: it must be text"),
+    ("dataset=folder dataset.path=3", "dataset.path is 3: it must be text"),
+    ("hydra.run.dir=null", "hydra.run.dir=null: a value of another kind is needed here"),
+    ("hydra.run.dir=${algo}", "hydra.run.dir: While dereferencing interpolation '${algo}': it is no text"),
+    ("hydra.run.dir=", "hydra.run.dir is empty: it must name a folder; . is the current one"),
+    ("--multirun hydra.sweep.dir=", "hydra.sweep.dir is empty: it must name a folder; . is the current one"),
+    ("glyphs hydra.run.dir=/proc/x", "Hydra cannot write the run's folder: /proc/x: No such file or directory"),
+    (f"hydra.run.dir=/{'x' * 300}", f"the run folder /{'x' * 300} cannot be made: File name too long"),
     (
         "seed=x algo.inner_steps=-1 trainer.execution=vmpa",
         "algo.inner_steps is -1: it must be at least 0\n"
@@ -134,7 +183,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("=3", "=3 cannot be read: a setting is written name=value"),
     ("seed=a=b", "seed=a=b cannot be read: quote special characters twice, as 'name=\"a = b\"'"),
     ("--multirun seed=1,2 sead=1,2", "sead: no such setting (did you mean seed?)"),
-    ("--multirun algo=maml,mmal", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
+    ("--multirun algo=maml,mmal", f"algo is 'mmal': the nearest of {ALGO_FILES} are maml, ..."),
     ("--multirun trainer.steps=1,two", "trainer.steps is 'two': it must be a whole number"),
     # what does not fit together
     ("device=cuda:99", "device is 'cuda:99': choose from auto, ..."),
@@ -167,11 +216,23 @@ MISTAKES: list[tuple[str, str]] = [
 ]
 
 
+MISSING_PLUGINS = [
+    ("hydra/launcher", "joblib", "metarun[joblib]"),
+    ("hydra/launcher", "submitit_slurm", "metarun[submitit]"),
+    ("hydra/launcher", "submitit_local", "metarun[submitit]"),
+    ("hydra/launcher", "ray", "metarun[ray]"),
+    ("hydra/sweeper", "optuna", "metarun[optuna]"),
+    ("hydra/sweeper", "ax", "hydra-ax-sweeper"),
+]
+
+
 def assert_told(answer: Outcome, message: str) -> None:
     """Exit code 2, and on standard error the message alone, or what is before its dots."""
     assert answer.code == 2, answer
     assert "Traceback" not in answer.out + answer.err
-    told = answer.err.strip().removeprefix("metarun: ")
+    lines = answer.err.splitlines()
+    assert all(line.startswith("metarun: ") for line in lines)
+    told = "\n".join(line.removeprefix("metarun: ") for line in lines)
     beginning = message.removesuffix("...")
     assert told.startswith(beginning) if beginning != message else told == message
 
@@ -223,7 +284,7 @@ def write(path: Path, text: str) -> None:
         ("algo:\n  inner_step: 3\n", "algo.inner_step: no such setting (did you mean inner_steps?)"),
         ("ways: [5]\n", "eval.ways is [5]: it must be a whole number\nways is [5]: it must be a whole number"),
         ("algo: 3\n", "algo is 3: it must be a mapping of names"),
-        ("defaults:\n  - override /algo: mmal\n", f"algo is 'mmal': choose from {ALGO_FILES} (did you mean maml?)"),
+        ("defaults:\n  - override /algo: mmal\n", f"algo is 'mmal': the nearest of {ALGO_FILES} are maml, ..."),
         ("defaults:\n  - override /algos: maml\n", "algos: no such setting (did you mean algo?)"),
         ("algo: [\n", "mine/experiment/own.yaml, line 3: expected the node content, but found '<stream end>'"),
     ],
@@ -233,6 +294,70 @@ def test_a_mistake_in_a_file_of_the_user(metarun: Command, place: Path, text: st
     answer = metarun("--config-dir=mine", "experiment=own")
     assert_told(answer._replace(err=answer.err.replace(f"{place}/", "")), message)
     assert not (place / "outputs").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"ways: 3\n", "mine/experiment/own.yaml: its first line must be # @package _global_"),
+        (b"", "mine/experiment/own.yaml: its first line must be # @package _global_"),
+        (
+            b"# @package _global_\n\n# gr\xf6\xdfe\n",
+            "mine/experiment/own.yaml is not UTF-8 text: line 3 cannot be read",
+        ),
+        (b"# @package _global_\n- 3\n", "mine/experiment/own.yaml must hold settings, each as name: value"),
+    ],
+)
+def test_a_file_of_the_user_that_is_no_experiment(metarun: Command, place: Path, content: bytes, message: str) -> None:
+    write(place / "mine/experiment/own.yaml", "")
+    (place / "mine/experiment/own.yaml").write_bytes(content)
+    for more in ([], ["--cfg", "job"], ["--multirun"]):
+        answer = metarun("--config-dir=mine", "experiment=own", *more)
+        assert_told(answer._replace(err=answer.err.replace(f"{place}/", "")), message)
+    assert not (place / "outputs").exists()
+    assert metarun("list", "experiment", "own", "--config-dir=mine").code == 0
+
+
+def test_a_byte_order_mark_changes_nothing(metarun: Command, place: Path) -> None:
+    write(place / "mine/experiment/own.yaml", "\ufeff# @package _global_\nways: 3\n")
+    answer = metarun("--config-dir=mine", "experiment=own", "--cfg", "job")
+    assert answer.code == 0
+    assert answer.out.startswith("ways: 3\n")
+
+
+# Streams, threads and launchers
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_character_that_the_console_does_not_have_is_shown_by_its_code(
+    metarun: Command, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stderr", stream)
+    assert metarun("dataset=folder", "dataset.path=名").code == 2
+    stream.flush()
+    assert b"\\u540d" in stream.buffer.getvalue()
+
+
+def test_the_command_works_in_a_thread(metarun: Command, capfd: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(metarun, "--version").result().code == 0
+
+
+def test_a_launcher_that_cannot_start_says_why(metarun: Command, place: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    answer = metarun("--multirun", "hydra/launcher=submitit_slurm", "seed=1,2", *TINY)
+    assert_told(answer, 'hydra/launcher=submitit_slurm fails: Could not detect "srun", ...')
+
+
+@pytest.mark.parametrize(("group", "option", "package"), MISSING_PLUGINS)
+def test_a_plugin_of_hydra_that_is_not_installed(group: str, option: str, package: str) -> None:
+    loader = Mock()
+    loader.get_group_options.return_value, loader.list_groups.return_value = ["basic"], []
+    (override,) = parse([f"{group}={option}"])
+    with pytest.raises(ConfigError) as told:
+        check_choice(override, loader)
+    assert str(told.value) == f"{group}={option} needs a package that is not there: pip install '{package}'"
 
 
 # Data
@@ -346,7 +471,7 @@ def test_a_mistake_in_a_process_of_its_own(metarun_process: Command, place: Path
 
 
 def test_a_list_of_numbers_for_a_group_is_refused_from_python_too() -> None:
-    with pytest.raises(ConfigError, match=r"algo is '\[1,2\]': choose from"):
+    with pytest.raises(ConfigError, match=r"algo is '\[1,2\]': the nearest of"):
         metarun.run("algo=[1,2]")
 
 

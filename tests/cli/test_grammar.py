@@ -101,7 +101,8 @@ def test_what_is_no_sweep(text: str, message: str) -> None:
 
 @pytest.mark.parametrize("key", OPEN_TABLES)
 def test_keys_of_open_tables_need_no_plus(key: str) -> None:
-    assert Request.parse([f"{key}new=1"], []).overrides == [f"++{key}new=1"]
+    assert Request.parse([f"{key}.new=1"], []).overrides == [f"++{key}.new=1"]
+    assert Request.parse([f"{key}={{new:1}}"], []).overrides == [f"++{key}={{new:1}}"]
 
 
 def test_hydra_gets_its_options_in_front_of_the_overrides() -> None:
@@ -109,7 +110,6 @@ def test_hydra_gets_its_options_in_front_of_the_overrides() -> None:
     request = Request.parse(words, [])
     assert request == Request(["seed=1", "ways=3"], "mine", multirun=True, flags={"cfg": "job"})
     assert request.arguments() == [
-        "--config-dir=mine",
         "--config-name=config",
         "--multirun",
         "--cfg=job",

@@ -114,6 +114,11 @@ def test_an_algorithm_without_traits_is_refused(tmp_path: Path) -> None:
         ('@register("algo", "net", Traits(kinds=()))\nclass Net:\n    lr: Postive\n', "Postive is neither a type"),
         ('@register("algo", "maml", Traits(kinds=()))\nclass Net:\n    lr: int\n', "algo=maml is declared twice"),
         (None, "there is no module broken_plugin"),
+        ('@register("algo", "net", Traits())\nclass Net:\n    lr: int\n', "broken_plugin.Net: Traits.kinds: missing"),
+        (
+            '@register("dataset", "net", DatasetTraits(kind="regresion"))\nclass Net:\n    lr: int\n',
+            "DatasetTraits.kind is 'regresion': choose from classification, regression (did you mean regression?)",
+        ),
     ],
 )
 def test_a_broken_package_of_others_is_named_and_stops_nothing_else(
@@ -141,4 +146,31 @@ def test_a_broken_package_of_others_is_named_and_stops_nothing_else(
     for text in (listed, told):
         assert "the package broken_plugin of broken cannot be used: " in text
         assert reason.replace("line 1", "line 2") in text
-    assert told.startswith("algo.name is 'net': choose from ")
+    assert told.startswith("algo.name is 'net': the nearest of ")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_package", "ModuleNotFoundError: No module named 'no_such_package'"),
+        ("raise RuntimeError('first\\nsecond')", "RuntimeError: first"),
+    ],
+)
+def test_a_package_of_others_whose_import_fails_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    (tmp_path / "broken-1.dist-info").mkdir()
+    (tmp_path / "broken-1.dist-info/METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1\n")
+    (tmp_path / "broken-1.dist-info/entry_points.txt").write_text("[metarun]\nbroken = failing_plugin\n")
+    component = '@register("algo", "net", Traits(kinds=("classification",)))\nclass Net:\n    lr: int\n'
+    (tmp_path / "failing_plugin.py").write_text(f"{source}\n{component}")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])]))
+    program = (
+        "from metarun.config.registry import ConfigError, lookup\n"
+        "try: lookup('algo', 'net')\n"
+        "except ConfigError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == (
+        f"algo=net is in the package failing_plugin of broken, whose import fails: {reason}"
+    ), done.stderr
