@@ -41,7 +41,8 @@ def report_error(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, ConfigError | Failed | Stopped):
-        print(*(f"metarun: {line}" for line in str(error).splitlines()), sep="\n", file=sys.stderr)
+        lines = str(error).splitlines() if isinstance(error, ConfigError) else [error]  # a problem each; a summary
+        print(*(f"metarun: {line}" for line in lines), sep="\n", file=sys.stderr)
         return error.exit_code
     if isinstance(error, OSError) and error.filename is not None:  # what is wrong is outside of metarun
         print(f"metarun: {explain_os_error(error)}", file=sys.stderr)
