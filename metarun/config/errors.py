@@ -1,6 +1,7 @@
 """Errors whose text is meant for the user, shown without a traceback. Never imports torch."""
 
 import difflib
+import errno
 import os
 import re
 import sys
@@ -9,6 +10,10 @@ from collections.abc import Collection
 
 FAILURE, INTERRUPTED = 1, 130
 MANY = 12  # names, of which a message lists the nearest few alone
+SHORTAGES = (  # errors of the system that are no mistake in the program
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE,
+    errno.ENFILE, errno.ENOMEM,
+)  # fmt: skip
 
 
 class ConfigError(Exception):
@@ -44,7 +49,7 @@ def report_error(error: BaseException) -> int:
         lines = str(error).splitlines() if isinstance(error, ConfigError) else [error]  # a problem each; a summary
         print(*(f"metarun: {line}" for line in lines), sep="\n", file=sys.stderr)
         return error.exit_code
-    if isinstance(error, OSError) and error.filename is not None:  # what is wrong is outside of metarun
+    if isinstance(error, OSError) and (error.filename is not None or explain_shortage(error)):  # outside of metarun
         print(f"metarun: {explain_os_error(error)}", file=sys.stderr)
         return FAILURE
     if isinstance(error, KeyboardInterrupt):
@@ -56,7 +61,7 @@ def report_error(error: BaseException) -> int:
 
 def explain_os_error(error: OSError) -> str:
     """The file or folder that an error is about, and the system's reason."""
-    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror or error)
 
 
 def find_reason(error: Exception) -> str:
@@ -64,6 +69,11 @@ def find_reason(error: Exception) -> str:
     line = next(iter(str(error).strip().splitlines()), type(error).__name__)
     line = re.sub(r"^\w+ raised while resolving interpolation: ", "", line).strip('"')
     return re.sub(r"Cannot convert '\w+' to string.*", "it is no text", line)
+
+
+def explain_shortage(error: BaseException) -> str | None:
+    """Return what the system refused, and for which file: a full disk, a read-only folder. None for another error."""
+    return explain_os_error(error) if isinstance(error, OSError) and error.errno in SHORTAGES else None
 
 
 def did_you_mean(word: str, known: Collection[str]) -> str:

@@ -18,8 +18,10 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         scratch.replace(path)
-    except BaseException:  # an interrupt too
+    except BaseException as error:  # an interrupt too
         scratch.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # which the system does not name if it is full
         raise
 
 

@@ -6,10 +6,12 @@ sums and messages of `torch.distributed`, so that every rank holds the same weig
 
 import multiprocessing
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -73,6 +75,10 @@ class Ranks:
 ALONE = Ranks()
 
 
+class Lost(RuntimeError):
+    """Another rank ended before its time."""
+
+
 def count_workers(workers: int | str, tasks: int, device: torch.device) -> int:
     """Return how many processes to start here. `auto`: on a CPU, one for each of PyTorch's threads, as long as each has
     at least two tasks of a step. Raises ConfigError.
@@ -123,6 +129,7 @@ def _spawn(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) ->
             worker.start()
     torch.set_num_threads(max(1, threads // count))
     try:
+        _await_workers(workers, store)
         with _meet(0, count, store) as ranks:
             yield ranks
     finally:
@@ -130,6 +137,15 @@ def _spawn(count: int, work: Callable[..., None], arguments: tuple[Any, ...]) ->
         for worker in workers:
             worker.join(5)
             worker.terminate()
+
+
+def _await_workers(workers: Sequence[BaseProcess], store: Any) -> None:
+    """Wait until every worker has called. Raises Lost if one ends before: the others would wait for it for an hour."""
+    for rank, worker in enumerate(workers, start=1):
+        while not store.check([f"rank {rank}"]):
+            if not worker.is_alive():
+                raise Lost(f"rank {rank} ended at its start, with exit code {worker.exitcode}")
+            time.sleep(0.02)
 
 
 @contextmanager
@@ -150,6 +166,7 @@ def join_ranks(rank: int, count: int, port: int, threads: int) -> Iterator[Ranks
     """Meet rank 0 at `port` of this machine, with `threads` threads: what the `work` of `start_ranks` does first."""
     torch.set_num_threads(threads)
     store = dist.TCPStore("127.0.0.1", port, count, is_master=False)  # type: ignore[attr-defined]
+    store.set(f"rank {rank}", "here")
     with _meet(rank, count, store) as ranks:
         yield ranks
 
@@ -165,4 +182,4 @@ def _meet(rank: int, count: int, store: Any) -> Iterator[Ranks]:
 
 def is_lost(error: Exception) -> bool:
     """Return whether the error is about another rank that left."""
-    return any(words in str(error).lower() for words in ("closed by peer", "reset by peer", "connection was closed"))
+    return isinstance(error, Lost) or any(words in str(error).lower() for words in ("closed by peer", "reset by peer", "connection was closed"))

@@ -1,14 +1,14 @@
 """A run in its folder: trained, tested, reported; continued where it stopped, or tested again."""
 
-import errno
 import hashlib
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from metarun.config.errors import ConfigError, Failed
+from metarun.config.errors import ConfigError, Failed, explain_shortage
 from metarun.config.load import is_published
 from metarun.config.registry import lookup
 from metarun.config.schema import Settings
@@ -98,7 +98,7 @@ def run(
             with start_workers(experiment, config, "train") as ranks:
                 follow(settings, ranks, "train")
         return math.nan
-    with folder.lock(), folder.start(config, choices):
+    with folder.lock(), folder.start(config, choices), explain_failures(folder, "the last checkpoint"):
         handler = log_to(folder.path)
         try:
             if (result := folder.result()) is None:
@@ -113,21 +113,28 @@ def run(
             places = ["result.json", "curves.png", "metrics.csv", "scores/", "checkpoints/"]
             say.info("in %s: %s", folder.path, ", ".join(places + lookup("logger", settings.logger["name"]).places))
             return result.validation.best if result.validation and result.validation.best is not None else math.nan
-        except (RuntimeError, OSError) as error:
-            if reason := explain_failure(error):
-                raise Failed(f"{folder.path}: {reason}; the same command goes on from the last checkpoint") from error
-            raise
         finally:
             say.removeHandler(handler)
             handler.close()
+
+
+@contextmanager
+def explain_failures(folder: RunFolder, saved: str) -> Iterator[None]:
+    """Raise Failed instead of an error that the machine or another process caused. saved: what is gone on from."""
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if reason := explain_failure(error):
+            raise Failed(f"{folder.path}: {reason}; the same command goes on from {saved}") from error
+        raise
 
 
 def explain_failure(error: Exception) -> str | None:
     """Return what the machine ran out of, or who left, in words; None for any other error."""
     if is_out_of_memory(error):
         return "out of memory: smaller tasks_per_chunk, of trainer and eval, need less for the same numbers"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return str(error.strerror)
+    if reason := explain_shortage(error):
+        return reason
     if is_lost(error):
         return "another of this run's processes ended before its time"
     return None
@@ -184,7 +191,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
         return
     beside = RunFolder(folder.path / "tests" / name_test(changes))
     spec, name = experiment.source.spec, str(folder.checkpoint(settings.eval.checkpoint))
-    with start_workers(experiment, config, "test") as ranks:
+    with explain_failures(beside, "what is scored"), start_workers(experiment, config, "test") as ranks:
         models, facts = load_models(experiment, folder, ranks)
         if not any(change.startswith("dataset.") for change in changes):
             check_data(folder, facts[-1]["dataset"], experiment.dataset)
