@@ -27,7 +27,6 @@ from types import CodeType, FrameType
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: a process with threads is not forked
-os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
 
 import matplotlib.figure  # noqa: F401
 import numpy as np
@@ -61,11 +60,10 @@ MODES = {  # name -> overrides, and its share of the kills
     "vmap": (["trainer.execution=vmap", "trainer.workers=1"], 38),
     "loop": (["trainer.execution=loop", "trainer.workers=1"], 28),
     "chunks": (["trainer.tasks_per_chunk=1", "trainer.workers=1"], 14),
-    "two workers": (["trainer.workers=2"], 14),
-    "compiled": (["trainer.compile=true", "trainer.workers=1"], 6),
+    "two workers": (["trainer.workers=2"], 20),
 }
 TINY = (
-    "dataset=folder", "dataset.path=pictures", "dataset.image_size=8", "dataset.channels=1", "backbone.filters=1",
+    "dataset=folder", "dataset.image_size=8", "dataset.channels=1", "backbone.filters=1",
     "ways=3", "queries=2", "trainer.steps=6", "trainer.log_every=2", "trainer.eval_every=3", "trainer.keep_best=2",
     "trainer.tasks_per_step=4", "eval.tasks=120", "eval.val_tasks=10", "device=cpu", "hydra.run.dir=outputs/run",
 )  # fmt: skip
@@ -114,7 +112,7 @@ def start(
     number: int = 0,
     output: Path = Path("output.txt"),
 ) -> int:
-    """Run and report in a process of its own, in the folder `place`. Returns its exit code, negative for a signal.
+    """Run and report in a process of its own, in the folder `place`, on the pictures beside it. Returns its exit code, negative for a signal.
 
     count: count the calls, and kill the process at this number of a phase. output: where to write what it prints.
     """
@@ -130,7 +128,7 @@ def start(
     counting, code = Counting(phase, number, place / "killed.txt"), 1
     try:
         sys.setprofile(counting if count else None)
-        code = call(*TINY, *overrides) or call("report", "outputs")
+        code = call(*TINY, *overrides, f"dataset.path={place.parent}/pictures") or call("report", "outputs")
         sys.setprofile(None)
         if count:
             (place / "calls.json").write_text(json.dumps(counting.calls))
@@ -156,7 +154,6 @@ def kill_one(root: Path, mode: str, phase: str, moment: float, whole: Path) -> K
     for number in (1 + int(moment * calls), 1 + int(moment * calls / 2)):  # two runs differ by a few calls
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir()
-        (place / "pictures").symlink_to(root / "pictures")
         code = start(place, overrides, count=True, phase=phase, number=number)
         if code == -signal.SIGKILL:
             break
@@ -241,7 +238,7 @@ def warm_up(root: Path) -> None:
     os.environ["METARUN_CACHE"] = str(root / "warm")
     os.chdir(root)
     with open(os.devnull, "w") as sys.stdout:
-        code = call(*TINY, *MODES["vmap"][0]) or call("report", "outputs")
+        code = call(*TINY, *MODES["vmap"][0], f"dataset.path={root}/pictures") or call("report", "outputs")
     sys.stdout = output
     os.chdir(home)
     if code:
@@ -252,7 +249,6 @@ def kill_all(kills: int, modes: list[str], seed: int) -> Iterator[Kill]:
     """Share the kills among the modes and, in turn, among the phases. Yields each when it is done."""
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
         root, chance = Path(folder), Random(seed)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(root / "inductor")
         write_pictures(root / "pictures")
         warm_up(root)
         total, done = sum(MODES[mode][1] for mode in modes), 0
@@ -260,7 +256,6 @@ def kill_all(kills: int, modes: list[str], seed: int) -> Iterator[Kill]:
             share = round(kills * sum(MODES[name][1] for name in modes[:number]) / total) - done
             whole = root / f"whole{number}"
             whole.mkdir()
-            (whole / "pictures").symlink_to(root / "pictures")
             if code := start(whole, MODES[mode][0], count=True):
                 raise SystemExit(f"{mode}: exit code {code}: {(whole / 'output.txt').read_text()}")
             for kill in range(share):

@@ -8,6 +8,8 @@ import sys
 import traceback
 from collections.abc import Collection
 
+from metarun.config.words import make_inert
+
 FAILURE, INTERRUPTED = 1, 130
 MANY = 12  # names, of which a message lists the nearest few alone
 SHORTAGES = (  # errors of the system that are no mistake in the program
@@ -46,11 +48,12 @@ def report_error(error: BaseException) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     if isinstance(error, ConfigError | Failed | Stopped):
-        lines = str(error).splitlines() if isinstance(error, ConfigError) else [error]  # a problem each; a summary
+        text = make_inert(str(error))
+        lines = text.splitlines() if isinstance(error, ConfigError) else [text]  # a problem each; a summary
         print(*(f"metarun: {line}" for line in lines), sep="\n", file=sys.stderr)
         return error.exit_code
     if isinstance(error, OSError) and (error.filename is not None or explain_shortage(error)):  # outside of metarun
-        print(f"metarun: {explain_os_error(error)}", file=sys.stderr)
+        print(f"metarun: {make_inert(explain_os_error(error))}", file=sys.stderr)
         return FAILURE
     if isinstance(error, KeyboardInterrupt):
         print("stopped; the same command again goes on from what is saved", file=sys.stderr)

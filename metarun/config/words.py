@@ -12,9 +12,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'es' if noun.endswith('s') else 's'}"
 
 
+def make_inert(text: str) -> str:
+    """Replace what would steer a terminal or turn the direction of a text by its code; lines and tabs stay."""
+    return "".join(c if c in "\n\t " or c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def printable(text: str) -> str:
-    """Replace what standard output cannot encode: "±" by "+-", other characters by their codes."""
-    encoding = sys.stdout.encoding or "ascii"
+    """Replace what standard output cannot encode: "±" by "+-", other characters by their codes; make it inert."""
+    text, encoding = make_inert(text), sys.stdout.encoding or "ascii"
     try:
         text.encode(encoding)
     except UnicodeEncodeError:

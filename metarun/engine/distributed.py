@@ -182,4 +182,5 @@ def _meet(rank: int, count: int, store: Any) -> Iterator[Ranks]:
 
 def is_lost(error: Exception) -> bool:
     """Return whether the error is about another rank that left."""
-    return isinstance(error, Lost) or any(words in str(error).lower() for words in ("closed by peer", "reset by peer", "connection was closed"))
+    told = ("closed by peer", "reset by peer", "connection was closed")
+    return isinstance(error, Lost) or any(words in str(error).lower() for words in told)

@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from metarun.config.registry import known, style
-from metarun.config.words import printable
+from metarun.config.words import make_inert, printable
 from metarun.core.files import write_text
 from metarun.runs.loggers import Logger
 
@@ -104,6 +104,9 @@ def log_to(folder: Path) -> logging.Handler:
 
 class LogFile(logging.FileHandler):
     """A log whose failure, as on a full disk, ends the run like that of any other file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return make_inert(super().format(record))
 
     def handleError(self, record: logging.LogRecord) -> None:
         raise

@@ -90,3 +90,13 @@ def test_ci_runs_readmes_test_command() -> None:
 
 def test_pictures_are_small() -> None:
     assert [path.name for path in ROOT.glob("docs/**/*.png") if path.stat().st_size > LARGEST] == []
+
+
+@pytest.mark.parametrize("document", ["SECURITY.md", "docs/reliability.md"])
+def test_the_tests_that_are_named_exist(document: str) -> None:
+    named = re.findall(r"`(?:tests/)?([\w/]+\.py)::(\w+)`", (ROOT / document).read_text(encoding="utf-8"))
+    assert len(named) > 10
+    missing = [
+        test for file, test in named if f"\ndef {test}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8")
+    ]
+    assert missing == []
