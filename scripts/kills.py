@@ -112,7 +112,9 @@ def start(
     number: int = 0,
     output: Path = Path("output.txt"),
 ) -> int:
-    """Run and report in a process of its own, in the folder `place`, on the pictures beside it. Returns its exit code, negative for a signal.
+    """Run and report in a process of its own, in the folder `place`, on the pictures beside it.
+
+    Returns its exit code, negative for a signal.
 
     count: count the calls, and kill the process at this number of a phase. output: where to write what it prints.
     """
