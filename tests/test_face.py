@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 import metarun
@@ -208,6 +209,40 @@ def test_a_support_can_be_a_mapping_or_arrays_with_labels_of_any_kind(protonet: 
     assert torch.equal(numbers.predict(queries).logits, expected.logits)
 
 
+def write_pictures(folder: Path, x: Tensor, names: list[str]) -> list[Path]:
+    """Write pictures [n, 1, 28, 28] in 0..1 as PNG files of these names."""
+    files = [folder / name for name in names]
+    for file, picture in zip(files, x):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((255 * picture[0]).round().byte().numpy()).save(file)
+    return files
+
+
+def test_files_are_predicted_as_their_pixels_are(protonet: metarun.Model, tmp_path: Path) -> None:
+    x = (torch.rand(9, 1, 28, 28) > 0.8).float()  # white strokes, as the training had
+    names = ["a/1.png", "a/2.png", "b/1.png", "b/2.png", "b/3.png"]
+    write_pictures(tmp_path / "support", x[:5], names)
+    files = write_pictures(tmp_path / "query", x[5:], [f"{i}.png" for i in range(4)])
+    expected = adapt(protonet, (x[:5], [name[0] for name in names])).predict(x[5:])
+    assert expected.names == ["0", "1", "2", "3"]
+    found = adapt(protonet, str(tmp_path / "support")).predict(tmp_path / "query")
+    assert (found.classes, found.names) == (["a", "b"], [file.name for file in files])
+    by_class = {
+        name: [Image.open(tmp_path / "support" / other) for other in names if other[0] == name] for name in "ab"
+    }
+    for prediction in (found, adapt(protonet, by_class).predict(files), adapt(protonet, by_class).predict(x[5:])):
+        assert torch.equal(prediction.logits, expected.logits)
+    assert torch.equal(protonet.embed(tmp_path / "query"), protonet.embed(x[5:]))
+    with pytest.raises(metarun.ConfigError, match=r"4 inputs of the support without a label, for example 0\.png"):
+        protonet.adapt(tmp_path / "query")
+
+
+def test_what_a_last_layer_has_beside_the_classes_is_counted(fomaml: metarun.Model, protonet: metarun.Model) -> None:
+    support = (torch.rand(4, 1, 28, 28), [0, 1, 0, 1])
+    assert adapt(fomaml, support).unused == 3
+    assert adapt(protonet, support).unused == 0
+
+
 def test_pictures_of_bytes_are_read_as_the_dataset_reads_them(protonet: metarun.Model) -> None:
     pictures = torch.randint(256, (4, 1, 28, 28), dtype=torch.uint8)
     assert torch.equal(protonet.embed(pictures), protonet.embed(pictures.float() / 255))
@@ -221,7 +256,7 @@ def test_pictures_of_bytes_are_read_as_the_dataset_reads_them(protonet: metarun.
         (torch.rand(0, 1, 28, 28), "have shape [0, 1, 28, 28]"),
         (torch.zeros(4, 1, 28, 28, dtype=torch.long), "pictures are int64 [4, 1, 28, 28]: give uint8"),
         ([torch.rand(1, 28, 28), torch.rand(1, 20, 20)], "cannot be stacked"),
-        (["a", "b"], "cannot be stacked"),
+        (["a", "b"], "the picture a cannot be read"),
     ],
 )
 def test_inputs_of_another_form_are_refused(protonet: metarun.Model, x: Any, text: str) -> None:

@@ -1,23 +1,41 @@
 """How an example becomes a network's input: facts that a checkpoint keeps, so that a model needs no dataset."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from metarun.config.errors import ConfigError
+from metarun.config.words import count
 from metarun.datasets.sampling.augment import PictureTransform
+from metarun.datasets.storage.given import find_given
 from metarun.datasets.storage.ngrams import Bag
+from metarun.datasets.storage.packing import Form, convert, convert_all
 
 Items = Tensor | NDArray[Any] | Sequence[Any]  # inputs of a model: rows of one array, or one item each
+Key = TypeVar("Key")
+
+
+class Named(NamedTuple):
+    """Inputs as files hold them."""
+
+    names: list[str]  # of the files
+    items: Items
+    labels: list[Any]  # None for an input that has none
 
 
 class Preprocessing(Protocol):
     """From inputs as a person has them to a network's inputs [n, *input_shape]."""
+
+    def read(self, path: Path) -> Named:
+        """Read a file, a folder or an archive. Raises ConfigError if there are no inputs, or one cannot be used."""
+        ...
 
     def __call__(self, items: Items) -> Tensor:
         """Raises ConfigError for anything that cannot be an input."""
@@ -30,7 +48,9 @@ class Pictures:
 
     size: int
     channels: int
-    resize: str  # of a picture of another size: squeeze, or crop the largest square in its middle
+    resize: Literal[
+        "squeeze", "crop"
+    ]  # of a picture of another size: squeeze, or crop the largest square in its middle
     filter: str  # of the resizing, by Pillow's name
     ink: int | None = None  # the value of the strokes in a drawing; None: no drawings
     mean: Sequence[float] | None = None  # of each channel, subtracted from values in 0..1
@@ -40,7 +60,17 @@ class Pictures:
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
 
+    def read(self, path: Path) -> Named:
+        """Pictures of any size and format, with the names of their class folders or the labels of `labels.csv`."""
+        found = find_given(path)
+        pixels = dict(self._take(convert_all(found, self._form)))
+        names = [picture.name if picture.place in (path, path.parent) else str(picture) for picture in found]
+        return Named(names, torch.stack([pixels[picture] for picture in found]), list(found.values()))
+
     def __call__(self, items: Items) -> Tensor:
+        """items: an array; or for each picture an array of its own, a file's name, or what Pillow has opened."""
+        if isinstance(items, Sequence) and items and all(isinstance(item, str | Path | Image.Image) for item in items):
+            items = [self._open(item) for item in items]
         x = stack(items)
         if x.is_floating_point():
             return x
@@ -50,6 +80,37 @@ class Pictures:
                 f"floating-point numbers as the network reads them, [n, {self.channels}, {self.size}, {self.size}]"
             )
         return PictureTransform(mean=self.mean, std=self.std)(x, torch.Generator())
+
+    @property
+    def _form(self) -> Form:
+        return Form(self.size, self.channels, self.resize, self.filter)
+
+    def _open(self, item: str | Path | Image.Image) -> Tensor:
+        """The pixels of a file, or of what Pillow has opened: [C, S, S]. Raises ConfigError."""
+        try:
+            content = item if isinstance(item, Image.Image) else Path(item).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the picture {item} cannot be read ({error.strerror})") from error
+        [(_, pixels)] = self._take([(item, convert(content, self._form))])
+        return pixels
+
+    def _take(self, results: Iterable[tuple[Key, bytes | str]]) -> list[tuple[Key, Tensor]]:
+        """The pixels [C, S, S] of each picture, with strokes in their ink. Raises ConfigError if one is a reason."""
+        shape, taken, reasons = (self.channels, self.size, self.size), [], []
+        for key, result in results:
+            if isinstance(result, str):
+                reasons.append(f"{key}: {result}")
+            else:
+                taken.append((key, self._ink(torch.frombuffer(bytearray(result), dtype=torch.uint8).view(shape))))
+        if reasons:
+            number, examples = count(len(reasons), "picture"), "; ".join(reasons[:3])
+            raise ConfigError(f"{number} cannot be used, for example {examples}: put in whole ones, or take them out")
+        return taken
+
+    def _ink(self, pixels: Tensor) -> Tensor:
+        """A drawing in the colours of training, whether its strokes are dark or light: most of it is paper."""
+        strokes = 0 if pixels.median() > 127 else 1
+        return pixels if self.ink in (None, strokes) else 255 - pixels
 
 
 @dataclass(frozen=True)

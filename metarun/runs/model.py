@@ -18,8 +18,9 @@ from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings
-from metarun.config.registry import build, declaration, known
+from metarun.config.registry import build, declaration, known, lookup
 from metarun.config.schema import EvalSettings, Settings
+from metarun.config.words import count
 from metarun.core.inner import one_by_one
 from metarun.core.machine import find_device
 from metarun.core.norm import norm_names, use_statistics
@@ -27,8 +28,9 @@ from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.seeding import generator_for
 from metarun.core.sequences import STRINGS
 from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Theta
-from metarun.datasets.preprocessing import Items, Preprocessing, read_preprocessing
+from metarun.datasets.preprocessing import Items, Named, Preprocessing, read_preprocessing
 from metarun.datasets.sampling.episodes import draw_distinct
+from metarun.datasets.storage.layouts import group
 from metarun.engine import checkpoint as checkpoints
 from metarun.engine.build import build_algorithm, has_fixed_ways
 from metarun.engine.evaluate import is_transductive, plan_rows
@@ -39,7 +41,8 @@ BATCH = 500  # inputs that pass the network together, if they do not depend on e
 
 Label = Hashable
 Labels = Tensor | NDArray[Any] | Sequence[Any]
-Support = tuple[Items, Labels] | Mapping[Any, Items]
+Given = Items | Named | str | Path  # a path is read as `Model.read` does
+Support = Named | tuple[Items, Labels] | Mapping[Any, Items] | str | Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +51,7 @@ class Prediction:
 
     classes: list[Label]
     logits: Tensor  # [n, N], on the CPU: the method's own scores, higher for the more likely class
+    names: list[str]  # of the inputs: files, or numbers from 0
 
     @property
     def probabilities(self) -> Tensor:
@@ -69,11 +73,14 @@ class Classifier:
 
     classes: list[Label]
     _columns: Tensor  # [N], where the method's logits have these classes
+    _read: Callable[[Given], Named]
     _predict: Callable[[Items], Tensor]
+    unused: int  # classes of a fixed last layer that the support does not have
 
-    def predict(self, x: Items) -> Prediction:
-        """Tell the classes of x: inputs in the form of the support's. Raises ConfigError if they have another form."""
-        return Prediction(self.classes, self._predict(x)[:, self._columns])
+    def predict(self, x: Given) -> Prediction:
+        """Tell the classes of x: inputs in any form of the support's, or files. Raises ConfigError for another form."""
+        named = self._read(x)
+        return Prediction(self.classes, self._predict(named.items)[:, self._columns], named.names)
 
     def __repr__(self) -> str:
         return f"Classifier({', '.join(map(repr, self.classes))})"
@@ -83,11 +90,12 @@ class Classifier:
 class Regressor:
     """A model that was adapted to the points of a support set."""
 
+    _read: Callable[[Given], Named]
     _predict: Callable[[Items], Tensor]
 
-    def predict(self, x: Items) -> Tensor:
+    def predict(self, x: Given) -> Tensor:
         """Return values [n, *output], on the CPU, for inputs x [n, *input]. Raises ConfigError for another form."""
-        return self._predict(x)
+        return self._predict(self._read(x).items)
 
     def __repr__(self) -> str:
         return "Regressor()"
@@ -118,11 +126,12 @@ class Model:
     def adapt(self, support: Support, *, per_query: bool = True) -> Classifier | Regressor:
         """Adapt to a support set; the model itself stays as it is.
 
-        support: inputs and labels `(x, y)`, or in classification also `{class: inputs}`. Inputs are an array or tensor
-        [n, *input], or a sequence of n items: pictures as uint8 0..255 or as floating-point numbers that the network
-        reads, or strings if the model was trained on texts. Labels are n numbers, strings or other values; in
-        regression values [n, *output]. Classes are in the order of the mapping, or sorted. Methods that read one
-        example after another read `(x, y)` in its order, and a mapping in an order drawn once.
+        support: inputs and labels `(x, y)`, or in classification also `{class: inputs}`; or the path of a folder, an
+        archive or a table, see `read`. Inputs are an array or tensor [n, *input], or a sequence of n items: pictures as
+        uint8 0..255 or as floating-point numbers that the network reads, as files, or as Pillow opens them; or strings
+        if the model was trained on texts. Labels are n numbers, strings or other values; in regression values
+        [n, *output]. Classes are in the order of the mapping, or sorted. Methods that read one example after another
+        read `(x, y)` in its order, a mapping or files in an order drawn once.
 
         Some methods are tested on all queries of a task at once: norm layers use the statistics of the whole batch, or
         adaptation sees the queries (the row `test` of a result if it says "transductive"). Here each query is predicted
@@ -136,12 +145,16 @@ class Model:
         that can.
         """
         row = self._row(per_query)
+        if not hasattr(lookup("algo", row.algo["name"]), "adapt"):
+            raise ConfigError(f"algo={row.algo['name']} does not adapt to a support set: it cannot predict from one")
+        if isinstance(support, Named | str | Path):
+            support = self._sort(self.read(support))
         if self.spec.kind == "regression":
             if isinstance(support, Mapping):
                 raise ConfigError("the support is a mapping: in regression it is two arrays (x, y)")
             x, y = self._read(support[0]), self._read_values(support[1])
             _check_lengths(x, y)
-            return Regressor(self._learn(row, self.spec, Examples(x, y)))
+            return Regressor(self.read, self._learn(row, self.spec, Examples(x, y)))
         classes, x, numbers = self._read_classes(support)
         spec, columns = self._place_classes(row, len(classes))
         declared = declaration("algo", row.algo["name"]).traits
@@ -152,10 +165,24 @@ class Model:
         else:
             order = torch.arange(len(numbers))
         examples = Examples(x[order.to(x.device)], columns[numbers[order]].to(self.device))
-        return Classifier(classes, columns, self._learn(row, spec, examples))
+        unused = 0 if self.spec.ways else spec.output_size - len(classes)
+        return Classifier(classes, columns, self.read, self._learn(row, spec, examples), unused)
 
-    def embed(self, x: Items) -> Tensor:
-        """Return the network's features [n, D] of inputs x, on the CPU.
+    def read(self, x: Given) -> Named:
+        """Read the inputs of a file, a folder or an archive, and their labels if it has them.
+
+        Pictures are files of any size and format: one, or those of a folder or an archive, in class folders or beside a
+        `labels.csv` if they have labels. They are resized as those of the training were. Inputs of another kind are
+        named by their numbers. Raises ConfigError if there are no inputs, or one cannot be used.
+        """
+        if isinstance(x, Named):
+            return x
+        if isinstance(x, str | Path):
+            return self.preprocessing.read(Path(x))
+        return Named([str(item) if isinstance(item, Path) else str(i) for i, item in enumerate(x)], x, [None] * len(x))
+
+    def embed(self, x: Given) -> Tensor:
+        """Return the network's features [n, D] of inputs x, or of files, on the CPU.
 
         Norm layers use the averages over training tasks if the test does, otherwise the statistics of x itself: then
         the features of an input depend on the others. Raises ConfigError if the method has no network of this kind.
@@ -163,7 +190,7 @@ class Model:
         if "backbone" not in self.theta:
             raise ConfigError(f"algo={self.algo} has no component backbone: there are no features")
         row = self._row(per_query=True)
-        inputs, backbone = self._read(x), self._build_backbone(row)
+        inputs, backbone = self._read(self.read(x).items), self._build_backbone(row)
         shapes = {name: p.shape for name, p in backbone.named_parameters()}
         weights = {**self.theta["backbone"], **self.theta.get("norm", {})}
         # a method may have norm parameters for each inner step: the network that all tasks share has the first
@@ -236,6 +263,18 @@ class Model:
             )
         kind = next(p.dtype for params in self.theta.values() for p in params.values())
         return x.to(self.device, kind if x.is_floating_point() else x.dtype)
+
+    def _sort(self, support: Named) -> Support:
+        """The inputs of files by class; in regression with their values. Raises ConfigError if a label is missing."""
+        missing = [name for name, label in zip(support.names, support.labels) if label is None]
+        if missing:
+            raise ConfigError(
+                f"{count(len(missing), 'input')} of the support without a label, for example {missing[0]}: "
+                "pictures have that of their class folder, or of a labels.csv beside them"
+            )
+        if self.spec.kind == "regression":
+            return support.items, support.labels
+        return dict(sorted(group(zip(support.items, support.labels)).items()))
 
     def _read_values(self, y: Labels) -> Tensor:
         """Values [n, *output] of a regression."""

@@ -104,7 +104,7 @@ def pack(classes: dict[ClassOf, list[Picture]], form: Form, lenient: bool, about
         (folder / "names.txt").open("w", encoding="utf-8", newline="\n") as names_file,
         tqdm(desc=f"packing {about}", total=len(labels), unit="image", disable=None) as bar,
     ):
-        for picture, result in _convert_all(labels, form):
+        for picture, result in convert_all(labels, form):
             bar.update()
             if isinstance(result, bytes):
                 pixels_file.write(result)
@@ -123,15 +123,18 @@ def pack(classes: dict[ClassOf, list[Picture]], form: Form, lenient: bool, about
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
-def convert(content: bytes | np.ndarray, form: Form) -> bytes | str:
+def convert(content: bytes | np.ndarray | Image.Image, form: Form) -> bytes | str:
     """The pixels [C, S, S] of a picture, or the reason why it cannot be used.
 
-    content: a file's content; of a pickle, uint8 [H, W, 3], or [bytes] of an encoded file.
+    content: a file's content; of a pickle, uint8 [H, W, 3], or [bytes] of an encoded file; or a picture as Pillow opens
+    it.
     """
     try:
         if isinstance(content, np.ndarray) and content.ndim == 1:
             content = content.tobytes()
-        image = Image.fromarray(content) if isinstance(content, np.ndarray) else Image.open(BytesIO(content))
+        if isinstance(content, np.ndarray):
+            content = Image.fromarray(content)
+        image = Image.open(BytesIO(content)) if isinstance(content, bytes) else content
         if image.width * image.height > MOST_PIXELS:
             return f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}"
         image = _convert_colours(image, form.channels)
@@ -156,7 +159,7 @@ def _convert_colours(image: Image.Image, channels: int) -> Image.Image:
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def _convert_all(pictures: Iterable[Picture], form: Form) -> Iterator[tuple[Picture, bytes | str]]:
+def convert_all(pictures: Iterable[Picture], form: Form) -> Iterator[tuple[Picture, bytes | str]]:
     """Each picture with its pixels, or the reason why it cannot be used; a thread per core, block by block."""
     found = _read(pictures)
     with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -1,0 +1,111 @@
+"""Pictures as files, in the form that a trained network reads."""
+
+import io
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metarun.config.errors import ConfigError
+from metarun.datasets.omniglot_files import read_image
+from metarun.datasets.preprocessing import Pictures
+from tests.support.tiny_omniglot import png
+from tests.support.tiny_pictures import encoded, images, write
+
+COLOURS = {"a/1.png": (250, 0, 0), "a/2.png": (200, 0, 0), "b/x.png": (0, 9, 0)}
+
+
+def build(**changes: object) -> Pictures:
+    values = {"size": 4, "channels": 3, "resize": "crop", "filter": "bilinear"} | changes
+    return Pictures(**values)  # type: ignore[arg-type]
+
+
+def write_folders(root: Path) -> Path:
+    for name, colour in COLOURS.items():
+        write(root / name, encoded(colour))
+    write(root / "notes.txt", b"no picture")
+    return root
+
+
+def write_zip(root: Path) -> Path:
+    root.mkdir()
+    with zipfile.ZipFile(root / "all.zip", "w") as archive:
+        for name, colour in COLOURS.items():
+            archive.writestr(name, encoded(colour))
+    return root / "all.zip"
+
+
+def write_table(root: Path) -> Path:
+    for name, colour in COLOURS.items():
+        write(root / "files" / name, encoded(colour))
+    (root / "labels.csv").write_text("filename,label\n" + "".join(f"files/{name},{name[0]}\n" for name in COLOURS))
+    return root
+
+
+@pytest.mark.parametrize("arrange", [write_folders, write_zip, write_table])
+def test_labelled_pictures_come_in_the_order_of_their_names(pictures: Path, arrange: Callable[[Path], Path]) -> None:
+    found = build().read(arrange(pictures))
+    assert [name.removeprefix("files/") for name in found.names] == list(COLOURS)
+    assert found.labels == ["a", "a", "b"]
+    expected = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[:, :, None, None].expand(3, 3, 4, 4)
+    assert isinstance(found.items, torch.Tensor)
+    assert torch.equal(found.items, expected)
+
+
+def test_pictures_without_a_class_folder_have_no_label(pictures: Path) -> None:
+    for name in ("2.png", "1.png", "a/3.png"):
+        write(pictures / name, encoded((1, 2, 3)))
+    assert build().read(pictures)[::2] == (["1.png", "2.png", "a/3.png"], [None, None, "a"])
+    single = build().read(pictures / "1.png")
+    assert (single.names, single.labels) == (["1.png"], [None])
+
+
+def test_they_are_what_a_dataset_makes_of_the_same_files(picture_cache: Path, pictures: Path) -> None:
+    """Of colours, grey and transparent ones, larger and smaller than wanted, wide and high."""
+    rng = np.random.default_rng(0)
+    for i, (mode, size) in enumerate([("RGB", (9, 5)), ("L", (3, 8)), ("RGBA", (12, 12))]):
+        pixels = rng.integers(0, 256, (size[1], size[0], len(mode)), dtype=np.uint8).squeeze()
+        (pictures / "some").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels, mode).save(pictures / "some" / f"{i}.png")
+    dataset = images("folder", pictures)
+    found = Pictures(**{k: v for k, v in dataset.preprocessing().items() if k != "kind"}).read(pictures)
+    assert isinstance(found.items, torch.Tensor)
+    assert torch.equal(found.items, dataset.packed.pictures)
+
+
+def test_drawings_have_the_ink_of_training_whatever_the_paper(pictures: Path) -> None:
+    for ink in (0, 1):
+        form = build(size=28, channels=1, resize="squeeze", filter="lanczos", ink=ink)
+        grey = read_image(pictures, "omniglot's", png(1, 2), size=28, filter="lanczos")  # a dark stroke on white
+        expected = torch.from_numpy(255 - grey if ink else grey)
+        for paper in (Image.open(io.BytesIO(png(1, 2))), Image.fromarray(255 - grey)):
+            assert torch.equal(form([paper])[0, 0], expected / 255)
+
+
+def test_pictures_may_be_files_or_what_pillow_opens(pictures: Path) -> None:
+    write_folders(pictures)
+    form, files = build(mean=[0.5] * 3, std=[0.1] * 3), [pictures / name for name in COLOURS]
+    expected = form(form.read(pictures).items)
+    assert torch.equal(form(files), expected)
+    assert torch.equal(form([str(file) for file in files]), expected)
+    assert torch.equal(form([Image.open(io.BytesIO(encoded(colour))) for colour in COLOURS.values()]), expected)
+
+
+def test_what_is_no_picture_is_named(pictures: Path) -> None:
+    form = build()
+    with pytest.raises(ConfigError, match="there is no file or folder"):
+        form.read(pictures)
+    write(pictures / "notes.txt", b"nothing")
+    with pytest.raises(ConfigError, match="has no pictures: give"):
+        form.read(pictures)
+    write(pictures / "a" / "whole.png", encoded((1, 2, 3)))
+    write(pictures / "a" / "torn.png", b"torn")
+    with pytest.raises(ConfigError, match=re.escape("1 picture cannot be used, for example pictures/a/torn.png")):
+        form.read(pictures)
+    with pytest.raises(ConfigError, match=r"the picture .*gone.png cannot be read \(No such file"):
+        form([pictures / "gone.png"])
