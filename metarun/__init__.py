@@ -79,6 +79,14 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
     (5, torch.Size([5, 2]))
     >>> model.embed(pictures).shape
     torch.Size([5, 4])
+
+    Pictures may be files too, `model.adapt("support/").predict("query/")` with a folder for each class, or what Pillow
+    has opened, of any size:
+
+    >>> from PIL import Image
+    >>> first, second = Image.linear_gradient("L"), Image.radial_gradient("L")
+    >>> model.adapt({"linear": [first], "radial": [second]}).predict([second, first]).labels
+    ['radial', 'linear']
     """
     from metarun.runs.model import load as load_model
 

@@ -6,9 +6,10 @@ A new command is a function here, with a docstring whose first line `metarun --h
 import argparse
 import inspect
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 from metarun.cli import reproduce as table
 from metarun.cli.compose import change, compose
@@ -21,6 +22,11 @@ from metarun.config.load import load_settings, resolve
 from metarun.config.registry import LISTED
 from metarun.config.words import count, printable
 from metarun.runs.folder import RunFolder, check_writable
+
+if TYPE_CHECKING:
+    from metarun.core.types import Split
+    from metarun.datasets.preprocessing import Named
+    from metarun.runs.model import Model
 
 # Settings of `metarun evaluate` that are not below `eval`
 ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
@@ -90,8 +96,7 @@ def data(words: Sequence[str]) -> None:
     parser.add_argument("--check", action="store_true", help="only show what is there; fetch and prepare nothing")
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a few tasks into this file")
     arguments = parser.read(words)
-    if arguments.preview is not None:
-        check_picture(arguments.preview)
+    check_file("--preview", arguments.preview, ".png")
     config = compose([f"dataset={arguments.name}", *arguments.overrides], arguments.config_dir)
     settings = load_settings(resolve(config))
     from metarun.engine.build import build_dataset
@@ -108,14 +113,16 @@ def data(words: Sequence[str]) -> None:
         print(f"some tasks of {count(settings.ways, 'way')} and {count(settings.shots, 'shot')}: {arguments.preview}")
 
 
-def check_picture(file: Path) -> None:
-    """Raise ConfigError if `file` is no name of a PNG, or cannot be written."""
-    if file.suffix.lower() != ".png" or file.is_dir():
-        raise ConfigError(f"--preview is {file}: give a file whose name ends with .png")
+def check_file(option: str, file: Path | None, *endings: str) -> None:
+    """Raise ConfigError if a file that is to be written has another ending, or cannot be written."""
+    if file is None:
+        return
+    if file.suffix.lower() not in endings or file.is_dir():
+        raise ConfigError(f"{option} is {file}: give a file whose name ends with {' or '.join(endings)}")
     if not file.parent.is_dir():
-        raise ConfigError(f"--preview is {file}: there is no folder {file.parent}")
+        raise ConfigError(f"{option} is {file}: there is no folder {file.parent}")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise ConfigError(f"--preview is {file}: no permission to write it")
+        raise ConfigError(f"{option} is {file}: no permission to write it")
 
 
 def profile(words: Sequence[str]) -> None:
@@ -128,6 +135,71 @@ def profile(words: Sequence[str]) -> None:
     from metarun.analysis.profile import describe
 
     print(*describe(settings), sep="\n")
+
+
+def predict(words: Sequence[str]) -> None:
+    """Tell the classes of pictures, from a few labelled examples.
+
+    SUPPORT and QUERY are a folder or an archive of class folders, a folder with a labels.csv, or, for queries, pictures
+    without labels. DATASET:test in place of both draws a task of a dataset. If queries have labels, the accuracy is
+    shown, and the confusion matrix and the mistakes are drawn beside the predictions.
+    """
+    parser = Parser(predict)
+    parser.add_argument("run", type=Path, help="the folder of the run, or a checkpoint")
+    parser.add_argument("support", help="labelled examples of the classes")
+    parser.add_argument("query", help="what is to be told apart")
+    parser.add_argument("--to", type=Path, default=Path("predictions.csv"), help="the table (predictions.csv)")
+    parser.add_argument("--top", type=int, metavar="K", help="only the K likeliest classes of each query")
+    parser.add_argument("--uncertain-first", action="store_true", help="sort by the probability of the likeliest class")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="a page with pictures and a map of the embedding")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    arguments = parser.read(words)
+    if arguments.top is not None and arguments.top < 1:
+        raise ConfigError(f"--top is {arguments.top}: it must be at least 1")
+    check_file("--to", arguments.to, ".csv")
+    check_file("--html", arguments.html, ".html")
+    from metarun.reports.predictions import Request, predict_queries
+    from metarun.runs.model import load
+
+    model = load(arguments.run, device=arguments.device)
+    support, query = read_task(arguments, model)
+    request = Request(arguments.to, arguments.top, arguments.uncertain_first, arguments.html)
+    print(*map(printable, predict_queries(model, support, query, request)), sep="\n")
+
+
+def embed(words: Sequence[str]) -> None:
+    """Write the features that a trained network has for pictures."""
+    parser = Parser(embed)
+    parser.add_argument("run", type=Path, help="the folder of the run, or a checkpoint")
+    parser.add_argument("files", help="a picture, or a folder or an archive of pictures")
+    parser.add_argument("--to", type=Path, default=Path("embeddings.npz"), help="a .npz or .csv file (embeddings.npz)")
+    parser.add_argument("--html", type=Path, metavar="PAGE", help="a page with pictures and a map of the embedding")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
+    arguments = parser.read(words)
+    check_file("--to", arguments.to, ".npz", ".csv")
+    check_file("--html", arguments.html, ".html")
+    from metarun.reports.predictions import embed_inputs
+    from metarun.runs.model import load
+
+    model = load(arguments.run, device=arguments.device)
+    print(*map(printable, embed_inputs(model, model.read(arguments.files), arguments.to, arguments.html)), sep="\n")
+
+
+def read_task(arguments: argparse.Namespace, model: "Model") -> "tuple[Named, Named]":
+    """Read support and queries; or draw both, where they are a dataset and its split. Raises ConfigError."""
+    words = (arguments.support, arguments.query)
+    found = [re.fullmatch(r"(\w+):(train|val|test)", word) for word in words]
+    if not any(found):
+        return model.read(words[0]), model.read(words[1])
+    if found[0] is None or words[0] != words[1]:
+        raise ConfigError(f"SUPPORT is {words[0]} and QUERY {words[1]}: give the same DATASET:SPLIT for both, or files")
+    from metarun.core.types import TaskShape
+    from metarun.runs.demonstration import draw_task
+
+    (name, split), test = found[0].groups(), model.settings.eval
+    other = name != model.dataset
+    settings = load_settings(resolve(compose([f"dataset={name}"], arguments.config_dir))) if other else model.settings
+    return draw_task(settings, cast("Split", split), TaskShape(test.ways, test.shots, test.queries))
 
 
 def explain(words: Sequence[str]) -> None:
@@ -246,6 +318,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "data": data,
     "resume": resume,
     "evaluate": evaluate,
+    "predict": predict,
+    "embed": embed,
     "report": report,
     "reproduce": reproduce,
     "profile": profile,

@@ -125,6 +125,9 @@ class Strings:
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
 
+    def read(self, path: Path) -> Named:
+        raise ConfigError(f"{path}: give texts as a list of strings, metarun.load(RUN).adapt((texts, labels))")
+
     def __call__(self, items: Items) -> Tensor:
         if isinstance(items, Tensor | np.ndarray) or not all(isinstance(item, str) for item in items):
             return stack(items)
@@ -139,6 +142,9 @@ class Numbers:
 
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind}
+
+    def read(self, path: Path) -> Named:
+        raise ConfigError(f"{path}: give numbers as arrays, metarun.load(RUN).adapt((x, y))")
 
     def __call__(self, items: Items) -> Tensor:
         return stack(items).float()

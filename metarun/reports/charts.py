@@ -1,4 +1,4 @@
-"""Learning curves and distributions of scores as inline SVG, drawn by Matplotlib in the colours of the page."""
+"""Curves, distributions of scores and maps of features as inline SVG, drawn by Matplotlib in the page's colours."""
 
 import io
 import math
@@ -22,6 +22,11 @@ Scale = Literal["linear", "log"]
 PIXEL = 1 / 72  # in inches: a pixel of the SVG
 CURVES = (360, 210)  # width and height in pixels
 BARS = (240, 36)
+MAP = (640, 440)
+MARKS = dict(zip("osD^vP*X", "●■◆▲▼✚★✖"))  # of a map's points: Matplotlib's name, and the same as text
+COLOURS = (  # of classes, legible on white and on black
+    "#3b82c4", "#d9762b", "#3f9e57", "#c9484c", "#8e6bbf", "#9c6b4f", "#d070ae", "#8f9431", "#2fa0a8", "#7d8590",
+)  # fmt: skip
 MOST_BARS = 40  # of a distribution; more different scores than that are put into bins
 MOST_POINTS = 100  # of a curve; of more points every second, third, ... is drawn
 ROUND = [1, 2, 2.5, 5, 10]  # steps between ticks
@@ -157,6 +162,40 @@ def draw_distribution(scores: Scores, span: Span, name: str) -> Markup:
         axes.axvline(float(span.place(mean)[0]), color=INKS["text"], linewidth=2, clip_on=False)
     axes.set(xlim=(0, 1), ylim=(0, counts.max(initial=1)))
     return _to_svg(figure, name, "number of test tasks by score")
+
+
+def find_mark(number: int) -> tuple[str, str]:
+    """The mark, as text, and the colour of a class; after 80 classes they repeat."""
+    marks = [*MARKS.values()]
+    return marks[number // len(COLOURS) % len(marks)], COLOURS[number % len(COLOURS)]
+
+
+def draw_map(
+    points: Scores, numbers: Sequence[int], large: Sequence[bool], hollow: Sequence[bool], name: str
+) -> Markup:
+    """Draw points [n, 2], each with the mark and the colour of its class; -1: no class.
+
+    large: with an outline, drawn above the others. hollow: the outline of the mark alone.
+    """
+    figure = Figure(figsize=(MAP[0] * PIXEL, MAP[1] * PIXEL), dpi=72)
+    axes = figure.add_axes((0.02, 0.02, 0.96, 0.96))
+    axes.set_axis_off()
+    for kind in sorted(set(zip(large, hollow, numbers))):
+        chosen = [i for i, other in enumerate(zip(large, hollow, numbers)) if other == kind]
+        is_large, is_hollow, number = kind
+        marker = [*MARKS][number // len(COLOURS) % len(MARKS)] if number >= 0 else "o"
+        colour = COLOURS[number % len(COLOURS)] if number >= 0 else INKS["quiet"]
+        axes.scatter(
+            points[chosen, 0],
+            points[chosen, 1],
+            s=90 if is_large else 28,
+            marker=marker,
+            facecolor="none" if is_hollow else colour,
+            edgecolor=INKS["text"] if is_large else colour,
+            linewidth=1.2 if is_large or is_hollow else 0,
+            clip_on=False,
+        )
+    return _to_svg(figure, name, "map of features")
 
 
 def _to_svg(figure: Figure, prefix: str, label: str) -> Markup:

@@ -43,6 +43,18 @@ def student_quantile(freedom: int) -> float:
     return float(t.ppf(0.975, freedom))
 
 
+def wilson_interval(part: int, whole: int) -> tuple[float, float]:
+    """A 95 % interval for the probability of what was seen `part` times of `whole`, which is at least 1.
+
+    Wilson 1927: all probabilities from which the seen share is within 1.96 standard deviations. Unlike the usual
+    formula it also covers if all or none was seen.
+    """
+    share, square = part / whole, 1.96**2
+    centre = share + square / (2 * whole)
+    half = 1.96 * math.sqrt(share * (1 - share) / whole + square / (4 * whole**2))
+    return (centre - half) / (1 + square / whole), (centre + half) / (1 + square / whole)
+
+
 @dataclass(frozen=True)
 class Comparison:
     """The first method minus the second, on the tasks that both were tested on."""

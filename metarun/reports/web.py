@@ -4,9 +4,10 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from metarun.reports import charts
@@ -25,18 +26,25 @@ VERDICTS = ("reproduced", "above", "below", "better", "worse")
 
 
 def to_html(report: Report) -> str:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"prose": mark_prose, "notes": mark_notes, "anchor": make_anchor, "tone": find_tone}
     with charts.page_style():
-        return environment.from_string(_read("page.html.jinja")).render(
+        return render(
+            "page.html.jinja",
             report=report,
-            style=Markup(_read("page.css")),
             summary=summarise_report(report),
             results=pick(report.overview, RESULTS),
             speed=pick(report.overview, SPEED),
             curves=collect_curves(report.cells),
             distributions=collect_distributions(report.cells),
         )
+
+
+def render(template: str, **values: Any) -> str:
+    """Fill in a template of this package, in the style that all pages have."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, loader=FunctionLoader(_read)
+    )
+    environment.filters |= {"prose": mark_prose, "notes": mark_notes, "anchor": make_anchor, "tone": find_tone}
+    return environment.get_template(template).render(style=Markup(_read("page.css")), **values)
 
 
 def _read(name: str) -> str:

@@ -42,7 +42,8 @@ BATCH = 500  # inputs that pass the network together, if they do not depend on e
 Label = Hashable
 Labels = Tensor | NDArray[Any] | Sequence[Any]
 Given = Items | Named | str | Path  # a path is read as `Model.read` does
-Support = Named | tuple[Items, Labels] | Mapping[Any, Items] | str | Path
+Labelled = tuple[Items, Labels] | Mapping[Any, Items]
+Support = Labelled | Named | str | Path
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +107,7 @@ class Model:
     """A trained model: `adapt` it to a support set, or `embed` inputs by its network."""
 
     settings: Settings
+    dataset: str  # its name among the options, as in `dataset=folder`
     spec: TaskSpec  # of the training tasks
     preprocessing: Preprocessing
     step: int  # after how many training steps it was saved
@@ -147,20 +149,19 @@ class Model:
         row = self._row(per_query)
         if not hasattr(lookup("algo", row.algo["name"]), "adapt"):
             raise ConfigError(f"algo={row.algo['name']} does not adapt to a support set: it cannot predict from one")
-        if isinstance(support, Named | str | Path):
-            support = self._sort(self.read(support))
+        given = self._sort(self.read(support)) if isinstance(support, Named | str | Path) else support
         if self.spec.kind == "regression":
-            if isinstance(support, Mapping):
+            if isinstance(given, Mapping):
                 raise ConfigError("the support is a mapping: in regression it is two arrays (x, y)")
-            x, y = self._read(support[0]), self._read_values(support[1])
+            x, y = self._read(given[0]), self._read_values(given[1])
             _check_lengths(x, y)
             return Regressor(self.read, self._learn(row, self.spec, Examples(x, y)))
-        classes, x, numbers = self._read_classes(support)
+        classes, x, numbers = self._read_classes(given)
         spec, columns = self._place_classes(row, len(classes))
         declared = declaration("algo", row.algo["name"]).traits
         if declared.order is None:
             order = numbers.argsort(stable=True)  # class by class, as datasets give them
-        elif isinstance(support, Mapping):
+        elif isinstance(given, Mapping):
             order = torch.randperm(len(numbers), generator=generator_for("order", len(numbers)))
         else:
             order = torch.arange(len(numbers))
@@ -264,7 +265,7 @@ class Model:
         kind = next(p.dtype for params in self.theta.values() for p in params.values())
         return x.to(self.device, kind if x.is_floating_point() else x.dtype)
 
-    def _sort(self, support: Named) -> Support:
+    def _sort(self, support: Named) -> Labelled:
         """The inputs of files by class; in regression with their values. Raises ConfigError if a label is missing."""
         missing = [name for name, label in zip(support.names, support.labels) if label is None]
         if missing:
@@ -286,7 +287,7 @@ class Model:
             )
         return values.to(self.device)
 
-    def _read_classes(self, support: Support) -> tuple[list[Label], Tensor, Tensor]:
+    def _read_classes(self, support: Labelled) -> tuple[list[Label], Tensor, Tensor]:
         """The classes, the inputs [n, *input] and the number of each one's class [n]. Raises ConfigError."""
         if isinstance(support, Mapping):
             parts = [self._read(items) for items in support.values()]
@@ -317,6 +318,7 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         backbone.load_state_dict(tensors["buffers"], strict=False)
     return Model(
         settings=settings,
+        dataset=facts["choices"].get("dataset", ""),
         spec=spec,
         preprocessing=read_preprocessing(facts["preprocessing"]),
         step=facts["step"],

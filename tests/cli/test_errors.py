@@ -175,7 +175,7 @@ MISTAKES: list[tuple[str, str]] = [
         "trainer.workers=3 trainer.tasks_per_step=2",
         "trainer.workers is 3: trainer.tasks_per_step is 2, and each needs a task",
     ),
-    ("seed", f"seed is no command: choose from {', '.join(COMMANDS)}, or set name=value"),
+    ("seed", f"seed is no command (did you mean embed?): choose from {', '.join(COMMANDS)}, or set name=value"),
     (
         "trainer.clip_norm={backbone: 1}",
         "trainer.clip_norm={backbone: cannot be read: a bracket is open; in a shell quote the whole, as 'name={a: 1}'",
