@@ -20,15 +20,26 @@ STARTED = time.perf_counter()  # when this was imported, at the start of the pro
 
 
 def find_device(name: str) -> torch.device:
-    """Find `auto`, or a device by name. Raises ConfigError, which lists the devices, if it is not there."""
+    """Find `auto`, or a device by name, with the index that its tensors have: `cuda` is the current one.
+
+    Raises ConfigError, which lists the devices, if it is not there.
+    """
     here = available_devices()
     if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # torchrun's
-        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     if name == "auto":
-        return torch.device(here[-1])
+        name = here[-1]
     if name not in {*here, *(device.partition(":")[0] for device in here)}:
         raise ConfigError(f"device is {name!r}: choose from auto, {', '.join(here)} (what PyTorch finds here)")
-    return torch.device(name)
+    if name == "cuda":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps", 0) if name == "mps" else torch.device(name)
+
+
+def use_device(device: torch.device) -> None:
+    """Make it the process's current one. CUDA's streams and graphs belong to the current device, not to a tensor's."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def available_devices() -> list[str]:

@@ -14,7 +14,7 @@ from metarun.config.schema import EvalSettings, Settings
 from metarun.config.traits import BackboneTraits, Inputs, Traits
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
-from metarun.core.machine import find_device
+from metarun.core.machine import find_device, use_device
 from metarun.core.norm import collect_statistics, norm_names
 from metarun.core.seeding import generator_for
 from metarun.core.types import Algorithm, Backbone, Dataset, Params, Split, TaskShape, TaskSource, TaskSpec, Theta
@@ -40,7 +40,9 @@ class Experiment:
     def build(cls, settings: Settings) -> "Experiment":
         """Build every component. Raises ConfigError."""
         allow_tf32(settings.trainer.precision == "tf32")
-        device, dataset = find_device(settings.device), build_dataset(settings)
+        device = find_device(settings.device)
+        use_device(device)
+        dataset = build_dataset(settings)
         source = training_tasks(settings, dataset)
         backbone = build_backbone(settings.backbone, source.spec)
         algo = build_algorithm(settings.algo, backbone, source.spec)

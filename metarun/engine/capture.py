@@ -4,51 +4,107 @@ A recording holds what the device did, at fixed addresses; Python is not run aga
 a number that Python holds and changes: rates are tensors, and tasks are drawn outside and copied in.
 """
 
+import contextlib
+import functools
+import gc
 import logging
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.engine.verify import compare_gradients, shapes_of
+from metarun.config.schema import TrainerSettings
+from metarun.engine.distributed import Ranks
+from metarun.engine.state import State
+from metarun.engine.verify import find_difference, shapes_of
+from metarun.engine.watch import Watch
 
 T = TypeVar("T")
+Recording = Literal["step", "gradient", "nothing"]
 WARM_UP = 3  # calls before recording: libraries set themselves up at first use, which must not be recorded
+EMPTY = "The CUDA Graph is empty"  # PyTorch's warning about a recording on another device or stream
 say = logging.getLogger(__name__)
 
 
+def choose_recording(
+    settings: TrainerSettings, device: torch.device, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> Recording:
+    """Return what of a step is recorded: all of it, or the gradient alone, and then the log says why."""
+    if not settings.cuda_graph or device.type != "cuda":
+        return "nothing"
+    if ranks.count > 1:
+        reason = "several processes share a step"
+    elif not all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
+        reason = f"{type(optimizer).__name__} has its rate on the host"
+    else:
+        return "step"
+    say.info("of a step only the gradient is recorded as a CUDA graph: %s", reason)
+    return "gradient"
+
+
 def record(function: Callable[[], T]) -> Callable[[], T]:
-    """Record `function` and return its replay as one launch. Raises RuntimeError if it waits for the device."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # another thread may be fetching pictures
-        outputs = function()
+    """Record `function` and return its replay as one launch, whose outputs the next launch overwrites.
+
+    Raises RuntimeError, or a warning, if it cannot be recorded; its `__context__` may be what went wrong first.
+    """
+    gc.collect()  # freeing a dead graph or stream in the middle is not allowed
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
+    with _aside(), warnings.catch_warnings():
+        warnings.filterwarnings("error", EMPTY)
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")  # another thread may be fetching pictures
+        try:
+            outputs = function()
+        finally:
+            try:
+                graph.capture_end()
+            except BaseException:
+                _end_allocation(pool)
+                raise
 
     def launch() -> T:
         graph.replay()
-        kept: T = tree_map(torch.clone, outputs)  # the next launch overwrites them
-        return kept
+        return outputs
 
     return launch
 
 
-def run_aside(function: Callable[[], T]) -> T:
-    """Run `function` on a stream of its own, which CUDA asks of everything that is recorded later."""
-    stream, here = torch.cuda.Stream(), torch.cuda.current_stream()
+def _end_allocation(pool: Any) -> None:
+    """Tell the allocator that a recording is over: one that fails at its end leaves it waiting, and it frees no memory
+    that two streams have used.
+    """
+    with contextlib.suppress(AttributeError, RuntimeError):  # this version has no such function, or it was told
+        torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), pool)
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+@contextlib.contextmanager
+def _aside() -> Iterator[None]:
+    """Work on a stream that does nothing else, as CUDA asks of all that is recorded later."""
+    stream, here = _side_stream(torch.cuda.current_device()), torch.cuda.current_stream()
     stream.wait_stream(here)
-    with torch.cuda.stream(stream):
-        outputs = function()
-    here.wait_stream(stream)
-    return outputs
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        here.wait_stream(stream)
 
 
 class Captured(Generic[T]):
-    """A function of tensors as a CUDA graph, recorded anew for other shapes.
+    """A function of tensors as a CUDA graph, recorded anew for other shapes. A call's outputs hold until the next.
 
-    The first calls are ordinary ones. `changed` returns the tensors that a call changes in place; `gradient` reads the
-    meta-gradient of the last call from its outputs, to compare the graph's with the eager one. A function that cannot
-    be recorded goes on without a graph, and the log says why.
+    The first calls are ordinary ones, and the last of them is watched. `changed` returns the tensors that a call changes
+    in place; `gradient` reads the meta-gradient of the last call from its outputs. What is recorded are the tasks of
+    one call, and the graph's gradient for those of the next must be the eager one. A function that cannot be recorded,
+    or whose graph is wrong, goes on without a graph, and the log says why.
     """
 
     def __init__(
@@ -61,41 +117,78 @@ class Captured(Generic[T]):
         self.what, self.function, self.gradient, self.changed = what, function, gradient, changed
         self.calls: dict[Any, int] = {}
         self.programs: dict[Any, Callable[..., T]] = {}
+        self._static: dict[Any, Any] = {}  # the inputs of the last ordinary call, where the graph will read them
 
     def __call__(self, *inputs: Any) -> T:
-        """Call the function. Raises Failed if the graph's gradient is not the eager one."""
         shapes = shapes_of(tree_leaves(inputs))
         self.calls[shapes] = self.calls.get(shapes, 0) + 1
-        if self.calls[shapes] <= WARM_UP:
-            return run_aside(lambda: self.function(*inputs))
-        if shapes not in self.programs:
-            self.programs[shapes] = self._record(*inputs)
-        return self.programs[shapes](*inputs)
+        if self.calls[shapes] > WARM_UP and shapes not in self.programs:
+            self.programs[shapes] = self._record(self._static.pop(shapes), *inputs)
+        if shapes in self.programs:
+            return self.programs[shapes](*inputs)
+        with _aside():
+            return self.function(*inputs) if self.calls[shapes] < WARM_UP else self._watch(shapes, *inputs)
 
-    def _record(self, *inputs: Any) -> Callable[..., T]:
-        """Record the function and compare it with an ordinary call; what either changed is put back."""
-        static = tree_map(lambda value: value.detach().clone().requires_grad_(value.requires_grad), inputs)
+    def _watch(self, shapes: Any, *inputs: Any) -> T:
+        """Call the function; if it does what no graph can hold, do not try to record it: that could end the process."""
+        with Watch(tree_leaves(inputs)[0].device) as watch:
+            outputs = self.function(*inputs)
+        self._static[shapes] = tree_map(lambda x: x.detach().clone().requires_grad_(x.requires_grad), inputs)
+        if watch.found:
+            self.programs[shapes] = self._refuse("; ".join(watch.found))
+        return outputs
+
+    def _record(self, static: Any, *inputs: Any) -> Callable[..., T]:
+        """Record the function at the static inputs and compare it at these; what a call changes is put back."""
         before = [tensor.detach().clone() for tensor in self.changed()]
-        expected = [g.clone() for g in self.gradient(self.function(*static))]
-        self._restore(before)
+
+        def run(function: Callable[..., T]) -> list[Tensor]:
+            found = [g.clone() for g in self.gradient(function(*inputs))]
+            self._restore(before)
+            return found
+
+        eager, again = run(self.function), run(self.function)
         try:
             launch = record(lambda: self.function(*static))
-        except RuntimeError as error:
-            say.info("%s not recorded as a CUDA graph: %s", self.what, str(error).splitlines()[0])
+        except (RuntimeError, Warning) as error:
             self._restore(before)
-            return self.function
+            return self._refuse(describe_chain(error))
 
         def program(*inputs: Any) -> T:
             with torch.no_grad():
-                tree_map(lambda kept, value: kept.copy_(value), static, inputs)
+                torch._foreach_copy_(tree_leaves(static), tree_leaves(inputs))
             return launch()
 
-        found = self.gradient(program(*inputs))
-        compare_gradients("the CUDA graph's", found, expected)
-        self._restore(before)
+        if difference := find_difference(run(program), eager, again):
+            return self._refuse(difference)
         return program
+
+    def _refuse(self, reason: str) -> Callable[..., T]:
+        say.warning("%s not recorded as a CUDA graph: %s", self.what, reason)
+        return self.function
 
     @torch.no_grad()
     def _restore(self, before: list[Tensor]) -> None:
         for tensor, value in zip(self.changed(), before, strict=True):
             tensor.copy_(value)
+
+
+def capture_step(step: Callable[..., T], state: State) -> Captured[T]:
+    """Record a whole step of training: tasks in, means out; theta and the optimiser's state change in place."""
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    return Captured(
+        "step",
+        step,
+        gradient=lambda means: [p.grad for p in parameters],
+        changed=lambda: tree_leaves((state.theta, dict(state.optimizer.state))),
+    )
+
+
+def describe_chain(error: BaseException) -> str:
+    """Each error in one line, the first cause first: what PyTorch raises last often hides it."""
+    chain = []
+    cause: BaseException | None = error
+    while cause is not None:
+        chain.append(f"{type(cause).__name__}: {str(cause).partition(chr(10))[0]}")
+        cause = cause.__cause__ or cause.__context__
+    return ", then ".join(reversed(chain))

@@ -1,44 +1,48 @@
 """Meta-gradients compiled by TorchInductor: inner gradients and their derivatives in one graph."""
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.utils._pytree import tree_flatten, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from metarun.core.types import Episode, Metrics, Theta
 from metarun.engine.gradient import Part
-from metarun.engine.verify import compare_gradients, shapes_of
+from metarun.engine.verify import find_difference, shapes_of
+
+say = logging.getLogger(__name__)
 
 
 class Compiled:
     """A part of the meta-gradient, traced whole and compiled anew for other shapes.
 
-    Inductor keeps what it compiled in its own cache between runs.
+    Inductor keeps what it compiled in its own cache between runs. A program whose gradient is not the eager one is not
+    used, and the log says so.
     """
 
     def __init__(self, part: Part) -> None:
         self.part = part
-        self._programs: dict[Any, Callable[[list[Tensor]], Any]] = {}
+        self._programs: dict[Any, Part] = {}
 
     def __call__(self, theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
-        """Compute the part. Raises Failed if the compiled gradient is not the eager one."""
-        leaves, structure = tree_flatten((theta, tasks))
-        shapes = shapes_of(leaves)
-        with torch.no_grad():
-            leaves = [leaf.detach() for leaf in leaves]
-            if shapes not in self._programs:
-                program = self._compile(leaves, structure)
-                with torch.enable_grad():
-                    eager = self.part(theta, tasks)
-                compare_gradients("trainer.compile: the compiled", program(leaves)[1], eager[1])
-                self._programs[shapes] = program
-            outputs: tuple[Metrics, list[Tensor]] = self._programs[shapes](leaves)
-            return outputs
+        shapes = shapes_of(tree_leaves((theta, tasks)))
+        if shapes not in self._programs:
+            self._programs[shapes] = self._check(self._compile(theta, tasks), theta, tasks)
+        return self._programs[shapes](theta, tasks)
 
-    def _compile(self, leaves: list[Tensor], structure: Any) -> Callable[[list[Tensor]], Any]:
+    def _check(self, program: Part, theta: Theta, tasks: Episode) -> Part:
+        """Return the program, or the eager part if they differ."""
+        found, eager, again = (part(theta, tasks)[1] for part in (program, self.part, self.part))
+        if difference := find_difference(found, eager, again):
+            say.warning("trainer.compile: not used, %s", difference)
+            return self.part
+        return program
+
+    def _compile(self, theta: Theta, tasks: Episode) -> Part:
+        leaves, structure = tree_flatten((theta, tasks))
         outputs: Any = None
 
         def flat(*leaves: Tensor) -> list[Tensor]:
@@ -49,5 +53,13 @@ class Compiled:
                 values, outputs = tree_flatten(self.part(theta, tasks))
             return values
 
-        compiled = torch.compile(make_fx(flat)(*leaves), dynamic=False, fullgraph=True)
-        return lambda leaves: tree_unflatten(list(compiled(*leaves)), outputs)
+        with torch.no_grad():
+            compiled = torch.compile(make_fx(flat)(*(p.detach() for p in leaves)), dynamic=False, fullgraph=True)
+
+        @torch.no_grad()
+        def program(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+            values = compiled(*(leaf.detach() for leaf in tree_leaves((theta, tasks))))
+            result: tuple[Metrics, list[Tensor]] = tree_unflatten(list(values), outputs)
+            return result
+
+        return program

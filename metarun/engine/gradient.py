@@ -1,6 +1,7 @@
 """The meta-gradient: the mean over many tasks of a loss that sees one task, and its gradient in theta."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -26,25 +27,39 @@ def meta_gradient(
     part: Part | None = None,
 ) -> tuple[Tensor, Metrics, Theta]:
     """Return the mean loss [], the mean metrics and the gradient of the mean loss in theta, over the `tasks` of all
-    ranks.
-
-    Each chunk's graph is freed before the next is built, so memory follows the chunk (with `loop`, one task), and the
-    result changes by rounding alone. `part` computes the sums over a chunk, by default as `sum_tasks` does.
+    ranks. `part` computes the sums over a chunk, by default as `sum_tasks` does.
     """
-    part = part or sum_tasks(algo, execution)
+    return average(sum_chunks(part or sum_tasks(algo, execution), execution, tasks_per_chunk), theta, tasks, ranks)
+
+
+def average(sums: Part, theta: Theta, tasks: Episode, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics, Theta]:
+    """See `meta_gradient`. `sums` computes those over this rank's share of the tasks."""
     total = len(tasks.query.y)
-    mine = take(tasks, *ranks.share(total))
-    pieces = unstack(mine) if execution == "loop" else split(mine, tasks_per_chunk)
-    metrics, gradient = part(theta, pieces[0])
-    for piece in pieces[1:]:
-        more, further = part(theta, piece)
-        metrics = {name: value + more[name] for name, value in metrics.items()}
-        gradient = [g + h for g, h in zip(gradient, further)]
+    metrics, gradient = sums(theta, take(tasks, *ranks.share(total)))
     means = [value / total for value in (*metrics.values(), *gradient)]
     ranks.add(means)
     remaining = iter(means)
     metrics = {name: next(remaining) for name in metrics}
     return metrics.pop("loss"), metrics, {c: {n: next(remaining) for n in params} for c, params in theta.items()}
+
+
+def sum_chunks(part: Part, execution: Execution, tasks_per_chunk: int | None) -> Part:
+    """Return a function to the sums over all tasks, chunk by chunk, or with `loop` task by task.
+
+    Each chunk's graph is freed before the next is built, so memory follows the chunk, and the result changes by rounding
+    alone.
+    """
+
+    def sums(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+        pieces = unstack(tasks) if execution == "loop" else split(tasks, tasks_per_chunk)
+        metrics, gradient = part(theta, pieces[0])
+        for piece in pieces[1:]:
+            more, further = part(theta, piece)
+            metrics = {name: value + more[name] for name, value in metrics.items()}
+            gradient = [g + h for g, h in zip(gradient, further)]
+        return metrics, gradient
+
+    return sums
 
 
 def sum_tasks(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> Part:
@@ -54,7 +69,7 @@ def sum_tasks(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> 
 
     def part(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
         leaves = [p for params in theta.values() for p in params.values()]
-        with torch.autocast(leaves[0].device.type, torch.bfloat16, enabled=bfloat16):
+        with torch.autocast(leaves[0].device.type, torch.bfloat16) if bfloat16 else nullcontext():
             if execution == "vmap":
                 losses, metrics = vmap(partial(algo.task_loss, theta))(tasks)
                 loss, metrics = losses.sum(), {name: value.sum(0) for name, value in metrics.items()}

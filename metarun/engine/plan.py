@@ -12,10 +12,10 @@ from torch import Tensor
 from metarun.config.schema import TrainerSettings
 from metarun.core.batch import Execution, take
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
-from metarun.engine.capture import Captured
+from metarun.engine.capture import WARM_UP, Captured, Recording
 from metarun.engine.compile import Compiled
 from metarun.engine.distributed import ALONE, Ranks
-from metarun.engine.gradient import Part, meta_gradient, sum_tasks
+from metarun.engine.gradient import Part, average, sum_chunks, sum_tasks
 
 say = logging.getLogger(__name__)
 TIMINGS = 2  # steps that each candidate of `auto` is timed for, after one that warms up
@@ -34,19 +34,24 @@ class Plan:
 
 
 class MetaGradient:
-    """(theta, tasks) -> mean loss, mean metrics, meta-gradient: computed as the plan says, compiled or recorded as the
-    settings say.
+    """(theta, tasks) -> mean loss, mean metrics, meta-gradient: computed as the plan says, compiled as the settings say.
+
+    recording: what of a step becomes a CUDA graph. Where that is the gradient, it is recorded here.
     """
 
     def __init__(
-        self, algo: Algorithm, settings: TrainerSettings, ranks: Ranks = ALONE, plan: Plan | None = None
+        self,
+        algo: Algorithm,
+        settings: TrainerSettings,
+        ranks: Ranks = ALONE,
+        plan: Plan | None = None,
+        recording: Recording = "nothing",
     ) -> None:
-        self.algo, self.settings, self.ranks = algo, settings, ranks
-        self.record = settings.cuda_graph  # parts, on a GPU; false where the whole step is recorded
+        self.algo, self.settings, self.ranks, self.recording = algo, settings, ranks, recording
         self._plan = plan
         if plan is None and settings.execution != "auto":
             self._plan = Plan(settings.execution, settings.tasks_per_chunk)
-        self._parts: dict[tuple[Execution, bool], Part] = {}
+        self._sums: dict[tuple[Execution, int | None, bool], Part] = {}
 
     @property
     def plan(self) -> Plan:
@@ -56,7 +61,10 @@ class MetaGradient:
         return self._plan
 
     def choose_plan(self, theta: Theta, draw: Callable[[], Episode]) -> None:
-        """Replace `auto` by the fastest way for the drawn tasks: vmap over all or over a quarter of them, or a loop."""
+        """Replace `auto` by the fastest way for the drawn tasks: vmap over all or over a quarter of them, or a loop.
+
+        Where a run records CUDA graphs, those of the three are compared.
+        """
         if self._plan is not None:
             return
         tasks = draw()
@@ -68,6 +76,8 @@ class MetaGradient:
             f"vmap of {-(-size // 4)}": Plan("vmap", -(-size // 4)),
             "loop": Plan("loop", None),
         }
+        if self.recording != "nothing":
+            candidates = {f"graph of {name}": plan for name, plan in candidates.items()}
         seconds = {}
         for name, plan in candidates.items():
             try:
@@ -78,25 +88,26 @@ class MetaGradient:
         if not seconds:
             raise torch.OutOfMemoryError("no way to execute a step fits in memory")
         best = self.ranks.broadcast(min(seconds, key=lambda name: seconds[name]))
-        self._parts.clear()
+        self._sums.clear()
         self._plan = replace(candidates[best], seconds=seconds)
         say.info("execution: %s (%s)", best, ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items()))
 
     def measure(self, plan: Plan, theta: Theta, tasks: Episode) -> float:
         """Return the seconds of the fastest of a few steps; nothing is descended."""
         found = []
-        for _ in range(1 + TIMINGS):
+        record = self.recording != "nothing"
+        for _ in range((WARM_UP + 1 if record else 1) + TIMINGS):
             started = time.perf_counter()
-            loss, _, _ = self._compute(plan, theta, tasks, ALONE, self.settings.cuda_graph)
+            loss, _, _ = self._compute(plan, theta, tasks, ALONE, record)
             loss.item()  # waits for the device
             found.append(time.perf_counter() - started)
-        return min(found[1:])
+        return min(found[-TIMINGS:])
 
     def __call__(self, theta: Theta, tasks: Episode) -> tuple[Tensor, Metrics, Theta]:
         """See `meta_gradient`. Where memory runs out, the chunk is halved for good."""
         while True:
             try:
-                return self._compute(self.plan, theta, tasks, self.ranks, self.record)
+                return self._compute(self.plan, theta, tasks, self.ranks, self.recording == "gradient")
             except RuntimeError as error:
                 start, stop = self.ranks.share(len(tasks.query.y))
                 size = min(self.plan.tasks_per_chunk or stop - start, stop - start)
@@ -108,23 +119,15 @@ class MetaGradient:
     def _compute(
         self, plan: Plan, theta: Theta, tasks: Episode, ranks: Ranks, record: bool
     ) -> tuple[Tensor, Metrics, Theta]:
-        return meta_gradient(
-            self.algo,
-            theta,
-            tasks,
-            execution=plan.execution,
-            tasks_per_chunk=plan.tasks_per_chunk,
-            ranks=ranks,
-            part=self._part(plan.execution, record and tasks.query.x.is_cuda),
-        )
+        way = (plan.execution, plan.tasks_per_chunk, record)
+        if way not in self._sums:
+            self._sums[way] = self._build_sums(plan, record)
+        return average(self._sums[way], theta, tasks, ranks)
 
-    def _part(self, execution: Execution, record: bool) -> Part:
-        if (execution, record) not in self._parts:
-            part = sum_tasks(self.algo, execution, bfloat16=self.settings.precision == "bfloat16")
-            part = Compiled(part) if self.settings.compile else part
-            recorded = cast(Part, Captured("gradient", part, lambda outputs: outputs[1]))
-            self._parts[execution, record] = recorded if record else part
-        return self._parts[execution, record]
+    def _build_sums(self, plan: Plan, record: bool) -> Part:
+        part = sum_tasks(self.algo, plan.execution, bfloat16=self.settings.precision == "bfloat16")
+        sums = sum_chunks(Compiled(part) if self.settings.compile else part, plan.execution, plan.tasks_per_chunk)
+        return cast(Part, Captured("gradient", sums, lambda outputs: outputs[1])) if record else sums
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -52,7 +52,7 @@ class Window:
         """Add the means of one step."""
         self.steps += 1
         for name, mean in means.items():
-            self.sums[name] = self.sums[name] + mean if name in self.sums else mean
+            self.sums[name] = self.sums[name] + mean if name in self.sums else mean.clone()  # a graph reuses it
 
     def flush(self, step: int) -> dict[str, Any]:
         """Return the means per step since the last flush: the one synchronisation with the device.

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, metric, traits_of
@@ -20,10 +20,10 @@ from metarun.core.seeding import generator_for
 from metarun.core.types import Episode, Theta
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
-from metarun.engine.capture import Captured
+from metarun.engine.capture import capture_step, choose_recording
 from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import NOTHING, Model, forget, is_transductive
-from metarun.engine.loop import Step, run_eagerly, train
+from metarun.engine.loop import run_eagerly, train
 from metarun.engine.plan import MetaGradient, Plan
 from metarun.engine.prefetch import Prefetch, needs_copies
 from metarun.engine.state import Log, NonFiniteLoss, Progress, Silence, State, Window
@@ -69,7 +69,10 @@ class Session:
         self.headline = headline_metric(self.experiment.source.spec)
         self.sign = 1 if metric(self.headline).higher_is_better else -1  # scores are compared by "more is better"
         self.tester = self.experiment.build_tester(self.experiment.plan_rows()["test"], "val")
-        self.meta_gradient = MetaGradient(self.experiment.algo, trainer, self.ranks, Plan(**plan) if plan else None)
+        recording = choose_recording(trainer, self.experiment.device, self.state.optimizer, self.ranks)
+        self.meta_gradient = MetaGradient(
+            self.experiment.algo, trainer, self.ranks, Plan(**plan) if plan else None, recording
+        )
         self.statistics = functools.lru_cache(maxsize=1)(
             lambda step: self.experiment.measure_statistics(self.state.theta)
         )
@@ -77,7 +80,7 @@ class Session:
     def train(self) -> None:
         """Train to the last step. Raises NonFiniteLoss."""
         experiment, state, trainer = self.experiment, self.state, self.experiment.settings.trainer
-        tasks_of, progress = prepare_tasks(experiment), state.progress
+        tasks_of, progress, recording = prepare_tasks(experiment), state.progress, self.meta_gradient.recording
         schedule = build("schedule", experiment.settings.schedule)
         log = open_log(experiment.settings, self.folder, self.about, progress.step)
         try:
@@ -94,7 +97,7 @@ class Session:
                 save=self.save,
                 log=log,
                 carried=traits_of(experiment.algo).carried,
-                capture=choose_capture(experiment, state, self.meta_gradient, self.ranks),
+                capture=(lambda step: capture_step(step, state)) if recording == "step" else run_eagerly,
                 ranks=self.ranks,
             )
         finally:
@@ -146,34 +149,6 @@ def prepare_tasks(experiment: Experiment) -> Callable[[int], Episode]:
         return source.sample(settings.trainer.tasks_per_step, generator)
 
     return Prefetch(tasks_of, device) if needs_copies(source, device) else tasks_of
-
-
-def choose_capture(
-    experiment: Experiment, state: State, meta_gradient: MetaGradient, ranks: Ranks
-) -> Callable[[Step], Step]:
-    """Return what records a whole step as one CUDA graph; elsewhere the step stays as it is, and on a GPU the log says
-    why.
-    """
-    device, optimizer = experiment.device, state.optimizer
-    if device.type != "cuda" or not experiment.settings.trainer.cuda_graph:
-        return run_eagerly
-    name = experiment.settings.optimizer["name"]
-    obstacles = {
-        "several processes share a step": ranks.count > 1,
-        f"optimizer={name} has its rate on the host": any(
-            not isinstance(group["lr"], Tensor) for group in optimizer.param_groups
-        ),
-    }
-    if reasons := [reason for reason, holds in obstacles.items() if holds]:
-        say.info("of a step only the gradient is recorded as a CUDA graph: %s", ", ".join(reasons))
-        return run_eagerly
-    meta_gradient.record = False
-    return lambda step: Captured(
-        "step",
-        step,
-        gradient=lambda metrics: [p.grad for group in optimizer.param_groups for p in group["params"]],
-        changed=lambda: tree_leaves((state.theta, dict(optimizer.state))),
-    )
 
 
 def open_log(settings: Settings, folder: RunFolder | None, about: dict[str, Any], step: int) -> Log:

@@ -31,9 +31,10 @@ class Table:
     def from_labels(cls, examples: Tensor, labels: Tensor, rows: Tensor, device: torch.device) -> "Table":
         """examples: [n, *example]; labels: [m] of their `rows` [m], 0 .. classes - 1, each at least once."""
         counts = labels.bincount()
+        least, most = int(counts.min()), int(counts.max())
         rows, starts = rows[labels.argsort(stable=True)], counts.cumsum(0) - counts
         rows, starts, counts = (part.to(device) for part in (rows, starts, counts))
-        return cls(examples, rows, starts, counts, device, int(counts.min()), int(counts.max()))
+        return cls(examples, rows, starts, counts, device, least, most)
 
     @classmethod
     def from_classes(cls, examples: Tensor) -> "Table":
@@ -82,7 +83,7 @@ class Table:
     def _fetch(self, index: Tensor) -> Tensor:
         rows = self.rows[index.flatten()].to(self.examples.device)
         x = self.examples.index_select(0, rows).view(*index.shape, *self.example_shape)
-        if x.device != self.device and self.device.type == "cuda":
+        if x.device.type == "cpu" and self.device.type == "cuda":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
 
