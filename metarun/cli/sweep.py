@@ -214,7 +214,8 @@ _held: list[FileLock] = []  # of this process, kept as long as it lives: a GPU c
 def claim_gpu(held: list[FileLock] = _held) -> None:
     """Let this process see one GPU that no other job has; wait until there is one. Does nothing with one GPU or none.
 
-    held: the locks that this process has, to which the new one is added.
+    held: the locks that this process has, to which the new one is added. They are the user's own: many systems let
+    nobody open a file of another user in the temporary folder, whatever its mode.
     """
     import torch
 
@@ -223,7 +224,8 @@ def claim_gpu(held: list[FileLock] = _held) -> None:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(torch.cuda.device_count())))
     while True:
         for name in visible.split(","):
-            lock = FileLock(Path(tempfile.gettempdir()) / f"metarun-gpu-{name.replace('/', '-')}.lock", timeout=0)
+            file = f"metarun-gpu-{os.getuid()}-{name.replace('/', '-')}.lock"
+            lock = FileLock(Path(tempfile.gettempdir()) / file, timeout=0)
             try:
                 lock.acquire()
             except Timeout:

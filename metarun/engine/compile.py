@@ -1,7 +1,6 @@
 """Meta-gradients compiled by TorchInductor: inner gradients and their derivatives in one graph."""
 
 import logging
-from collections.abc import Callable
 from typing import Any
 
 import torch

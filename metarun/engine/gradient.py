@@ -46,8 +46,8 @@ def average(sums: Part, theta: Theta, tasks: Episode, ranks: Ranks = ALONE) -> t
 def sum_chunks(part: Part, execution: Execution, tasks_per_chunk: int | None) -> Part:
     """Return a function to the sums over all tasks, chunk by chunk, or with `loop` task by task.
 
-    Each chunk's graph is freed before the next is built, so memory follows the chunk, and the result changes by rounding
-    alone.
+    Each chunk's graph is freed before the next is built, so memory follows the chunk, and the result changes by
+    rounding alone.
     """
 
     def sums(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:

@@ -34,7 +34,7 @@ class Plan:
 
 
 class MetaGradient:
-    """(theta, tasks) -> mean loss, mean metrics, meta-gradient: computed as the plan says, compiled as the settings say.
+    """(theta, tasks) -> mean loss, mean metrics, meta-gradient: computed as the plan and the settings say.
 
     recording: what of a step becomes a CUDA graph. Where that is the gradient, it is recorded here.
     """

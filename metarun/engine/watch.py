@@ -42,12 +42,12 @@ class Watch:
 
     def __enter__(self) -> Self:
         for mode in self._modes:
-            mode.__enter__()  # type: ignore[attr-defined]
+            mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for mode in reversed(self._modes):
-            mode.__exit__(kind, error, at)  # type: ignore[attr-defined]
+            mode.__exit__(kind, error, at)  # type: ignore[no-untyped-call]
 
     def is_here(self, value: Any) -> bool:
         """Return whether it is a tensor of the device."""
@@ -83,7 +83,9 @@ class _Operations(TorchDispatchMode):
         if fault := self._judge(function, args, kwargs):
             self.watch.note(f"{function} {fault}")
         made = function(*args, **kwargs)
-        if not self.watch.float64 and any(self.watch.is_here(t) and t.dtype == torch.float64 for t in tree_leaves(made)):
+        if not self.watch.float64 and any(
+            self.watch.is_here(t) and t.dtype == torch.float64 for t in tree_leaves(made)
+        ):
             self.watch.note(f"{function} makes float64, which this device may not have")
         return made
 

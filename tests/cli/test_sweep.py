@@ -297,7 +297,12 @@ def test_each_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     another: list[FileLock] = []  # of another process
     claim_gpu(another)
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
-    for lock in (*mine, *another):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    strangers: list[FileLock] = []  # of another user, who may not open our files
+    claim_gpu(strangers)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+    for lock in (*mine, *another, *strangers):
         lock.release()
 
 

@@ -72,13 +72,13 @@ class FakeGraph:
         assert capture_error_mode == "thread_local"
         assert torch.cuda.current_stream() != "default", "recorded on the default stream"
         self.tape = Tape()
-        self.tape.__enter__()
+        self.tape.__enter__()  # type: ignore[no-untyped-call]
 
     def capture_end(self) -> None:
         import sys
 
         failed = sys.exc_info()[0] is not None
-        self.tape.__exit__(None, None, None)
+        self.tape.__exit__(None, None, None)  # type: ignore[no-untyped-call]
         if self.elsewhere:
             self.tape.entries.clear()
         else:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metarun.config.errors import ConfigError
 from metarun.core.seeding import generator_for
@@ -74,6 +75,19 @@ def test_placements_give_the_same_episodes(tmp_path: Path, monkeypatch: pytest.M
         for part, expected in zip(episode, drawn["disk"]):
             assert torch.equal(part.x, expected.x)
             assert torch.equal(part.y, expected.y)
+
+
+@pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="this PyTorch does not know CUDA")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0"])
+def test_pictures_on_the_gpu_are_taken_from_there(name: str) -> None:
+    """Tensors of `cuda` say that they are on cuda:0: they are not brought through the host's pinned memory."""
+    device = torch.device(name)
+    with FakeTensorMode():
+        rows, starts, counts = (torch.tensor(numbers, device=device) for numbers in ([0, 1, 2, 3], [0, 2], [2, 2]))
+        pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device=device)
+        table = Table(pictures, rows, starts, counts, device, 2, 2)
+        index = torch.zeros(1, 2, 1, dtype=torch.long, device=device)
+        assert table.take(index[..., 0], index).device == torch.device("cuda:0")
 
 
 def test_pictures_that_do_not_fit_are_refused_and_auto_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
