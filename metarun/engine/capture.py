@@ -103,8 +103,8 @@ class Captured(Generic[T]):
 
     The first calls are ordinary ones, and the last of them is watched. `changed` returns the tensors that a call
     changes in place; `gradient` reads the meta-gradient of the last call from its outputs. What is recorded are the
-    tasks of one call, and the graph's gradient for those of the next must be the eager one. A function that cannot be recorded,
-    or whose graph is wrong, goes on without a graph, and the log says why.
+    tasks of one call, and the graph's gradient for those of the next must be the eager one. A function that cannot be
+    recorded, or whose graph is wrong, goes on without a graph, and the log says why.
     """
 
     def __init__(
