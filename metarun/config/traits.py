@@ -62,12 +62,17 @@ class Metric:
     unit: str = ""  # shown behind a number
     scale: float = 1.0  # factor from a number to the shown one
     decimals: int = 4  # of a shown number
+    chance: Literal["1/ways"] | float | None = None  # what guessing gets; None: there is no such number
     axis: Literal["linear", "log"] = "linear"
 
     def shown(self, mean: float, ci95: float | None = None) -> str:
         """A figure as a person reads it: "98.12 ± 0.25 %"."""
         numbers = [f"{self.scale * value:.{self.decimals}f}" for value in (mean, ci95) if value is not None]
         return " ± ".join(numbers) + (f" {self.unit}" if self.unit else "")
+
+    def guessed(self, ways: int) -> float | None:
+        """What guessing gets in tasks of so many ways, unscaled; None if there is no such number."""
+        return 1 / ways if self.chance == "1/ways" else self.chance
 
     def better(self, a: float, b: float) -> bool:
         """Whether `a` is better than `b`."""

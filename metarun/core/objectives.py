@@ -19,7 +19,9 @@ def is_present(y: Tensor) -> Tensor:
 
 
 @register(
-    "metric", "accuracy", Metric(higher_is_better=True, worst=0.0, tolerance=1.0, unit="%", scale=100.0, decimals=2)
+    "metric",
+    "accuracy",
+    Metric(higher_is_better=True, worst=0.0, tolerance=1.0, unit="%", scale=100.0, decimals=2, chance="1/ways"),
 )
 def accuracy(prediction: Tensor, y: Tensor) -> Tensor:
     """Fraction of right classes, of logits [n, N]."""
@@ -33,7 +35,7 @@ def mse(prediction: Tensor, y: Tensor) -> Tensor:
     return torch.where(there, prediction - y, 0.0).square().sum() / there.sum()
 
 
-@register("metric", "delta_auprc", Metric(higher_is_better=True, worst=-1.0, tolerance=0.01))
+@register("metric", "delta_auprc", Metric(higher_is_better=True, worst=-1.0, tolerance=0.01, chance=0.0))
 def delta_auprc(prediction: Tensor, y: Tensor) -> Tensor:
     """How far the ranking of logits [n, 2] by class 1 is above chance: average precision minus the share of class 1.
 

@@ -40,14 +40,14 @@ def over_classes(scores: Scores, classes: NDArray[np.int64]) -> float | None:
     A bootstrap with the product of the classes' multiplicities as a task's weight is not used: with 10 classes at 5
     ways its intervals hold the truth in 86 % of simulations, these in 94 %.
 
-    None where nothing can be known: no class is missing from any task, or one is in all of them.
+    None where nothing can be known: a class is in all of the tasks, or a score is not finite.
     """
     from scipy.stats import t
 
     numbers, places = np.unique(classes, return_inverse=True)
     without = np.ones((len(numbers), len(scores)), bool)
     without[places.reshape(classes.shape), np.arange(len(scores))[:, None]] = False
-    if len(numbers) < 2 or not without.any(1).all():
+    if len(numbers) < 2 or not without.any(1).all() or not np.isfinite(scores).all():
         return None
     weights = without / without.sum(1, keepdims=True)
     weights -= weights.mean(0)  # [C, tasks]: times the scores, the m_c - m
@@ -55,8 +55,3 @@ def over_classes(scores: Scores, classes: NDArray[np.int64]) -> float | None:
     jackknife = ((weights @ scores) ** 2).sum() - variance * (weights**2).sum()
     of_classes = max(0.0, (1 - 1 / len(numbers)) * jackknife)
     return float(t.ppf(0.975, len(numbers) - 1) * math.sqrt(of_classes + variance / len(scores)))
-
-
-def count_classes(classes: NDArray[np.int64]) -> int:
-    """The number of different classes, or assays, in the tasks [tasks, N]."""
-    return len(np.unique(classes))

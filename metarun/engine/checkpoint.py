@@ -14,7 +14,7 @@ def save(path: Path, tensors: dict[str, Any], facts: dict[str, Any]) -> None:
     """Write nested dictionaries of tensors, and `facts` as JSON text; a reader never sees half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open_bytes(path) as content:  # PyTorch hides the reason if it cannot write to a file itself
-        torch.save({"tensors": tensors, "facts": json.dumps(facts)}, content)
+        torch.save({"tensors": tensors, "facts": json.dumps(facts, allow_nan=False)}, content)
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> tuple[dict[str, Any], dict[str, Any]]:

@@ -18,6 +18,7 @@ from metarun.core.batch import Execution, map_tasks
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.seeding import generator_for
+from metarun.core.statistics import over_tasks
 from metarun.core.types import (
     Algorithm,
     Backbone,
@@ -62,13 +63,12 @@ class Scores:
         return Scores(joined, self.prints + other.prints)
 
     def summarise(self) -> dict[str, Any]:
-        """Return name -> {"mean", "ci95"}, lists for vector metrics. ci95 is 1.96 std / sqrt(tasks)."""
+        """Return name -> {"mean", "ci95"}, lists for vector metrics; ci95 as `over_tasks`, None for a single task."""
+        arrays = {name: values.double().numpy() for name, values in self.per_task.items()}
+        intervals = {name: over_tasks(values) for name, values in arrays.items()}
         return {
-            name: {
-                "mean": values.double().mean(0).tolist(),
-                "ci95": (1.96 * values.double().std(0) / math.sqrt(len(values))).tolist(),
-            }
-            for name, values in self.per_task.items()
+            name: {"mean": values.mean(0).tolist(), "ci95": None if interval is None else interval.tolist()}
+            for (name, values), interval in zip(arrays.items(), intervals.values())
         }
 
 

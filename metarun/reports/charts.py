@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, Locator, LogLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
-from metarun.reports.statistics import Scores
+from metarun.core.statistics import Scores
 
 Points = Sequence[tuple[float, float]]
 Scale = Literal["linear", "log"]

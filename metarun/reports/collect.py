@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import yaml
+from numpy.typing import NDArray
 
 from metarun.config.errors import ConfigError
 from metarun.config.load import identity, is_published
 from metarun.config.traits import HEADLINES, Metric
+from metarun.core.statistics import Scores, over_classes
 from metarun.reports.published import Figure, Setup, find_figure, look_up
-from metarun.reports.statistics import Scores, Summary, summarise
+from metarun.reports.statistics import Summary, summarise
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Estimate, Result, Row
 
@@ -96,16 +98,20 @@ class Run:
         folders = [f"--config-dir={source['path']}" for source in sources if source["provider"] == "command-line"]
         return shlex.join(["metarun", *folders, *words])
 
-    def estimate(self, row: str) -> tuple[float, float]:
+    def estimate(self, row: str) -> tuple[float, float | None]:
         """Mean and 95 % interval of the headline metric. Raises TypeError if they are not numbers."""
         found = self.result.estimate(row)
         if isinstance(found.mean, list) or isinstance(found.ci95, list):
             raise TypeError(f"{row}: the headline metric {self.result.headline} is a list")
-        return float(found.mean), float(found.ci95)
+        return float(found.mean), None if found.ci95 is None else float(found.ci95)
 
     def read_scores(self, row: str) -> Scores | None:
         """The headline metric of each test task, [tasks]; None if the folder does not have it."""
         return RunFolder(self.folder).read_scores(row, self.result.headline)
+
+    def read_classes(self, row: str) -> NDArray[np.int64] | None:
+        """The classes or the assay of each test task, [tasks, N]; None if the folder does not have them."""
+        return RunFolder(self.folder).read_classes(row)
 
     def read_curves(self) -> dict[str, Curve]:
         """The logged headline metric: split -> (step, shown number); empty if the folder does not have it.
@@ -199,9 +205,13 @@ class Cell:
 
     @property
     def score(self) -> str:
-        """The result as a person reads it: "98.12 ± 0.25 %". A figure without the name of a metric is an accuracy."""
+        """The result as a person reads it: "98.12 ± 0.25 %". A figure without the name of a metric is an accuracy.
+
+        ‡ marks one with a warning.
+        """
         name = "" if self.headline == HEADLINES["classification"] else f"{self.headline} "
-        return name + self.metric.shown(self.summary.mean, self.summary.over_tasks)
+        mark = " ‡" if self.warnings else ""
+        return name + self.metric.shown(self.summary.mean, self.summary.over_tasks) + mark
 
     @property
     def vectors(self) -> dict[str, Estimate]:
@@ -235,7 +245,27 @@ class Cell:
             return summarise(self._scores)
         means, intervals = zip(*(run.estimate(self.row) for run in self.runs))
         spread = summarise([np.array([mean]) for mean in means]).over_seeds if len(means) > 1 else None
-        return Summary(float(np.mean(means)), max(intervals), spread, len(means), self.test.tasks)
+        widest = max((interval for interval in intervals if interval is not None), default=None)
+        return Summary(float(np.mean(means)), widest, spread, len(means), self.test.tasks)
+
+    @cached_property
+    def over_classes(self) -> float | None:
+        """Half a 95 % interval over other classes, of the mean over seeds; of what was not kept, the widest of a run's.
+
+        None where classes are many, or nothing is known of others.
+        """
+        found = [run.result.rows[self.row].ci95_over_classes for run in self.runs]
+        widest = max((interval for interval in found if interval is not None), default=None)
+        classes = self.first.read_classes(self.row)
+        if widest is None or classes is None or self.scores is None:
+            return widest
+        return over_classes(self.scores, classes)
+
+    @property
+    def warnings(self) -> list[str]:
+        """The warnings of the runs about this row or their training, each once."""
+        found = (text for run in self.runs for text in run.result.warnings)
+        return list(dict.fromkeys(text for text in found if text.partition(":")[0] in (self.row, "training")))
 
     @cached_property
     def published(self) -> Figure | None:
@@ -248,9 +278,8 @@ class Cell:
         if self.published is None:
             return ""
         scale = self.metric.scale
-        return self.published.judge(
-            scale * self.summary.mean, scale * self.summary.over_tasks, self.summary.tasks, self.metric
-        )
+        found, scale = self.summary, self.metric.scale
+        return self.published.judge(scale * found.mean, scale * (found.over_tasks or 0), found.tasks, self.metric)
 
     @cached_property
     def deviations(self) -> list[str]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
+
+from metarun.core.statistics import Scores, over_tasks
 
 ALL_PAIRS = 8  # up to so many methods, every pair is compared
-
-Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -18,7 +17,7 @@ class Summary:
     """One setting over its seeds. The two intervals answer different questions and are never added."""
 
     mean: float  # over seeds, of each seed's mean over tasks
-    over_tasks: float  # half a 95 % interval over the test tasks, of the mean over seeds for each task
+    over_tasks: float | None  # half a 95 % interval over the test tasks, of the mean over seeds for each task
     over_seeds: float | None  # half a 95 % interval over training seeds, by Student's t; None for a single seed
     seeds: int
     tasks: int
@@ -32,8 +31,8 @@ def summarise(scores: Sequence[Scores]) -> Summary:
     over_seeds = None
     if seeds > 1:
         over_seeds = student_quantile(seeds - 1) * float(per_seed.std(ddof=1)) / math.sqrt(seeds)
-    over_tasks = 1.96 * float(per_task.std(ddof=1)) / math.sqrt(tasks) if tasks > 1 else math.nan
-    return Summary(float(table.mean()), over_tasks, over_seeds, seeds, tasks)
+    half = over_tasks(per_task)
+    return Summary(float(table.mean()), None if half is None else float(half), over_seeds, seeds, tasks)
 
 
 def student_quantile(freedom: int) -> float:
@@ -80,8 +79,9 @@ def compare(scores: Mapping[str, Scores]) -> list[Comparison]:
         change = (scores[first] - scores[second]).round(9)  # rounding errors are ties
         # Most tasks may be ties. To share their ranks among the signs, as "zsplit" does, would hide differences.
         p = float(wilcoxon(change, zero_method="pratt").pvalue) if np.any(change) else 1.0
-        ci95 = 1.96 * float(change.std(ddof=1)) / math.sqrt(len(change))
-        found.append((first, second, float(change.mean()), ci95, p))
+        half = over_tasks(change)
+        assert half is not None  # more than one task
+        found.append((first, second, float(change.mean()), float(half), p))
     corrected = correct_by_holm([entry[-1] for entry in found])
     return [Comparison(*entry, q) for entry, q in zip(found, corrected)]
 

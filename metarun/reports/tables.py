@@ -9,13 +9,15 @@ import numpy as np
 
 from metarun.config.registry import metric
 from metarun.config.traits import Metric
+from metarun.config.words import count
+from metarun.core.statistics import FEW
 from metarun.reports.collect import Cell, Run, find_differences, make_cells
 from metarun.reports.published import READ, Figure, find_entries, read_figures, read_sources
 from metarun.reports.statistics import Comparison, compare, mean_ranks
 
 HEADER = (
-    "experiment", "row", "dataset", "task", "result", "over seeds", "published", "difference", "verdict", "mode",
-    "test tasks", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
+    "experiment", "row", "dataset", "task", "result", "over classes", "over seeds", "published", "difference", "verdict",
+    "mode", "test tasks", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
 )  # fmt: skip
 ROWS = {
     "test": "the run's own test; an experiment tests as the method's paper does",
@@ -29,8 +31,11 @@ VECTORS = {  # name of a vector metric, after "_by_" -> heading of its numbers, 
 }
 READING = """\
 A result is the mean over the test tasks, ± 1.96 standard deviations / sqrt(tasks). This interval covers the choice of
-tasks, not the training seed. *Over seeds* is half a 95 % interval over training seeds, by Student's t, where there are
-several seeds. Runs with the same dataset and kind of task are tested on the same tasks, whatever the method and seed.
+tasks, not that of the test classes or of the training seed. *Over classes* is half a 95 % interval over the draw of the
+test classes (or assays), by the jackknife of U-statistics, where there are fewer than {few}; it is unknown where all
+tasks have the same classes. *Over seeds* is half a 95 % interval over training seeds, by Student's t, where there are
+several seeds. ‡ marks a result with a warning. Runs with the same dataset and kind of task are tested on the same
+tasks, whatever the method and seed.
 The checkpoint is the one with the best validation score, unless a command sets `eval.checkpoint`. *Transductive*
 results normalise by the statistics of a batch that holds all queries of a task; *inductive* results do not. A result
 without the name of a metric is an accuracy.
@@ -104,6 +109,11 @@ class Report:
         differing = (cell for cell in self.cells if cell.deviations)
         return [f"{cell.name}, {cell.row}: {'; '.join(cell.deviations)}" for cell in differing]
 
+    @cached_property
+    def warnings(self) -> list[str]:
+        """What makes results suspect."""
+        return [f"{cell.name}, {text}" for cell in self.cells for text in cell.warnings]
+
     @property
     def meanings(self) -> dict[str, str]:
         """Row -> what it is."""
@@ -120,7 +130,7 @@ class Report:
                 own.setdefault((figure.tolerance, figure.dataset), {})[figure.cell] = None
         tolerances = [_format_tolerance(name, metric(name)) for name in metrics]
         tolerances += [f"{value:g} for {', '.join(cells)} on {dataset}" for (value, dataset), cells in own.items()]
-        return READING.format(tolerances="; ".join(tolerances))
+        return READING.format(few=FEW, tolerances="; ".join(tolerances))
 
     @property
     def cited(self) -> dict[str, str]:
@@ -150,6 +160,7 @@ def _make_line(cell: Cell) -> tuple[str, ...]:
         cell.dataset,
         cell.task,
         cell.score,
+        _format_classes(cell),
         "" if summary.over_seeds is None else f"± {_format_number(shown, summary.over_seeds)}",
         "" if figure is None else f"{figure}[^{figure.source}]",
         "" if figure is None else f"{shown.scale * summary.mean - figure.value:+.{shown.decimals}f}",
@@ -164,6 +175,17 @@ def _make_line(cell: Cell) -> tuple[str, ...]:
         ", ".join(str(run.seed) for run in cell.runs),
         ", ".join(dict.fromkeys(_abbreviate(run.result.commit) for run in cell.runs)),
     )
+
+
+def _format_classes(cell: Cell) -> str:
+    """The interval over classes and their number: "± 4.21 (20 classes)"; or that all tasks have the same ones."""
+    test = cell.test
+    number, noun = (test.classes, "class") if test.assays is None else (test.assays, "assay")
+    if number is None or number >= FEW:
+        return ""
+    if cell.over_classes is None:
+        return f"unknown ({'the same ' if number == test.ways else ''}{count(number, noun)})"
+    return f"± {_format_number(cell.metric, cell.over_classes)} ({count(number, noun)})"
 
 
 def _format_number(metric: Metric, value: float) -> str:
@@ -252,11 +274,11 @@ def _format_instance(cell: Cell, entry: int) -> str:
     """Our figure at an instance of a class, from 1 on; tasks may have fewer than the paper's."""
     found = cell.vectors["instance"]
     assert isinstance(found.mean, list)
-    assert isinstance(found.ci95, list)
+    assert not isinstance(found.ci95, float)
     if entry > len(found.mean):
         return "not asked"
     mark = " †" if cell.deviations else ""
-    return cell.metric.shown(found.mean[entry - 1], found.ci95[entry - 1]) + mark
+    return cell.metric.shown(found.mean[entry - 1], found.ci95[entry - 1] if found.ci95 else None) + mark
 
 
 def _format_ours(cells: list[Cell]) -> str:
@@ -270,14 +292,11 @@ def _make_vector_table(cell: Cell, by: str) -> Section:
     numbers, start = VECTORS[by]
     found, printed = cell.vectors[by], find_entries(cell.setup, by)
     assert isinstance(found.mean, list)
-    assert isinstance(found.ci95, list)
+    assert not isinstance(found.ci95, float)
+    halves = [f" ± {_format_number(cell.metric, ci95)}" for ci95 in found.ci95 or ()] or [""] * len(found.mean)
     content = [
-        (
-            str(number),
-            f"{_format_number(cell.metric, mean)} ± {_format_number(cell.metric, ci95)}",
-            f"{printed[number]:g}" if number in printed else "",
-        )
-        for number, (mean, ci95) in enumerate(zip(found.mean, found.ci95), start)
+        (str(number), f"{_format_number(cell.metric, mean)}{half}", f"{printed[number]:g}" if number in printed else "")
+        for number, (mean, half) in enumerate(zip(found.mean, halves), start)
     ]
     heading = f"{cell.name}, {cell.row}, seed {cell.first.seed}: {cell.headline} by {numbers.removesuffix('s')}"
     return Section(heading, [Table((numbers, cell.headline, "published"), content)])

@@ -17,6 +17,7 @@ LATEX: dict[str, str | int | None] = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    "‡": r"\ddag{}",
 }
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet would compute a cell that starts so
 
@@ -28,6 +29,7 @@ def to_markdown(report: Report) -> str:
         *([f"Not read:\n\n{_format_bullets(report.skipped)}"] if report.skipped else []),
         format_table(*report.overview),
         *map(_format_section, [*report.papers, *report.steps, *report.comparisons]),
+        *(["## Warnings", _format_bullets(report.warnings)] if report.warnings else []),
         "## Where runs differ from the papers",
         _format_bullets(report.notes) or "Nowhere, as far as it is known.",
         "## What the rows are",
@@ -59,12 +61,14 @@ def to_csv(cells: Iterable[Cell]) -> str:
     """A line for each cell, with numbers in the unit of the metric. No text is taken for a formula."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = ("mean", "over_tasks", "over_seeds", "published", "published_plus_minus", "verdict", "metric", "unit")
+    spreads = ("over_tasks", "over_classes", "over_seeds")
+    names = ("mean", *spreads, "published", "published_plus_minus", "verdict", "metric", "unit")
     writer.writerow(("experiment", "row", "dataset", "task", "mode", "seeds", "tasks", *names))
     for cell in cells:
         found, figure, shown = cell.summary, cell.published, cell.metric
-        numbers = (found.mean, found.over_tasks, math.nan if found.over_seeds is None else found.over_seeds)
-        written = ("" if math.isnan(number) else f"{shown.scale * number:.4f}" for number in numbers)
+        numbers = (found.mean, found.over_tasks, cell.over_classes, found.over_seeds)
+        known = (math.nan if number is None else number for number in numbers)
+        written = (f"{shown.scale * number:.4f}" if math.isfinite(number) else "" for number in known)
         printed = (None, None) if figure is None else (figure.value, figure.plus_minus)
         about = map(_make_inert, (cell.name, cell.row, cell.first.dataset, cell.setup.cell, cell.mode))
         kind = map(_make_inert, (cell.verdict, cell.headline, shown.unit))

@@ -15,8 +15,8 @@ from metarun.reports.collect import Cell
 from metarun.reports.tables import Report, Table
 
 RESULTS = (
-    "experiment", "row", "result", "over seeds", "published", "difference", "verdict", "task", "dataset", "mode",
-    "test tasks", "seeds",
+    "experiment", "row", "result", "over classes", "over seeds", "published", "difference", "verdict", "task",
+    "dataset", "mode", "test tasks", "seeds",
 )  # fmt: skip
 SPEED = (
     "experiment", "dataset", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",

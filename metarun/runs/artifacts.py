@@ -10,28 +10,49 @@ from typing import Any
 from torch import Tensor
 
 from metarun.config.registry import style
+from metarun.config.traits import Metric
 from metarun.config.words import count
 from metarun.core.files import open_bytes, write_text
+from metarun.core.statistics import FEW
 from metarun.engine.evaluate import Scores
 from metarun.runs.result import Evaluation, Row
 
 
 def describe_result(result: Evaluation) -> Iterator[str]:
-    """Yield one line for each row of the test: mean, 95 % interval and what the figure means; then its vectors."""
+    """Yield one line for each row of the test: mean, 95 % interval and what the figure means; then what holds for
+    other classes, and its vectors. The warnings come last.
+    """
     for name, row in result.rows.items():
         headline = row.metrics[result.headline]
         assert isinstance(headline.mean, float)
-        assert isinstance(headline.ci95, float)
+        assert not isinstance(headline.ci95, list)
         figure = result.metric.shown(headline.mean, headline.ci95)
         mode = "transductive" if row.transductive else "inductive"
         mode += f", ensemble of {row.ensemble}" if row.ensemble > 1 else ""
         tasks = count(row.tasks, "task")
         yield f"{name:20} {result.headline} {figure}  ({describe_task(result, row)}, {tasks}, {mode})"
+        if beyond := describe_classes(result.metric, row):
+            yield f"{'':20} {beyond}"
         for vector, values in row.metrics.items():
             if isinstance(values.mean, list):
                 base, by = split_vector(vector)
                 numbers = " ".join(f"{style(base).scale * mean:.{style(base).decimals}f}" for mean in values.mean)
                 yield f"{'':20} {base} by {by}: {numbers} {style(base).unit}".rstrip()
+    yield from (f"warning: {text}" for text in result.warnings)
+
+
+def describe_classes(metric: Metric, row: Row) -> str:
+    """Say what holds if other classes, or assays, are drawn; empty where there are many, or tasks share none."""
+    number, noun = (row.classes, "class") if row.assays is None else (row.assays, "assay")
+    if number is None or number >= FEW:
+        return ""
+    pool = count(number, noun)
+    if row.ci95_over_classes is not None:
+        half = metric.shown(row.ci95_over_classes)
+        return f"± {half} over the draw of the {pool}; the ± above is over tasks of these alone"
+    if number == row.ways:
+        return f"all tasks are of the same {pool}: ± covers the draw of the examples alone"
+    return f"the tasks are of {pool}, too few to tell what ± is over the draw of them"
 
 
 def describe_task(result: Evaluation, row: Row) -> str:
@@ -79,9 +100,11 @@ def draw_vectors(folder: Path, rows: Mapping[str, Row]) -> None:
         figure = Figure(figsize=(5, 4), layout="constrained")
         axis = figure.subplots()
         for row, values in ((title, row.metrics[name]) for title, row in rows.items() if name in row.metrics):
-            mean, ci95 = ([style(base).scale * x for x in numbers] for numbers in (values.mean, values.ci95))  # type: ignore[union-attr]
+            assert isinstance(values.mean, list)
+            assert not isinstance(values.ci95, float)
+            mean, ci95 = ([style(base).scale * x for x in numbers] for numbers in (values.mean, values.ci95 or ()))
             places = [i + (by == "instance") for i in range(len(mean))]  # instances are counted from 1
-            axis.errorbar(places, mean, ci95, marker="o", markersize=3, capsize=2, label=row)
+            axis.errorbar(places, mean, ci95 or None, marker="o", markersize=3, capsize=2, label=row)
         axis.set(xlabel=by, ylabel=label(base), yscale=style(base).axis)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.3)
@@ -107,7 +130,8 @@ def draw_curves(folder: Path, headline: str) -> None:
     )
     for axis, (name, title, scale, yscale) in zip(axes, shown):
         for split, look in looks:
-            points = [(row["step"], scale * row[name]) for row in rows if row["split"] == split and name in row]
+            there = (row for row in rows if row["split"] == split and row.get(name) is not None)
+            points = [(row["step"], scale * row[name]) for row in there]
             if points:
                 axis.plot(*zip(*points), label=split, **look)
         axis.set(xlabel="step", ylabel=title, yscale=yscale)

@@ -194,7 +194,7 @@ class RunFolder:
 
     def finish(self, result: Evaluation) -> None:
         """Write the result."""
-        write_text(self.path / "result.json", json.dumps(result.to_json(), indent=2) + "\n")
+        write_text(self.path / "result.json", json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 def _read_json(file: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from metarun.config.registry import known, style
 from metarun.config.words import make_inert, printable
 from metarun.core.files import write_text
 from metarun.runs.loggers import Logger
+from metarun.runs.result import replace_infinite
 
 say = logging.getLogger("metarun")
 
@@ -49,7 +50,8 @@ class RunLog:
     def metrics(self, step: int, split: str, values: dict[str, Any]) -> None:
         """Write the values of a step to the file, the logger, the progress bar and the text log."""
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            line = replace_infinite({"step": step, "split": split, **values})
+            file.write(json.dumps(line, allow_nan=False) + "\n")
         scalars = {name: value for name, value in values.items() if isinstance(value, int | float)}
         self.logger.write(step, {f"{split}/{name}": value for name, value in scalars.items()})
         self._show(step, split, scalars)

@@ -1,7 +1,8 @@
 """The result of a run as a typed record, and its form as JSON. Never imports torch."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from metarun.config.registry import declaration, metric
@@ -13,10 +14,13 @@ Number = float | list[Any]  # a list for a vector metric
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric's mean over the test tasks and the half-width of its 95 % interval, both unscaled."""
+    """A metric's mean over the test tasks and the half-width of its 95 % interval, both unscaled.
+
+    The mean is not finite if that of a task is not. There is no interval around a single task.
+    """
 
     mean: Number
-    ci95: Number
+    ci95: Number | None
 
 
 @dataclass(frozen=True)
@@ -33,11 +37,14 @@ class Row:
     transductive: bool  # whether the prediction for one query depends on the others
     ensemble: int = 1  # models whose probabilities were averaged
     seconds: float | None = None
+    classes: int | None = None  # different ones in all tasks; None where tasks have none in common
+    assays: int | None = None  # the same where a task is drawn from a list, as a whole
+    ci95_over_classes: float | None = None  # or over assays, of the headline metric: where few, see `core.statistics`
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Row":
         """Read a row. Raises TypeError, KeyError or ValueError for anything else."""
-        metrics = {name: Estimate(**value) for name, value in values.items() if _is_estimate(value)}
+        metrics = {name: _read_estimate(value) for name, value in values.items() if _is_estimate(value)}
         return cls(metrics, **{name: value for name, value in values.items() if name not in metrics})
 
     def to_json(self) -> dict[str, Any]:
@@ -85,6 +92,7 @@ class Evaluation:
     rows: dict[str, Row]
     checkpoint: Checkpoint
     dataset: dict[str, Any]  # identity of the data
+    warnings: list[str] = field(default_factory=list)  # why a figure may not mean what it seems to
 
     @property
     def metric(self) -> Metric:
@@ -99,7 +107,10 @@ class Evaluation:
         """The content of `result.json`."""
         values = asdict(replace(self, rows={}))
         del values["rows"], values["kind"]
-        return {"test": {name: row.to_json() for name, row in self.rows.items()}, **values}
+        content: dict[str, Any] = replace_infinite(
+            {"test": {name: row.to_json() for name, row in self.rows.items()}, **values}
+        )
+        return content
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,5 +160,23 @@ def find_misfits(record: Any, key: str = "") -> Iterator[str]:
             yield from problems
 
 
+def replace_infinite(value: Any) -> Any:
+    """Replace what JSON has no number for, nan and infinity, by None, at any depth."""
+    if isinstance(value, Mapping):
+        return {key: replace_infinite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_infinite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def _is_estimate(value: Any) -> bool:
     return isinstance(value, dict) and value.keys() == {"mean", "ci95"}
+
+
+def _read_estimate(value: Mapping[str, Any]) -> Estimate:
+    """The reverse of `replace_infinite`, as far as a None is a number and not the lack of one."""
+
+    def number(value: Any) -> Any:
+        return list(map(number, value)) if isinstance(value, list) else math.nan if value is None else value
+
+    return Estimate(number(value["mean"]), None if value["ci95"] is None else number(value["ci95"]))

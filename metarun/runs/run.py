@@ -15,6 +15,7 @@ from metarun.config.schema import Settings
 from metarun.config.words import printable
 from metarun.core.machine import STARTED, device_name, find_commit, find_versions, peak_memory_mib
 from metarun.core.objectives import headline_metric
+from metarun.core.seeding import generator_for
 from metarun.core.types import Dataset
 from metarun.engine.build import Experiment, build_dataset
 from metarun.engine.checkpoint import load
@@ -26,6 +27,7 @@ from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, say
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
 from metarun.runs.session import check_ensemble, load_models, score_rows, train_run
+from metarun.runs.warnings import find_warnings, read_last_loss
 from metarun.runs.worker import follow, start_workers
 
 LONGEST = 120  # bytes of a folder's name: file systems allow 255
@@ -153,11 +155,14 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     }
     progress = train_run(experiment, folder, about, ranks)
     models, facts = load_models(experiment, folder, ranks)
+    rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), folder, ranks)
+    headline = headline_metric(experiment.source.spec)
     result = Result(
-        headline=headline_metric(experiment.source.spec),
+        headline=headline,
         kind=experiment.source.spec.kind,
-        rows=score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), folder, ranks),
+        rows=rows,
         checkpoint=checkpoint_of(settings.eval.checkpoint, facts),
+        warnings=find_warnings(rows, headline, read_last_loss(folder.path), find_scale(experiment)),
         validation=Validation(facts[-1]["validation"], progress.best_step, settings.eval.val_tasks),
         training=Training(
             steps=progress.step,
@@ -197,12 +202,14 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
             check_data(folder, facts[-1]["dataset"], experiment.dataset)
         with beside.lock():
             rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
+            headline = headline_metric(spec)
             test = Evaluation(
-                headline=headline_metric(spec),
+                headline=headline,
                 kind=spec.kind,
                 rows=rows,
                 checkpoint=checkpoint_of(name, facts),
                 dataset=experiment.dataset.identity(),
+                warnings=find_warnings(rows, headline, None, find_scale(experiment)),
             )
             beside.finish(test)
             beside.forget_drafts()
@@ -216,6 +223,15 @@ def name_test(changes: Sequence[str]) -> str:
     name = "-".join(change.removeprefix("eval.") for change in changes).replace("/", "_") or "again"
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     return name if len(name.encode()) <= LONGEST else f"{name[:40]}-{digest}"
+
+
+def find_scale(experiment: Experiment) -> float:
+    """In regression the mean square of the targets of one step's tasks, which is the error of predicting 0; else 1."""
+    if experiment.source.spec.kind == "classification":
+        return 1.0
+    settings = experiment.settings
+    generator = generator_for(settings.seed, "train", 0, device=experiment.device)
+    return float(experiment.source.sample(settings.trainer.tasks_per_step, generator).query.y.square().nanmean())
 
 
 def checkpoint_of(name: str, facts: list[dict[str, Any]]) -> Checkpoint:

@@ -1,6 +1,7 @@
 """One sitting of a run: restore its state, train from there on, test what was trained."""
 
 import functools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,12 +18,13 @@ from metarun.config.schema import Settings
 from metarun.core.inner import draw_theta
 from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
+from metarun.core.statistics import FEW, over_classes
 from metarun.core.types import Episode, Theta
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.capture import capture_step, choose_recording
 from metarun.engine.distributed import Ranks
-from metarun.engine.evaluate import NOTHING, Model, forget, is_transductive
+from metarun.engine.evaluate import NOTHING, Model, Scores, forget, is_transductive
 from metarun.engine.loop import run_eagerly, train
 from metarun.engine.plan import MetaGradient, Plan
 from metarun.engine.prefetch import Prefetch, needs_copies
@@ -109,7 +111,9 @@ class Session:
         tasks, execution = self.experiment.settings.eval.val_tasks, self.meta_gradient.plan.execution
         summary = self.tester.score([model], tasks, execution, self.ranks).summarise()
         means = {name: value["mean"] for name, value in summary.items()}
-        return self.sign * means[self.headline], means | {"ci95": summary[self.headline]["ci95"]}
+        found = means[self.headline]
+        score = found if math.isfinite(found) else metric(self.headline).worst  # so that a later one can be better
+        return self.sign * score, means | {"ci95": summary[self.headline]["ci95"]}
 
     def save(self, name: str) -> None:
         """Write a checkpoint: everything that a continued run or a test needs."""
@@ -225,6 +229,15 @@ def check_ensemble(experiment: Experiment) -> None:
         raise ConfigError("eval.checkpoint is ensemble: it averages class probabilities, and this is regression")
 
 
+def measure_classes(scores: Scores, classes: Tensor | None, headline: str) -> dict[str, Any]:
+    """Return how many classes or assays the tasks have and, where these are few, the interval over them."""
+    if classes is None:
+        return {}
+    number = len(classes.unique())
+    found = over_classes(scores.per_task[headline].double().numpy(), classes.numpy()) if number < FEW else None
+    return {"classes" if classes.shape[1] > 1 else "assays": number, "ci95_over_classes": found}
+
+
 def score_rows(
     experiment: Experiment, models: list[Model], plan: Plan, folder: RunFolder | None, ranks: Ranks
 ) -> dict[str, Row]:
@@ -254,6 +267,7 @@ def score_rows(
             transductive=is_transductive(row, experiment.has_norm),
             ensemble=len(models),
             seconds=round(time.perf_counter() - started, 1),
+            **measure_classes(scores, classes, headline_metric(tester.source.spec)),
         )
     if folder:
         draw_vectors(folder.path / "scores", rows)

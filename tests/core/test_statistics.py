@@ -18,8 +18,8 @@ def test_tasks_by_hand() -> None:
 
 
 def test_where_a_task_is_one_class_the_jackknife_is_the_interval_of_the_classes_means() -> None:
-    """Ten tasks of each of six assays: the variance of the assays' means / 6, by Student's t of 5. Of what the formula
-    adds and takes away for the draw of the tasks (s^2 / 60, and sum of weights^2 * s^2) nothing remains but rounding."""
+    """Ten tasks of each of six assays: the variance of the assays' means / 6, by Student's t of 5. What the formula
+    adds for the draw of the tasks (s^2 / 60) and takes away (s^2 * sum of weights^2) cancels."""
     rng = np.random.default_rng(0)
     assays = np.repeat(np.arange(6), 10)
     scores = rng.normal(size=6)[assays] + rng.normal(size=60)
@@ -51,7 +51,7 @@ def test_nothing_is_known_where_no_class_is_ever_left_out(classes: list[list[int
 
 def draw_centres(rng: np.random.Generator, classes: int) -> NDArray[np.float64]:
     """Classes are points in 3 dimensions, some of them far out: [classes, 3]."""
-    return 1.5 * rng.normal(size=(classes, 3)) * np.exp(0.5 * rng.normal(size=(classes, 1)))
+    return np.asarray(1.5 * rng.normal(size=(classes, 3)) * np.exp(0.5 * rng.normal(size=(classes, 1))), np.float64)
 
 
 def score_tasks(rng: np.random.Generator, centres: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -59,8 +59,8 @@ def score_tasks(rng: np.random.Generator, centres: NDArray[np.float64]) -> NDArr
     support = centres + rng.normal(size=centres.shape)
     queries = centres[:, :, None] + rng.normal(size=(*centres.shape[:2], 5, 3))
     distances = ((queries[:, :, :, None] - support[:, None, None]) ** 2).sum(-1)
-    right: NDArray[np.float64] = (distances.argmin(-1) == np.arange(centres.shape[1])[:, None]).mean((1, 2))
-    return right
+    right = distances.argmin(-1) == np.arange(centres.shape[1])[:, None]
+    return np.asarray(right.mean((1, 2)), np.float64)
 
 
 @pytest.mark.parametrize(("ways", "classes", "tasks"), [(5, 8, 200), (5, 20, 100), (2, 20, 200), (1, 30, 200)])
@@ -71,7 +71,8 @@ def test_the_interval_over_classes_covers_the_mean_of_the_population(ways: int, 
     def score(centres: NDArray[np.float64]) -> NDArray[np.float64]:
         if ways > 1:
             return score_tasks(rng, centres)
-        return np.linalg.norm(centres[:, 0], axis=1) + rng.normal(size=len(centres))  # an assay's own level, and noise
+        level: NDArray[np.float64] = np.linalg.norm(centres[:, 0], axis=1)
+        return level + rng.normal(size=len(centres))
 
     truth = np.mean([score(draw_centres(rng, 2000 * ways).reshape(2000, ways, 3)).mean() for _ in range(20)])
     held, narrow, repeats = 0, 0, 400

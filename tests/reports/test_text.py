@@ -46,11 +46,80 @@ def test_the_page_has_a_line_for_every_row_of_every_setting(outputs: Path) -> No
     task = "| omniglot (random) | 5-way 1-shot, 1 query per class |"
     paper = "98.7 ± 0.4[^maml] | -0.58 | reproduced † |"
     assert lines[6:9] == [
-        f"| maml/omniglot_5w1s | test {task} 98.12 ± 0.25 % |  | {paper} transductive {run}",
-        f"| maml/omniglot_5w1s | test_inductive {task} 96.00 ± 0.30 % |  |  |  |  | inductive {run}",
-        "| maml/sinusoid | test | sinusoid | 5 points | mse 0.5000 ± 0.0400 |  |  |  |  | inductive | 600 | "
+        f"| maml/omniglot_5w1s | test {task} 98.12 ± 0.25 % |  |  | {paper} transductive {run}",
+        f"| maml/omniglot_5w1s | test_inductive {task} 96.00 ± 0.30 % |  |  |  |  |  | inductive {run}",
+        "| maml/sinusoid | test | sinusoid | 5 points | mse 0.5000 ± 0.0400 |  |  |  |  |  | inductive | 600 | "
         "70000 of 70000 | 41 s | 4000 |  | x86_64, 2 threads | 0 |  |",
     ]
+
+
+def test_a_suspect_result_is_marked_and_explained_in_every_format(tmp_path: Path) -> None:
+    result = omniglot_result()
+    result["warnings"] = ["training: the loss is 7e+28 at its end", "test: accuracy is no better than guessing"]
+    write_run(tmp_path, result, "[]")
+    report = Report(read_runs([tmp_path]))
+    assert [line[HEADER.index("result")] for line in report.overview.rows] == ["98.12 ± 0.25 % ‡", "96.00 ± 0.30 % ‡"]
+    told = "- maml/omniglot_5w1s, training: the loss is 7e+28 at its end\n- maml/omniglot_5w1s, test: accuracy is no"
+    assert f"\n\n## Warnings\n\n{told} better than guessing\n\n" in to_markdown(report)
+    assert r"98.12 $\pm$ 0.25 \% \ddag{}" in to_latex(report.cells)
+    page = to_html(report)
+    assert '<section id="warnings">' in page
+    assert "<li>maml/omniglot_5w1s, test: accuracy is no better than guessing</li>" in page
+
+
+@pytest.mark.parametrize(
+    ("pool", "shown"),
+    [
+        ({"classes": 20, "ci95_over_classes": 0.0421}, "± 4.21 (20 classes)"),
+        ({"assays": 157, "ci95_over_classes": 0.0421}, "± 4.21 (157 assays)"),
+        ({"classes": 5, "ci95_over_classes": None}, "unknown (the same 5 classes)"),
+        ({"classes": 6, "ci95_over_classes": None}, "unknown (6 classes)"),
+        ({"classes": 423, "ci95_over_classes": None}, ""),
+        ({}, ""),
+    ],
+)
+def test_where_test_classes_are_few_their_number_stands_beside_the_result(
+    pool: dict[str, Any], shown: str, tmp_path: Path
+) -> None:
+    result = omniglot_result()
+    result["test"]["test"] |= pool
+    write_run(tmp_path, result, "[]")
+    assert Report(read_runs([tmp_path])).overview.rows[0][HEADER.index("over classes")] == shown
+
+
+def test_over_classes_is_about_the_mean_over_seeds(tmp_path: Path) -> None:
+    """Two seeds on the same tasks: their interval is that of the tasks' means, not the widest."""
+    rng = np.random.default_rng(0)
+    classes = rng.random((40, 6)).argsort(1)[:, :2]
+    scores = rng.normal(size=6)[classes].mean(1) + rng.normal(size=(2, 40))
+    write_seeds(tmp_path, scores)
+    for folder in tmp_path.iterdir():
+        result = json.loads((folder / "result.json").read_text())
+        result["test"]["test"] |= {"classes": 6, "ci95_over_classes": 9.0}
+        (folder / "result.json").write_text(json.dumps(result))
+    (cell,) = read_cells(tmp_path)
+    assert cell.over_classes == 9.0  # no classes in scores/
+    for folder, row in zip(sorted(tmp_path.iterdir()), scores):
+        lines = [f"{i},{score},{a},{b}" for i, (score, (a, b)) in enumerate(zip(row, classes))]
+        (folder / "scores" / "test.csv").write_text("\n".join(["task,accuracy,class_0,class_1", *lines]) + "\n")
+    (cell,) = read_cells(tmp_path)
+    assert cell.over_classes == pytest.approx(over_classes(scores.mean(0), classes))
+
+
+def test_the_test_of_a_single_task_is_a_mean_without_an_interval(tmp_path: Path) -> None:
+    result, regression = omniglot_result(), sinusoid_result()
+    result["test"]["test"] |= {"tasks": 1, "accuracy": {"mean": 0.8, "ci95": None}}
+    steps = {"mean": [3.5, 0.7, 0.5], "ci95": None}
+    regression["test"]["test"] |= {"tasks": 1, "mse": {"mean": None, "ci95": None}, "mse_by_step": steps}
+    write_run(tmp_path / "a", result, "[]")
+    write_run(tmp_path / "b", regression, "[]")
+    report = Report(read_runs([tmp_path]))
+    assert [line[HEADER.index("result")] for line in report.overview.rows] == ["80.00 %", "96.00 ± 0.30 %", "mse nan"]
+    assert "| 1 | 0.7000 | 0.67 |" in to_markdown(report)
+    assert to_csv(report.cells).splitlines()[1].split(",")[7:9] == ["80.0000", ""]
+    assert report.cells[0].verdict == "below"
+    assert "80.00 %" in to_html(report)
+    assert [record["ci95"] for record in read_records(tmp_path)] == [None, 0.003, None]
 
 
 def test_the_page_shows_sources_inner_steps_deviations_and_commands(outputs: Path) -> None:
