@@ -50,9 +50,9 @@ class Conv4Strided(Backbone):
     """Finn's Omniglot network: four 3x3 convolutions of stride 2, batch norm, ReLU; mean over space.
 
     Finn et al. 2017, appendix A.1, and the authors' code: norm layers shift but do not scale, eps 1e-3, Xavier
-    weights. Here padding is symmetric; TensorFlow's SAME pads an even image at the far side only. Their last layer starts
-    standard normal, and ours Xavier: at `experiment=maml/omniglot_5w1s` theirs validated at 91.3 % after 1,500 steps, and
-    ours at 95.1 %.
+    weights. Here padding is symmetric; TensorFlow's SAME pads an even image at the far side only. Their last layer
+    starts standard normal, and ours Xavier: at `experiment=maml/omniglot_5w1s` theirs validated at 91.3 % after 1,500
+    steps, and ours at 95.1 %.
     """
 
     filters: Count

@@ -16,8 +16,8 @@ from metarun.reports.published import READ, Figure, find_entries, read_figures, 
 from metarun.reports.statistics import Comparison, compare, mean_ranks
 
 HEADER = (
-    "experiment", "row", "dataset", "task", "result", "over classes", "over seeds", "published", "difference", "verdict",
-    "mode", "test tasks", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
+    "experiment", "row", "dataset", "task", "result", "over classes", "over seeds", "published", "difference",
+    "verdict", "mode", "test tasks", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
 )  # fmt: skip
 ROWS = {
     "test": "the run's own test; an experiment tests as the method's paper does",

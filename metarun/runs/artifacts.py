@@ -5,17 +5,41 @@ import io
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from torch import Tensor
 
 from metarun.config.registry import style
-from metarun.config.traits import Metric
+from metarun.config.traits import Kind, Metric
 from metarun.config.words import count
 from metarun.core.files import open_bytes, write_text
 from metarun.core.statistics import FEW
+from metarun.core.types import Split
+from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Scores
 from metarun.runs.result import Evaluation, Row
+
+
+def describe_start(experiment: Experiment, data: Mapping[str, Any], device: str) -> Iterator[str]:
+    """Say what a run is about to do: method, data, tasks, size, machine and length.
+
+    data: the dataset's identity, which may count classes, characters or assays by split.
+    """
+    settings, dataset = experiment.settings, experiment.settings.dataset
+    held = next((f" ({name} {_list_splits(value)})" for name, value in data.items() if _is_by_split(value)), "")
+    task = describe_task(experiment.source.spec.kind, settings.ways, settings.shots, settings.queries)
+    yield f"{settings.algo['name']} on {dataset.get('collection', dataset['name'])}{held}: {task}"
+    weights = sum(p.numel() for part in experiment.draw_theta().values() for p in part.values())
+    steps = count(settings.trainer.steps, "step")
+    yield f"{weights:,} weights on {device}, {steps} of {count(settings.trainer.tasks_per_step, 'task')}"
+
+
+def _is_by_split(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(value.get(split), int) for split in get_args(Split))
+
+
+def _list_splits(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{split} {number}" for split, number in numbers.items())
 
 
 def describe_result(result: Evaluation) -> Iterator[str]:
@@ -29,8 +53,8 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         figure = result.metric.shown(headline.mean, headline.ci95)
         mode = "transductive" if row.transductive else "inductive"
         mode += f", ensemble of {row.ensemble}" if row.ensemble > 1 else ""
-        tasks = count(row.tasks, "task")
-        yield f"{name:20} {result.headline} {figure}  ({describe_task(result, row)}, {tasks}, {mode})"
+        task, tasks = describe_task(result.kind, row.ways, row.shots, row.queries), count(row.tasks, "task")
+        yield f"{name:20} {result.headline} {figure}  ({task}, {tasks}, {mode})"
         if beyond := describe_classes(result.metric, row):
             yield f"{'':20} {beyond}"
         for vector, values in row.metrics.items():
@@ -55,11 +79,11 @@ def describe_classes(metric: Metric, row: Row) -> str:
     return f"the tasks are of {pool}, too few to tell what ± is over the draw of them"
 
 
-def describe_task(result: Evaluation, row: Row) -> str:
-    """Say how large a task is: "5-way 1-shot, 15 queries per class", or in regression "10 points"."""
-    if result.kind == "regression":
-        return count(row.shots, "point")
-    return f"{row.ways}-way {row.shots}-shot, {count(row.queries, 'query')} per class"
+def describe_task(kind: Kind, ways: int, shots: int, queries: int) -> str:
+    """Describe a task: "5-way 1-shot, 15 queries per class", or "10 points" of a regression."""
+    if kind == "regression":
+        return count(shots, "point")
+    return f"{ways}-way {shots}-shot, {count(queries, 'query')} per class"
 
 
 def split_vector(name: str) -> tuple[str, str]:

@@ -6,6 +6,10 @@ import json
 import logging
 import math
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from metarun.runs.loggers import Logger
 from metarun.runs.result import replace_infinite
 
 say = logging.getLogger("metarun")
+SILENCE = 50.0  # seconds after which a log that nobody watches says that work goes on
 
 
 class RunLog:
@@ -63,7 +68,8 @@ class RunLog:
         if self._bar is not None:
             self._bar.set_postfix(self._shown)
         text = ", ".join(f"{name} {text}" for name, text in texts.items())
-        say.log(logging.INFO if split == "val" else logging.DEBUG, "step %d: %s %s", step, split, text)
+        watched = sys.stderr.isatty()  # then the bar shows the training
+        say.log(logging.DEBUG if watched and split == "train" else logging.INFO, "step %d: %s %s", step, split, text)
 
     def close(self) -> None:
         """Write `metrics.csv`, the same lines as a table, and close the logger."""
@@ -92,12 +98,28 @@ def _step_of(line: str) -> float:
         return math.inf
 
 
-def log_to(folder: Path) -> logging.Handler:
-    """Send messages to the terminal and, with all details, to `train.log`. Returns the file's handler."""
+@contextmanager
+def speak(silence: float = SILENCE) -> Iterator[None]:
+    """Show messages on the terminal, and where it is none, as in a CI log, say every `silence` seconds what goes on."""
     say.setLevel(logging.DEBUG)
     say.propagate = False
-    if not any(isinstance(handler, Terminal) for handler in say.handlers):
-        say.addHandler(Terminal(logging.INFO))
+    if any(isinstance(handler, Terminal) for handler in say.handlers):
+        yield
+        return
+    terminal, ended = Terminal(logging.INFO), threading.Event()
+    say.addHandler(terminal)
+    pulse = threading.Thread(target=terminal.repeat, args=(silence, ended), daemon=True)
+    if not sys.stderr.isatty():
+        pulse.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        say.removeHandler(terminal)
+
+
+def log_to(folder: Path) -> logging.Handler:
+    """Send messages, with all details, to `train.log` too. Returns the file's handler."""
     file = LogFile(folder / "train.log", encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     say.addHandler(file)
@@ -117,5 +139,19 @@ class LogFile(logging.FileHandler):
 class Terminal(logging.Handler):
     """Lines on the terminal that do not break a progress bar."""
 
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.last, self.since = "started", time.monotonic()
+
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(printable(self.format(record)), file=sys.stdout)
+        self.last, self.since = self.format(record), time.monotonic()
+        tqdm.write(printable(self.last), file=sys.stdout)
+
+    def repeat(self, silence: float, ended: threading.Event) -> None:
+        """Until the end, say that work goes on whenever nothing was said for `silence` seconds."""
+        told = self.since
+        while not ended.wait(max(0.0, silence - (time.monotonic() - max(told, self.since)))):
+            now = time.monotonic()
+            if now - max(told, self.since) >= silence:
+                tqdm.write(printable(f"still at work, {now - self.since:.0f} s after: {self.last}"), file=sys.stdout)
+                told = now

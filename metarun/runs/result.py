@@ -93,6 +93,7 @@ class Evaluation:
     checkpoint: Checkpoint
     dataset: dict[str, Any]  # identity of the data
     warnings: list[str] = field(default_factory=list)  # why a figure may not mean what it seems to
+    notes: list[str] = field(default_factory=list)  # what a person must know of the data
 
     @property
     def metric(self) -> Metric:
@@ -147,7 +148,7 @@ class Result(Evaluation):
 def find_misfits(record: Any, key: str = "") -> Iterator[str]:
     """Say which values of a record, and of the records in it, are not of their declared type."""
     hints = get_type_hints(type(record))
-    for name in (field.name for field in fields(record)):
+    for name in (declared.name for declared in fields(record)):
         value, place = getattr(record, name), f"{key}.{name}" if key else name
         parts = value if isinstance(value, Mapping) else {}
         records = {place: value} if is_dataclass(value) else {f"{place}.{k}": v for k, v in parts.items()}

@@ -22,9 +22,9 @@ from metarun.engine.checkpoint import load
 from metarun.engine.distributed import Ranks, count_workers, is_lost
 from metarun.engine.plan import Plan, is_out_of_memory
 from metarun.engine.process import launcher_rank
-from metarun.runs.artifacts import describe_result, draw_curves
+from metarun.runs.artifacts import describe_result, describe_start, draw_curves
 from metarun.runs.folder import RunFolder
-from metarun.runs.log import log_to, say
+from metarun.runs.log import log_to, say, speak
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
 from metarun.runs.session import check_ensemble, load_models, score_rows, train_run
 from metarun.runs.warnings import find_warnings, read_last_loss
@@ -33,6 +33,7 @@ from metarun.runs.worker import follow, start_workers
 LONGEST = 120  # bytes of a folder's name: file systems allow 255
 
 
+@speak()
 def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
     """Build the components of a run; None if it is finished. Writes nothing.
 
@@ -82,6 +83,7 @@ def check_data(folder: RunFolder, recorded: Mapping[str, Any], dataset: Dataset)
         )
 
 
+@speak()
 def run(
     settings: Settings,
     folder: RunFolder,
@@ -153,6 +155,12 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
         "versions": find_versions(),
         "commit": find_commit(),
     }
+    for line in describe_start(experiment, about["dataset"], about["device"]):
+        say.info(line)
+    notes = experiment.dataset.notes()
+    for note in notes:
+        say.info("note: %s", note)
+    say.info("in %s", folder.path)
     progress = train_run(experiment, folder, about, ranks)
     models, facts = load_models(experiment, folder, ranks)
     rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), folder, ranks)
@@ -163,6 +171,7 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
         rows=rows,
         checkpoint=checkpoint_of(settings.eval.checkpoint, facts),
         warnings=find_warnings(rows, headline, read_last_loss(folder.path), find_scale(experiment)),
+        notes=notes,
         validation=Validation(facts[-1]["validation"], progress.best_step, settings.eval.val_tasks),
         training=Training(
             steps=progress.step,
@@ -180,6 +189,7 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     return result
 
 
+@speak()
 def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], changes: list[str]) -> None:
     """Test a run's checkpoint as `settings.eval` says; the result goes beside the run's own, under `tests/`.
 
@@ -210,6 +220,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
                 checkpoint=checkpoint_of(name, facts),
                 dataset=experiment.dataset.identity(),
                 warnings=find_warnings(rows, headline, None, find_scale(experiment)),
+                notes=experiment.dataset.notes(),
             )
             beside.finish(test)
             beside.forget_drafts()

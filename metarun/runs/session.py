@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, metric, traits_of
 from metarun.config.schema import Settings
+from metarun.config.words import count
 from metarun.core.inner import draw_theta
 from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
@@ -251,6 +252,8 @@ def score_rows(
         draft = Draft(folder.draft(name), make_key(experiment, models, row, plan)) if folder else None
         done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
         started = time.perf_counter() - before
+        if folder:
+            say.info("testing %s: %s", name, count(row.tasks, "task"))
         tester, keep = experiment.build_tester(row, "test"), draft.follow(started) if draft else forget
         scores = tester.score(models, row.tasks, plan.execution, ranks, done, keep)
         classes = tester.draw_classes(row.tasks)

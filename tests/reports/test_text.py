@@ -5,6 +5,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ import yaml
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.registry import metric
+from metarun.core.statistics import over_classes
 from metarun.reports import write_report
 from metarun.reports.collect import Cell, Run, make_cells, read_runs
 from metarun.reports.published import find_figure, read_figures, read_papers, read_sources
-from metarun.reports.tables import Report
+from metarun.reports.records import read_records
+from metarun.reports.tables import HEADER, Report
 from metarun.reports.text import to_csv, to_latex, to_markdown
-from metarun.reports.web import MOST_CHARTS
+from metarun.reports.web import MOST_CHARTS, to_html
 from tests.conftest import Command
 from tests.support.tiny_runs import drug_result, omniglot_result, sinusoid_result, write_run, write_seeds, write_sweep
 

@@ -53,7 +53,9 @@ def refuse(constant: str) -> NoReturn:
 def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     folder, rows = RunFolder(tmp_path), {"test": row("mse", math.nan, None)}
     rows["test"].metrics["mse_by_step"] = Estimate([1.0, math.inf], [0.5, math.nan])
-    folder.finish(Evaluation(headline="mse", kind="regression", rows=rows, checkpoint=Checkpoint("best", 1), dataset={}))
+    folder.finish(
+        Evaluation(headline="mse", kind="regression", rows=rows, checkpoint=Checkpoint("best", 1), dataset={})
+    )
     written = json.loads((tmp_path / "result.json").read_text(), parse_constant=refuse)["test"]["test"]
     assert (written["mse"], written["mse_by_step"]) == (
         {"mean": None, "ci95": None},
