@@ -44,7 +44,7 @@ def run(*overrides: str) -> "Run":
     >>> small = ["dataset.classes_train=8", "dataset.classes_val=5", "dataset.classes_test=5", "backbone.filters=4"]
     >>> short = ["trainer.steps=2", "trainer.workers=1", "eval.tasks=10", "eval.val_tasks=5", "device=cpu"]
     >>> done = metarun.run("algo=protonet", "hydra.run.dir=first", *small, *short)  # doctest: +ELLIPSIS
-    step 2: ...
+    protonet on glyphs ...
     >>> done.folder.name, done.result.training.steps
     ('first', 2)
     >>> accuracy = done.result.estimate("test")

@@ -32,8 +32,12 @@ def compose(overrides: Sequence[str], config_dir: str | None = None, config_name
             raise ConfigError(f"{text} asks for several runs: did you mean metarun --multirun {text}?")
     with search(config_dir) as loader, warnings.catch_warnings():
         warnings.filterwarnings("error", "provider=")  # a search path that is not there
+        elsewhere = any(
+            override.key_or_group == "hydra.searchpath" for override in parsed
+        )  # more options than are known
         for override in parsed:
-            check_choice(override, loader)
+            if not elsewhere or override.key_or_group.startswith("hydra/"):
+                check_choice(override, loader)
         try:
             return hydra.compose(config_name, list(overrides), return_hydra_config=True)
         except (HydraException, OmegaConfBaseException, ValueError, TypeError, UserWarning, MarkedYAMLError) as error:

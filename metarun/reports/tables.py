@@ -112,7 +112,7 @@ class Report:
     @cached_property
     def warnings(self) -> list[str]:
         """What makes results suspect."""
-        return [f"{cell.name}, {text}" for cell in self.cells for text in cell.warnings]
+        return list(dict.fromkeys(f"{cell.name}, {text}" for cell in self.cells for text in cell.warnings))
 
     @property
     def meanings(self) -> dict[str, str]:

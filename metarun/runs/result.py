@@ -157,7 +157,8 @@ def find_misfits(record: Any, key: str = "") -> Iterator[str]:
                 yield from find_misfits(part, inside)
         else:
             problems: list[str] = []
-            convert(value, hints[name], place, problems)
+            finite = not isinstance(value, float) or math.isfinite(value)
+            convert(value if finite else 0.0, hints[name], place, problems)  # a score may be nan
             yield from problems
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from metarun.config.registry import metric
 from metarun.runs.result import Row
 
+ROUNDING = 1e-6  # of scores in float32
 ABSURD = 1000.0  # nats of cross-entropy, or times the mean square of the targets
 
 
@@ -29,7 +30,7 @@ def _doubt(row: Row, headline: str, scale: float) -> Iterator[str]:
         yield f"the {headline} of some tasks is not a finite number"
         return
     guessed = shown.guessed(row.ways)
-    if guessed is not None and mean - (ci95 or 0.0) <= guessed:
+    if guessed is not None and mean - (ci95 or 0.0) <= guessed + ROUNDING:
         yield f"{headline} {shown.shown(mean, ci95)} is no better than guessing, which gets {shown.shown(guessed)}"
     if not shown.higher_is_better and mean > ABSURD * scale:
         yield f"{headline} {mean:.3g} is far more than predicting 0 gets, {scale:.3g}"

@@ -120,7 +120,7 @@ def test_the_test_of_a_single_task_is_a_mean_without_an_interval(tmp_path: Path)
     assert [line[HEADER.index("result")] for line in report.overview.rows] == ["80.00 %", "96.00 ± 0.30 %", "mse nan"]
     assert "| 1 | 0.7000 | 0.67 |" in to_markdown(report)
     assert to_csv(report.cells).splitlines()[1].split(",")[7:9] == ["80.0000", ""]
-    assert report.cells[0].verdict == "below"
+    assert report.cells[0].verdict == "too few tasks"
     assert "80.00 %" in to_html(report)
     assert [record["ci95"] for record in read_records(tmp_path)] == [None, 0.003, None]
 

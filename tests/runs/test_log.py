@@ -2,18 +2,21 @@
 
 import csv
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from metarun.engine import checkpoint
 from metarun.engine.evaluate import Scores
 from metarun.runs.artifacts import describe_result, draw_curves, draw_vectors, write_scores
 from metarun.runs.folder import RunFolder
-from metarun.runs.log import RunLog
+from metarun.runs.log import RunLog, say, speak
 from metarun.runs.loggers import NoLogger
 from metarun.runs.result import Checkpoint, Estimate, Evaluation, Row
+from tests.conftest import TINY, Command
 
 
 def test_a_continued_metrics_file_drops_what_lies_beyond_the_checkpoint(tmp_path: Path) -> None:
@@ -54,7 +57,7 @@ def test_scores_of_each_task_with_a_column_for_each_entry_of_a_vector(tmp_path: 
 @pytest.mark.parametrize("ways", [1, 3])
 def test_scores_name_the_classes_of_each_task_in_the_order_of_its_labels(ways: int, tmp_path: Path) -> None:
     classes = torch.tensor([[7, 0, 12], [3, 7, 1]])[:, :ways]
-    write_scores(tmp_path / "scores" / "test.csv", Scores({"accuracy": torch.tensor([0.5, 0.25])}, ""), classes)
+    write_scores(tmp_path / "scores" / "test.csv", Scores({"accuracy": torch.tensor([0.5, 0.25])}), classes)
     folder = RunFolder(tmp_path)
     found, scores = folder.read_classes("test"), folder.read_scores("test", "accuracy")
     assert found is not None
@@ -84,3 +87,43 @@ def test_damaged_lines_of_a_metrics_file_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 1, "split": "train"}\n{"st\n[]\n')
     RunLog(tmp_path, NoLogger(), step=5).close()
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "split": "train"}\n'
+
+
+def test_where_nobody_watches_a_silent_run_says_that_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    handlers, say.handlers = say.handlers, []
+    try:
+        with speak(silence=0.05), speak(silence=0.05):
+            say.info("packing")
+            for _ in range(200):
+                time.sleep(0.02)
+                if capsys.readouterr().out.count("s after: packing") >= 1:
+                    break
+            else:
+                raise AssertionError("it was silent for four seconds")
+        time.sleep(0.2)
+        capsys.readouterr()
+        time.sleep(0.2)
+        assert capsys.readouterr().out == ""
+        assert say.handlers == []
+    finally:
+        say.handlers = handlers
+
+
+@pytest.mark.integration
+def test_a_run_says_what_it_is_about_to_do_and_keeps_what_is_to_know_of_the_data(metarun: Command, place: Path) -> None:
+    answer = metarun(*TINY, "hydra.run.dir=run")
+    assert answer.out.splitlines()[:4] == [
+        "maml on glyphs (classes train 20, val 10, test 10): 5-way 1-shot, 5 queries per class",
+        answer.out.splitlines()[1],
+        f"in {place / 'run'}",
+        answer.out.splitlines()[3],
+    ]
+    theta = checkpoint.load(place / "run" / "checkpoints" / "last.pt")[0]["theta"]
+    weights = sum(p.numel() for part in theta.values() for p in part.values())
+    assert answer.out.splitlines()[1].startswith(f"{weights:,} weights on ")
+    assert answer.out.splitlines()[1].endswith(", 4 steps of 2 tasks")
+    trained = [line for line in answer.out.splitlines() if ": train loss " in line]
+    assert [line.partition(":")[0] for line in trained] == [f"step {i}" for i in range(1, 5)]
+    result = RunFolder(place / "run").result()
+    assert result is not None
+    assert result.notes == []
