@@ -32,6 +32,7 @@ FAMILIES = {  # family -> how its methods solve a new task
     "memory": "read the support as a sequence and remember it",
     "metric": "compare each query with the support in a learned feature space",
     "solver": "fit a linear layer exactly, on learned features",
+    "rule": "act by a rule of the world: what learned policies are compared with",
     "transfer": "train a new last layer on the features of an ordinary classifier",
 }
 
@@ -80,7 +81,7 @@ def describe(algo: str, comment: str, tested: list[Cell]) -> Method:
         facts["family"],
         facts["learns"],
         facts["adapts"],
-        NORM[values["norm"]],
+        NORM.get(values.get("norm", ""), ""),
         link(header["citation"], declaration("algo", values["name"]).module),
         "<br>".join(reproductions(cell for cell in tested if cell.first.algo == algo)) or "glyphs only",
     )

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ from metarun.cli.compose import describe_options
 from metarun.core.batch import map_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.objectives import adapt_to, predict_queries
-from metarun.core.types import Episode, Examples
+from metarun.core.types import Episode, Examples, FewShotAlgorithm
 from metarun.engine.build import Experiment
 from metarun.engine.distributed import ALONE
 from metarun.engine.evaluate import draw_fixed_tasks
@@ -146,8 +146,10 @@ def evaluate(run: metarun.Run, row: str) -> tuple[Episode, Tensor]:
     whole = [i for i, y in enumerate(drawn.support.y) if y.is_floating_point() or len(y.unique()) == 5][:3]
     tasks = Episode(*(Examples(x[whole], y[whole]) for x, y in drawn))
 
+    algo = cast(FewShotAlgorithm, tester.algo)
+
     def logits(task: Episode) -> Tensor:
-        return predict_queries(tester.algo, model.theta, adapt_to(tester.algo, model.theta, task), task)
+        return predict_queries(algo, model.theta, adapt_to(algo, model.theta, task), task)
 
     with torch.no_grad():
         return tasks, map_tasks(logits, tasks, "loop")

@@ -47,6 +47,7 @@ DISTANCES = (1e-6, 1e-8)  # of the points of finite differences from theta: the 
 def list_algorithm_checks(settings: Settings) -> list[Check]:
     """The checks of the method that the settings choose, on their backbone and dataset."""
     traits = declaration("algo", settings.algo["name"]).traits
+    few_shot = [kind for kind in traits.kinds if kind != "control"]
     exact = {**settings.algo, "first_order": False} if "first_order" in settings.algo else settings.algo
 
     def each(check: Callable[[Problem], None], algo: Mapping[str, Any] | None = None) -> Callable[[], None]:
@@ -58,7 +59,7 @@ def list_algorithm_checks(settings: Settings) -> list[Check]:
 
     def each_tested(check: Callable[[Problem, Theta], None], per_query: bool) -> Callable[[], None]:
         def run() -> None:
-            for kind in traits.kinds:
+            for kind in few_shot:
                 check(*build_tested(settings, kind, per_query))
 
         return run
@@ -75,10 +76,17 @@ def list_algorithm_checks(settings: Settings) -> list[Check]:
     ]
     if traits.exact:
         checks.append(Check("the meta-gradient is the slope of the loss", each(check_slope, exact)))
+    if few_shot:
+        checks += [
+            Check(
+                "a query is predicted alone as in company, unless that is declared", each_tested(check_company, False)
+            ),
+            Check(
+                "the test's figure is that of predictions that see no query's label", each_tested(check_figure, True)
+            ),
+        ]
     return [
         *checks,
-        Check("a query is predicted alone as in company, unless that is declared", each_tested(check_company, False)),
-        Check("the test's figure is that of predictions that see no query's label", each_tested(check_figure, True)),
         Check("a training of a few steps stays finite", lambda: training().check_finite()),
         Check("a training that goes on from a checkpoint is bit-equal", lambda: training().check_resume()),
     ]
@@ -178,7 +186,7 @@ def build_tested(settings: Settings, kind: Kind, per_query: bool) -> tuple[Probl
     theta, row = trained.theta(), plan_rows(settings, bool(norm_names(trained.backbone)))["test"]
     inductive = per_query or is_transductive(row, bool(norm_names(trained.backbone)))
     problem = Problem.of(settings, kind, make_inductive(row.algo) if inductive else row.algo)
-    if problem.algo.norm == "running" and norm_names(problem.backbone):
+    if problem.few_shot.norm == "running" and norm_names(problem.backbone):
         tasks = unstack(trained.tasks(3))
         statistics = collect_statistics(
             trained.backbone, lambda: [trained.algo.task_loss(theta, task) for task in tasks]
@@ -190,7 +198,7 @@ def build_tested(settings: Settings, kind: Kind, per_query: bool) -> tuple[Probl
 @torch.no_grad()
 def check_company(problem: Problem, theta: Theta) -> None:
     """Predict each query alone, then all together. `problem` is inductive."""
-    algo, task = problem.algo, problem.draw_test()
+    algo, task = problem.few_shot, problem.draw_test()
     together = predict_queries(algo, theta, adapt_to(algo, theta, task), task)
     for i in range(len(together)):
         single = Episode(task.support, Examples(task.query.x[i : i + 1], task.query.y[i : i + 1]))
@@ -205,7 +213,7 @@ def check_company(problem: Problem, theta: Theta) -> None:
 @torch.no_grad()
 def check_figure(problem: Problem, theta: Theta) -> None:
     """Compare `task_metrics` with the figure of the predictions. `problem` predicts queries one by one."""
-    algo, task = problem.algo, problem.draw_test()
+    algo, task = problem.few_shot, problem.draw_test()
     predictions, measured = (
         predict_queries(algo, theta, adapt_to(algo, theta, task), task),
         algo.task_metrics(theta, task),

@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Callable
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -50,7 +50,8 @@ def check_description(dataset: Dataset) -> None:
 Draw = Callable[[Split], Episode]
 
 
-def draw_tasks(dataset: Dataset, split: Split, shape: TaskShape, seed: int) -> Episode:
+def draw_tasks(dataset: Dataset, split: Split, shape: TaskShape, seed: int) -> Any:
+    """An Episode, or a Trial of a world."""
     return dataset.tasks(split, shape).sample(TASKS, generator_for(seed, "check", split))
 
 

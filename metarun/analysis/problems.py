@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +19,16 @@ from metarun.core.types import (
     Backbone,
     Episode,
     Examples,
+    FewShotAlgorithm,
+    Task,
     TaskShape,
     TaskSource,
     TaskSpec,
     Theta,
+    Trial,
 )
 from metarun.datasets.sampling.numbered import Numbered
-from metarun.engine.build import build_algorithm, inputs_of, put_in_order
+from metarun.engine.build import build_algorithm, build_dataset, inputs_of, put_in_order, what_is_read
 
 SHAPE = TaskShape(ways=3, shots=2, queries=2)  # of the random tasks
 LENGTH = 16  # n-grams in a row of theirs
@@ -79,6 +82,21 @@ class RandomTasks:
 
 
 @dataclass(frozen=True)
+class DoubleTrials:
+    """Tasks of a world, in float64."""
+
+    source: TaskSource
+
+    @property
+    def spec(self) -> TaskSpec:
+        return self.source.spec
+
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Trial:
+        latent, salt = self.source.sample(num_tasks, generator)
+        return Trial({name: x.double() if x.is_floating_point() else x for name, x in latent.items()}, salt)
+
+
+@dataclass(frozen=True)
 class Problem:
     """A method with a network, in float64, and random tasks for them."""
 
@@ -89,24 +107,42 @@ class Problem:
 
     @classmethod
     def of(cls, settings: Settings, kind: Kind, algo: Mapping[str, Any] | None = None) -> "Problem":
-        """Build it as the settings say, or with another method or other settings of it; see `algorithm`."""
+        """Build it as the settings say, or with another method or other settings of it; see `algorithm`.
+
+        In control the tasks are those of the dataset, because a world is more than numbers of some shape.
+        """
         values = settings.algo if algo is None else algo
+        if kind == "control":
+            size = TaskShape(settings.ways, settings.shots, settings.queries)
+            return cls._on(values, settings.backbone, DoubleTrials(build_dataset(settings).tasks("train", size)))
         chosen = settings.backbone if kind == "classification" else MLP
         inputs = inputs_of(chosen["name"])
         side = settings.dataset.get("image_size", 28)
         shape = (1,) if kind == "regression" else (LENGTH,) if inputs == "ngrams" else (1, side, side)
-        tested = put_in_order(RandomTasks(kind, shape, inputs), values)
+        return cls._on(values, chosen, put_in_order(RandomTasks(kind, shape, inputs), values))
+
+    @classmethod
+    def _on(cls, values: Mapping[str, Any], chosen: Mapping[str, Any], tested: TaskSource) -> "Problem":
+        """Build the method on the chosen network for tasks of this source."""
+        shape = what_is_read(values["name"], tested.spec).input_shape
         with torch.random.fork_rng(devices=[]):
             backbone: Backbone = build("backbone", chosen, input_shape=shape).double()
         source = Numbered(tested) if backbone.numbered else tested
         return cls(build_algorithm(values, backbone, tested.spec), backbone, source, tested)
 
-    def tasks(self, count: int) -> Episode:
-        return self.source.sample(count, generator_for("check"))
+    @property
+    def few_shot(self) -> FewShotAlgorithm:
+        """The method, where tasks are episodes."""
+        return cast(FewShotAlgorithm, self.algo)
+
+    def tasks(self, count: int) -> Task:
+        tasks: Task = self.source.sample(count, generator_for("check"))
+        return tasks
 
     def draw_test(self) -> Episode:
-        """Draw one test task."""
-        return unstack(self.tested.sample(1, generator_for("test")))[0]
+        """Draw one test task, where tasks are episodes."""
+        tasks: Episode = self.tested.sample(1, generator_for("test"))
+        return unstack(tasks)[0]
 
     def theta(self, late: bool = False) -> Theta:
         """Meta-parameters at some distance from where training starts; if `late`, with a clock after many steps."""

@@ -36,7 +36,8 @@ class MLP(Backbone):
                 nn.init.trunc_normal_(parameter, std=0.01)
             else:
                 nn.init.zeros_(parameter)
-        self.modulated = ("norms.0.weight", "norms.0.bias") if self.batch_norm else ("layers.0.bias",)
+        first = ("norms.0.weight", "norms.0.bias") if self.batch_norm else ("layers.0.bias",)
+        self.modulated = first if self.hidden else ()
         self.feature_shape = (widths[-1],)
         self.feature_size = widths[-1]
 

@@ -20,7 +20,8 @@ GLYPHS = (
     "dataset.classes_test=10",
     "dataset.drawings=10",
 )
-SINUSOID = ("dataset=sinusoid", "backbone=mlp")  # for methods that learn nothing but regression
+SINUSOID = ("dataset=sinusoid", "backbone=mlp")  # for methods that learn regression and no classification
+BANDIT = ("dataset=bandit", "shots=2", "queries=3")  # for methods that act
 
 
 def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> list["Check"]:
@@ -31,16 +32,18 @@ def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str |
         raise ConfigError(f"{component} cannot be checked{hint}: give a group and a name, for example algo=maml")
     where: tuple[str, ...] = () if group == "dataset" else GLYPHS
     config = compose([*where, component, *SHORT, *overrides], config_dir)
-    if group == "algo" and "classification" not in declaration("algo", config.algo.name).traits.kinds:
-        where = SINUSOID
+    kinds = declaration("algo", config.algo.name).traits.kinds
+    if group == "algo" and "classification" not in kinds:
+        where = SINUSOID if "regression" in kinds else BANDIT
     small = ["backbone.filters=4"] if where == GLYPHS and isinstance(config.backbone.get("filters"), int) else []
     config = compose([*where, component, *SHORT, *small, *overrides], config_dir)
     settings = load_settings(resolve(config))
-    from metarun.analysis import checks, data_checks
+    from metarun.analysis import checks, data_checks, world_checks
 
+    control = declaration("dataset", config.dataset.name).traits.kind == "control"
     lists = {
         "algo": checks.list_algorithm_checks,
-        "dataset": data_checks.list_dataset_checks,
+        "dataset": world_checks.list_world_checks if control else data_checks.list_dataset_checks,
         "backbone": checks.list_backbone_checks,
     }
     return lists[group](settings)

@@ -72,9 +72,10 @@ def name_run(*, _root_: DictConfig) -> str:
     """The folder of a run: what it is, in words, and a hash of its identity."""
     choices, values = _root_.hydra.runtime.choices, identity(resolve(_root_))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    regression = declaration("dataset", values["dataset"]["name"]).traits.kind == "regression"
-    task = f"{values['shots']}s" if regression else f"{values['ways']}w{values['shots']}s"
-    return f"{choices.algo}-{choices.dataset}-{task}/seed{values['seed']}-{digest}"
+    traits = declaration("dataset", values["dataset"]["name"]).traits
+    ways = f"{values['ways']}w" if traits.kind == "classification" else ""
+    size = f"{values['shots']}+{values['queries']}" if traits.kind == "control" else f"{ways}{values['shots']}s"
+    return f"{choices.algo}-{choices.dataset}-{size}/seed{values['seed']}-{digest}"
 
 
 REGISTER = "register_new_resolver" if omegaconf.__version__.startswith("2.3") else "register_resolver"

@@ -15,7 +15,7 @@ from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
-PATHS = ("data_dir", "dataset.path", "eval.checkpoint")  # settings that are paths of the user's
+PATHS = ("data_dir", "dataset.path", "eval.checkpoint", "init_from")  # settings that are paths of the user's
 OWN = "folder"  # the collection of a user's own data
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
@@ -31,10 +31,19 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
     if not problems:
         _check_logger(settings.logger["name"], problems)
         meta_test = replace(settings.eval, variants=_convert_variants(settings, problems))
+        _check_shots(replace(settings, eval=meta_test), problems)
         settings = replace(settings, eval=meta_test, **checked)
     if problems:
         raise ConfigError("\n".join(sorted(set(problems))))
     return settings
+
+
+def _check_shots(settings: Settings, problems: list[str]) -> None:
+    """Only in control may there be none: episodes that do not count."""
+    variants = {f"eval.variants.{name}": row.get("shots") for name, row in settings.eval.variants.items()}
+    shots = {"shots": settings.shots, "eval.shots": settings.eval.shots, **variants}
+    if declaration("dataset", settings.dataset["name"]).traits.kind != "control":
+        problems += [f"{key} is 0: it must be at least 1" for key, number in shots.items() if number == 0]
 
 
 def _check_logger(name: str, problems: list[str]) -> None:

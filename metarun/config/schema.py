@@ -65,7 +65,7 @@ class EvalSettings:
     val_tasks: Count
     seed: Seed
     ways: Count
-    shots: Count
+    shots: Whole
     queries: Count
     tasks_per_chunk: Count
     statistics_tasks: Count  # training tasks that running statistics of norm layers are averaged over
@@ -87,10 +87,11 @@ class Settings:
     trainer: TrainerSettings
     eval: EvalSettings
     ways: Count
-    shots: Count
+    shots: Whole
     queries: Count
     device: str
     seed: Seed
+    init_from: str | None  # a checkpoint of the same method and network
     data_dir: str | None
 
 

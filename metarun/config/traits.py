@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "control"]
 Inputs = Literal["numbers", "ngrams"]  # a network reads one of them
 Order = Literal["mixed", "support first"]
 
@@ -20,6 +20,7 @@ class Traits:
     supervised: bool = False  # trained on minibatches of `batch_size` examples of all training classes, not on tasks
     sized: bool = False  # its weights depend on the number of labels although it has no head
     ragged: bool = False  # it passes over padding, because examples count by their loss or class alone
+    remembers: bool = False  # in control, its network also reads the last action and reward, and where episodes begin
     sees_queries: bool = False  # its `adapt` also takes the queries' inputs where its setting `transductive` is true
 
 
@@ -30,6 +31,7 @@ class DatasetTraits:
     kind: Kind
     metric: str | None = None
     published: bool = False  # the same data wherever it lies: its path is no part of a run's identity
+    rules: tuple[str, ...] = ()  # of a world: what else acts there, each in a row of the result
     duplicates: bool = False  # different examples may have equal inputs, and one may be in tasks of several splits
 
     @property
@@ -80,8 +82,8 @@ class Metric:
 
     def allowed(self, published: float) -> float:
         """How far from this published figure, in shown units, a reproduced one may be."""
-        return self.tolerance * published if self.relative else self.tolerance
+        return self.tolerance * abs(published) if self.relative else self.tolerance
 
 
-HEADLINES: dict[Kind, str] = {"classification": "accuracy", "regression": "mse"}
+HEADLINES: dict[Kind, str] = {"classification": "accuracy", "regression": "mse", "control": "return"}
 DECLARABLE = {kind.__name__: kind for kind in (Traits, DatasetTraits, BackboneTraits, LoggerTraits, Metric)}

@@ -1,19 +1,21 @@
 """Batches of tasks: the same types as one task, with a leading T on every tensor."""
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import vmap
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from metarun.core.inner import one_by_one
-from metarun.core.types import Episode, Examples
+from metarun.core.types import Task
 
 Execution = Literal["vmap", "loop"]
+T = TypeVar("T", bound=Task)
 
 
-def map_tasks(function: Callable[[Episode], Any], tasks: Episode, execution: Execution) -> Any:
+def map_tasks(function: Callable[[Any], Any], tasks: Task, execution: Execution) -> Any:
     """Apply `function` to each task and stack the results: a leading T on every tensor."""
     if execution == "vmap":
         return vmap(function)(tasks)
@@ -21,21 +23,26 @@ def map_tasks(function: Callable[[Episode], Any], tasks: Episode, execution: Exe
         return _stack([function(task) for task in unstack(tasks)])
 
 
-def unstack(tasks: Episode) -> list[Episode]:
+def count_tasks(tasks: Task) -> int:
+    """Return T."""
+    return len(tree_leaves(tasks)[0])
+
+
+def unstack(tasks: T) -> list[T]:
     """Split [T, ...] into T single tasks."""
-    return [
-        Episode(Examples(*support), Examples(*query)) for support, query in zip(zip(*tasks.support), zip(*tasks.query))
-    ]
+    fields, structure = tree_flatten(tasks)
+    return [tree_unflatten(list(one), structure) for one in zip(*fields)]
 
 
-def take(tasks: Episode, start: int, stop: int) -> Episode:
+def take(tasks: T, start: int, stop: int) -> T:
     """Return the tasks start .. stop - 1."""
-    return Episode(*(Examples(*(field[start:stop] for field in part)) for part in tasks))
+    taken: T = tree_map(lambda field: field[start:stop], tasks)
+    return taken
 
 
-def split(tasks: Episode, size: int | None) -> list[Episode]:
+def split(tasks: T, size: int | None) -> list[T]:
     """Split the tasks into chunks of at most `size`; None: one chunk."""
-    total = len(tasks.query.y)
+    total = count_tasks(tasks)
     return [take(tasks, start, start + (size or total)) for start in range(0, total, size or total)]
 
 

@@ -10,7 +10,7 @@ from torch.func import vmap
 
 from metarun.config.registry import lookup, register, traits_of
 from metarun.config.traits import HEADLINES, Kind, Metric
-from metarun.core.types import PADDING, Algorithm, Episode, Metrics, TaskSpec, Theta
+from metarun.core.types import PADDING, Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
 
 def is_present(y: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ class Transductive(Protocol):
     transductive: bool
 
 
-def adapt_to(algo: Algorithm, theta: Theta, episode: Episode) -> Any:
+def adapt_to(algo: FewShotAlgorithm, theta: Theta, episode: Episode) -> Any:
     """Return phi, made from the support; also from the queries' inputs if the method sees queries and is told to."""
     adapt: Callable[..., Any] = algo.adapt
     if traits_of(algo).sees_queries and cast(Transductive, algo).transductive:
@@ -94,13 +94,13 @@ def adapt_to(algo: Algorithm, theta: Theta, episode: Episode) -> Any:
     return adapt(theta, episode.support)
 
 
-def episode_loss(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
+def episode_loss(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
     """Adapt to the support, predict the queries, judge them: the outer objective of most methods."""
     phi = adapt_to(algo, theta, episode)
     return judge(spec, algo.predict(theta, phi, episode.query.x), episode.query.y)
 
 
-def predict_queries(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
+def predict_queries(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
     """Predict the queries: in one batch, or, with `norm: per_query`, each in a batch with the support."""
     support, query = episode
     if algo.norm != "per_query":
@@ -114,13 +114,15 @@ def predict_queries(algo: Algorithm, theta: Theta, phi: Any, episode: Episode) -
     return vmap(alone, chunk_size=at_once)(query.x)
 
 
-def episode_metrics(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
+def episode_metrics(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
     """Return the headline metric after adaptation."""
     phi = adapt_to(algo, theta, episode)
     return measure(spec, predict_queries(algo, theta, phi, episode), episode.query.y)
 
 
-def metrics_by_step(algo: Algorithm, spec: TaskSpec, theta: Theta, episode: Episode, states: Iterable[Any]) -> Metrics:
+def metrics_by_step(
+    algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode, states: Iterable[Any]
+) -> Metrics:
     """Return the headline metric after the last of an inner loop's states, and after each of them as a vector [J + 1].
 
     The vector is left out where queries are predicted one by one, because it would multiply a long test.

@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 from metarun.core.types import Params
 
-State = tuple[Tensor, Tensor]  # output h and cell state c: [..., hidden] each
+State = tuple[Tensor, ...]  # the output [..., hidden] comes first; of an LSTM the cell state [..., hidden] follows
 
 
 class LSTMCell(nn.Module):
@@ -35,6 +35,61 @@ class LSTMCell(nn.Module):
         enter, forget, proposal, leave = gates.chunk(4, dim=-1)
         c = forget.sigmoid() * c + enter.sigmoid() * proposal.tanh()
         return leave.sigmoid() * c.tanh(), c
+
+
+class GRUCell(nn.Module):
+    """One step of a gated recurrent unit; names, shapes and initial weights are those of `nn.GRUCell`."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__()
+        self.hidden = hidden
+        self.weight_ih = nn.Parameter(torch.empty(3 * hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(3 * hidden, hidden))
+        self.bias_ih = nn.Parameter(torch.empty(3 * hidden))
+        self.bias_hh = nn.Parameter(torch.empty(3 * hidden))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def start(self, x: Tensor) -> State:
+        """The state before the first step, all zeros, for inputs [..., inputs]."""
+        return (x.new_zeros(*x.shape[:-1], self.hidden),)
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """x: [..., inputs]."""
+        (h,) = state
+        new = F.linear(x, self.weight_ih, self.bias_ih).chunk(3, dim=-1)
+        old = F.linear(h, self.weight_hh, self.bias_hh).chunk(3, dim=-1)
+        reset, keep = (new[0] + old[0]).sigmoid(), (new[1] + old[1]).sigmoid()
+        return (torch.lerp((new[2] + reset * old[2]).tanh(), h, keep),)
+
+
+class FastWeights(nn.Module):
+    """One step of an associative memory: what comes after an input is stored under that input's key, and read again by
+    inputs whose keys are like it.
+
+    Fast weights of outer products are by Schmidhuber 1992 (https://doi.org/10.1162/neco.1992.4.1.131); that a value
+    comes one step after its key is ours, for rewards come so. The state is the output [..., hidden], the memory
+    [..., keys, keys] and the last key [..., keys].
+    """
+
+    def __init__(self, inputs: int, hidden: int, keys: int) -> None:
+        super().__init__()
+        self.hidden, self.keys = hidden, keys
+        self.key, self.value = nn.Linear(inputs, keys), nn.Linear(inputs, keys)
+        self.output = nn.Linear(inputs + keys, hidden)
+
+    def start(self, x: Tensor) -> State:
+        """The state before the first step, all zeros, for inputs [..., inputs]."""
+        sizes = ((self.hidden,), (self.keys, self.keys), (self.keys,))
+        return tuple(x.new_zeros(*x.shape[:-1], *size) for size in sizes)
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """x: [..., inputs]."""
+        _, memory, last = state
+        memory = memory + F.relu(self.value(x))[..., :, None] * last[..., None, :]
+        key = F.normalize(F.relu(self.key(x)), dim=-1)
+        found = (memory @ key[..., None])[..., 0]
+        return F.relu(self.output(torch.cat([x, found], -1))), memory, key
 
 
 def step_cell(cell: nn.Module, params: Params, x: Tensor, state: State) -> State:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metarun.core.objectives import episode_metrics, headline_metric, loss, measure, one_hot
-from metarun.core.types import Algorithm, Episode, Examples, Metrics, TaskSpec, Theta
+from metarun.core.types import Episode, Examples, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
 NOTHING = -1  # the label that comes with the first example
 LETTERS, LENGTH = 5, 5  # string labels (Santoro et al. 2016, section 4.2) have five letters, each from a to e
@@ -60,7 +60,7 @@ class Labels:
         return logits
 
 
-class Reader(Algorithm, Protocol):
+class Reader(FewShotAlgorithm, Protocol):
     """An algorithm that reads a task step by step."""
 
     @property

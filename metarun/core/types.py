@@ -37,12 +37,107 @@ class Episode(NamedTuple):
     query: Examples
 
 
+class Trial(NamedTuple):
+    """One task of control: the hidden parameters of a world, and the number that all chance in it is hashed from.
+
+    A batch of trials has a leading T on every tensor, as a batch of episodes has.
+    """
+
+    latent: Params  # [...] each
+    salt: Tensor  # [] int64, below metarun.core.seeding.SALTS
+
+
+Task = Episode | Trial
+
+
 class TaskShape(NamedTuple):
-    """How large a task is: classes, support examples per class, query examples per class."""
+    """How large a task is: classes, support examples per class, query examples per class.
+
+    In control, ways have no meaning; shots are episodes that do not count, queries those that do.
+    """
 
     ways: int
     shots: int
     queries: int
+
+
+class Seen(NamedTuple):
+    """What an agent knows before it acts. `action` and `reward` are of the step before, zero at first."""
+
+    observation: Tensor  # [P, O]
+    action: Tensor  # [P, A], one-hot where actions are choices
+    reward: Tensor  # [P]
+    begins: Tensor  # [P], 1 where an episode begins, 0 within it
+
+
+class Agent(Protocol):
+    """What acts in a world: a policy with its weights, or a rule."""
+
+    @property
+    def chances(self) -> int:
+        """How many uniform numbers an act takes."""
+        ...
+
+    def start(self, trajectories: int) -> Any:
+        """The memory before the first step. It is kept from episode to episode."""
+        ...
+
+    def act(self, memory: Any, seen: Seen, chance: Tensor) -> tuple[Any, Tensor, Tensor]:
+        """chance: [P, chances] -> the new memory, actions [P] or [P, A], and what is to be recorded [P, ...]."""
+        ...
+
+
+class World(Protocol):
+    """A family of tasks of control, as pure tensor functions of one task's latent parameters.
+
+    `P` trajectories run side by side; a state is any pytree of tensors [P, ...]. All functions run under vmap over
+    tasks. Uniform numbers `chance` are their only randomness.
+    """
+
+    @property
+    def observed(self) -> int:
+        """How many numbers a policy observes, O."""
+        ...
+
+    @property
+    def actions(self) -> int:
+        """How many actions there are to choose from, or numbers in one action, A."""
+        ...
+
+    @property
+    def discrete(self) -> bool:
+        """Whether an action is one of the numbers 0 .. A - 1, not A numbers."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """The number of steps of an episode, H."""
+        ...
+
+    @property
+    def chances(self) -> int:
+        """How many uniform numbers a reset, and a step, takes."""
+        ...
+
+    def latent(self, tasks: int, generator: torch.Generator) -> Params:
+        """Draw the hidden parameters of tasks: [T, ...] each, on the generator's device."""
+        ...
+
+    def reset(self, latent: Params, chance: Tensor) -> Any:
+        """The state at the beginning of an episode. chance: [P, chances]."""
+        ...
+
+    def observe(self, latent: Params, state: Any) -> Tensor:
+        """What a policy sees of the state: [P, O]."""
+        ...
+
+    def step(self, latent: Params, state: Any, action: Tensor, chance: Tensor) -> tuple[Any, Tensor]:
+        """action: [P] or [P, A], chance: [P, chances] -> the next state, and the reward [P]."""
+        ...
+
+    def rule(self, name: str, latent: Params, episodes: int) -> Agent:
+        """What acts by one of the rules in the `rules` of the world's traits, for so many episodes."""
+        ...
 
 
 class TaskSpec(NamedTuple):
@@ -51,7 +146,7 @@ class TaskSpec(NamedTuple):
     `inputs` are numbers, or n-grams: hashes above 0, in any order, and 0 where a row has no more. `metric` names what
     its predictions are judged by, a registered one; None: accuracy, or mean squared error. `ways`
     is the number of classes in a task where there are more labels than that; None: `output_size`. `ragged` tasks have
-    padding among their examples.
+    padding among their examples. Tasks of control have a `world`, with `episodes` that do not count and that do.
     """
 
     kind: Kind
@@ -61,6 +156,8 @@ class TaskSpec(NamedTuple):
     metric: str | None = None
     ways: int | None = None
     ragged: bool = False
+    world: World | None = None
+    episodes: tuple[int, int] = (0, 0)
 
 
 class TaskSource(Protocol):
@@ -69,8 +166,10 @@ class TaskSource(Protocol):
     @property
     def spec(self) -> TaskSpec: ...
 
-    def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
+    def sample(self, num_tasks: int, generator: torch.Generator) -> Any:
         """Draw a batch of tasks with a leading T, on the data's device; all randomness comes from the generator.
+
+        An Episode, or in control a Trial.
 
         A source that is a list of fewer than `num_tasks` tasks returns all of them.
         """
@@ -118,18 +217,36 @@ class Dataset(Protocol):
 class Algorithm(Protocol):
     """A learning method, as pure functions of the meta-parameters `theta` and one task.
 
+    What else the wiring needs to know stands beside the class's name, in its `metarun.config.traits.Traits`. No
+    optimiser and no clipping touches the components of theta that are `carried` there: a step subtracts the whole mean
+    gradient, so the pull 1/2 |c - stop(new)|^2 in the scalar replaces c by the tasks' mean of `new`.
+    """
+
+    def init(self) -> Theta: ...
+
+    def task_loss(self, theta: Theta, task: Any, /) -> tuple[Tensor, Metrics]:
+        """Return the scalar whose mean over tasks is descended in theta, and metrics to log.
+
+        task: an Episode, or in control a Trial.
+        """
+        ...
+
+    def task_metrics(self, theta: Theta, task: Any, /) -> Metrics:
+        """Measure one task for meta-validation and meta-test."""
+        ...
+
+
+@runtime_checkable
+class FewShotAlgorithm(Algorithm, Protocol):
+    """A method whose tasks are episodes: it adapts to examples, and predicts others.
+
     `norm` says what norm layers normalise by at meta-test: the statistics of the "batch" at hand, with all
     queries in it, which is transductive; "per_query", of the support and one query at a time (Nichol et al. 2018,
-    section 6.1); or "running" averages over training tasks. What else the wiring needs to know stands beside the
-    class's name, in its `metarun.config.traits.Traits`. No optimiser and no clipping touches the components of theta
-    that are `carried` there: a step subtracts the whole mean gradient, so the pull 1/2 |c - stop(new)|^2 in the scalar
-    replaces c by the tasks' mean of `new`.
+    section 6.1); or "running" averages over training tasks.
     """
 
     @property
     def norm(self) -> str: ...
-
-    def init(self) -> Theta: ...
 
     def adapt(self, theta: Theta, support: Examples) -> Any:
         """Return the task-specific state phi that `predict` reads."""
@@ -137,14 +254,6 @@ class Algorithm(Protocol):
 
     def predict(self, theta: Theta, phi: Any, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N] or regressed values [n, *output]."""
-        ...
-
-    def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
-        """Return the scalar whose mean over tasks is descended in theta, and metrics to log."""
-        ...
-
-    def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """Measure one task for meta-validation and meta-test."""
         ...
 
 

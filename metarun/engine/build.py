@@ -17,7 +17,18 @@ from metarun.core.inner import draw_theta
 from metarun.core.machine import find_device, use_device
 from metarun.core.norm import collect_statistics, norm_names
 from metarun.core.seeding import generator_for
-from metarun.core.types import Algorithm, Backbone, Dataset, Params, Split, TaskShape, TaskSource, TaskSpec, Theta
+from metarun.core.types import (
+    Algorithm,
+    Backbone,
+    Dataset,
+    FewShotAlgorithm,
+    Params,
+    Split,
+    TaskShape,
+    TaskSource,
+    TaskSpec,
+    Theta,
+)
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
@@ -44,7 +55,7 @@ class Experiment:
         use_device(device)
         dataset = build_dataset(settings)
         source = training_tasks(settings, dataset)
-        backbone = build_backbone(settings.backbone, source.spec)
+        backbone = build_backbone(settings.backbone, what_is_read(settings.algo["name"], source.spec))
         algo = build_algorithm(settings.algo, backbone, source.spec)
         source = Numbered(source) if backbone.numbered else source
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
@@ -81,6 +92,8 @@ class Experiment:
             for component, params in theta.items()
             if params and component not in traits_of(self.algo).carried
         ]
+        if not groups:
+            raise ConfigError(f"algo={self.settings.algo['name']} learns nothing: test it beside a method that does")
         try:
             optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
         except ValueError as error:
@@ -94,7 +107,7 @@ class Experiment:
 
     def measure_statistics(self, theta: Theta) -> Params:
         """Average the statistics of norm layers over training tasks; empty if no row of the test uses them."""
-        if not any(row.algo["norm"] == "running" for row in self.plan_rows().values()):
+        if not any(row.algo.get("norm") == "running" for row in self.plan_rows().values()):
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
         tasks = unstack(self.source.sample(self.settings.eval.statistics_tasks, generator))
@@ -176,10 +189,27 @@ def build_backbone(values: Mapping[str, Any], spec: TaskSpec) -> Backbone:
     return backbone
 
 
+def what_is_read(algo: str, spec: TaskSpec) -> TaskSpec:
+    """The spec with the inputs of the method's network: in control also the last action and reward if it remembers."""
+    if spec.world is None or not _traits(algo).remembers:
+        return spec
+    return spec._replace(input_shape=(spec.world.observed + spec.world.actions + 2,))
+
+
 def inputs_of(backbone: str) -> Inputs:
     """The kind of inputs that the backbone of this name reads."""
     traits: BackboneTraits = declaration("backbone", backbone).traits or BackboneTraits()
     return traits.inputs
+
+
+def build_few_shot(
+    values: Mapping[str, Any], backbone: Backbone, spec: TaskSpec, trained: TaskSpec | None = None
+) -> FewShotAlgorithm:
+    """Build an algorithm that adapts to examples. Raises ConfigError if it is none, and as `build_algorithm` does."""
+    algo = build_algorithm(values, backbone, spec, trained)
+    if not isinstance(algo, FewShotAlgorithm):
+        raise ConfigError(f"algo={values['name']} acts in a world: it adapts to no examples, and predicts none")
+    return algo
 
 
 def build_algorithm(
@@ -198,7 +228,7 @@ def build_algorithm(
         )
     with torch.random.fork_rng(devices=[]):
         head = backbone.head(spec.output_size) if "head" in declaration("algo", name).runtime else None
-        algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec)
+        algo: Algorithm = build("algo", values, backbone=backbone, head=head, spec=spec, world=spec.world)
     return algo
 
 

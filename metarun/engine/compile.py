@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
-from metarun.core.types import Episode, Metrics, Theta
+from metarun.core.types import Metrics, Task, Theta
 from metarun.engine.gradient import Part
 from metarun.engine.verify import find_difference, shapes_of
 
@@ -26,13 +26,13 @@ class Compiled:
         self.part = part
         self._programs: dict[Any, Part] = {}
 
-    def __call__(self, theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+    def __call__(self, theta: Theta, tasks: Task) -> tuple[Metrics, list[Tensor]]:
         shapes = shapes_of(tree_leaves((theta, tasks)))
         if shapes not in self._programs:
             self._programs[shapes] = self._check(self._compile(theta, tasks), theta, tasks)
         return self._programs[shapes](theta, tasks)
 
-    def _check(self, program: Part, theta: Theta, tasks: Episode) -> Part:
+    def _check(self, program: Part, theta: Theta, tasks: Task) -> Part:
         """Return the program, or the eager part if they differ."""
         found, eager, again = (part(theta, tasks)[1] for part in (program, self.part, self.part))
         if difference := find_difference(found, eager, again):
@@ -40,7 +40,7 @@ class Compiled:
             return self.part
         return program
 
-    def _compile(self, theta: Theta, tasks: Episode) -> Part:
+    def _compile(self, theta: Theta, tasks: Task) -> Part:
         leaves, structure = tree_flatten((theta, tasks))
         outputs: Any = None
 
@@ -56,7 +56,7 @@ class Compiled:
             compiled = torch.compile(make_fx(flat)(*(p.detach() for p in leaves)), dynamic=False, fullgraph=True)
 
         @torch.no_grad()
-        def program(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+        def program(theta: Theta, tasks: Task) -> tuple[Metrics, list[Tensor]]:
             values = compiled(*(leaf.detach() for leaf in tree_leaves((theta, tasks))))
             result: tuple[Metrics, list[Tensor]] = tree_unflatten(list(values), outputs)
             return result

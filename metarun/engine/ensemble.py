@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from metarun.core.objectives import adapt_to, measure, predict_queries
-from metarun.core.types import Algorithm, Episode, Metrics, TaskSpec, Theta
+from metarun.core.types import Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
 
 @dataclass(frozen=True)
 class Ensemble:
     """Trained models of one method, for the meta-test alone."""
 
-    members: Sequence[tuple[Algorithm, Theta]]  # each algorithm with a network that has its own running statistics
+    members: Sequence[
+        tuple[FewShotAlgorithm, Theta]
+    ]  # each algorithm with a network that has its own running statistics
     spec: TaskSpec
 
     def probabilities(self, episode: Episode) -> Tensor:

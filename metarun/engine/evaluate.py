@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from metarun.config.registry import declaration
 from metarun.config.schema import EvalSettings, Settings, apply_test_changes
-from metarun.core.batch import Execution, map_tasks
+from metarun.core.batch import Execution, count_tasks, map_tasks
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.seeding import generator_for
@@ -28,8 +28,10 @@ from metarun.core.types import (
     Metrics,
     Params,
     Split,
+    Task,
     TaskSource,
     Theta,
+    Trial,
 )
 from metarun.datasets.sampling.order import InOrder
 from metarun.engine.distributed import ALONE, Ranks
@@ -89,7 +91,8 @@ class Model(NamedTuple):
 
 def plan_rows(settings: Settings, has_norm: bool) -> dict[str, EvalSettings]:
     """Return the rows of a result, each with the whole of its `algo`: "test", each of the variants, and beside every
-    transductive row an `_inductive` one, in which queries are predicted one by one and have no part in adaptation.
+    transductive row an `_inductive` one, in which queries are predicted one by one and have no part in adaptation; in
+    control also one for each rule of the world.
 
     `has_norm`: the backbone has norm layers.
     """
@@ -102,12 +105,14 @@ def plan_rows(settings: Settings, has_norm: bool) -> dict[str, EvalSettings]:
         for name, row in rows.items()
         if is_transductive(row, has_norm)
     }
-    return rows | inductive
+    rules = declaration("dataset", settings.dataset["name"]).traits.rules
+    beside = {name: replace(test, algo={"name": "rule", "rule": name, "trials": 1}) for name in rules}
+    return rows | inductive | beside
 
 
 def is_transductive(row: EvalSettings, has_norm: bool) -> bool:
     """Return whether the prediction for one query depends on the others."""
-    by_batch = row.algo["norm"] == "batch" and has_norm
+    by_batch = row.algo.get("norm") == "batch" and has_norm
     sees_queries = declaration("algo", row.algo["name"]).traits.sees_queries
     return by_batch or (sees_queries and row.algo["transductive"])
 
@@ -142,7 +147,7 @@ class Tester:
         done, keep: see `evaluate`.
         """
         members = [(self._with_statistics(model.statistics), model.theta) for model in models]
-        algo, theta = members[0] if len(members) == 1 else (Ensemble(members, self.source.spec), {})
+        algo, theta = members[0] if len(members) == 1 else (Ensemble(cast(Any, members), self.source.spec), {})
         return evaluate(
             algo,
             theta,
@@ -169,13 +174,13 @@ class Tester:
     def _with_statistics(self, statistics: Params) -> Algorithm:
         """Return a copy of the algorithm whose norm layers use running averages if the row asks for them."""
         algo, backbone = copy.deepcopy((self.algo, self.backbone))  # the statistics never reach the training
-        use_statistics(backbone, statistics if self.row.algo["norm"] == "running" else {})
+        use_statistics(backbone, statistics if self.row.algo.get("norm") == "running" else {})
         return algo
 
 
 def draw_fixed_tasks(
     source: TaskSource, count: int, seed: int, split: Split, first: int = 0, stride: int = 1
-) -> Iterator[Episode]:
+) -> Iterator[Any]:
     """Draw the first `count` of an endless list of tasks that `seed` and `split` determine, block by block: those from
     block `first` on, or every `stride`-th of them.
 
@@ -184,7 +189,7 @@ def draw_fixed_tasks(
     """
     for block in range(first, math.ceil(count / BLOCK), stride):
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
-        if block > 0 and len(tasks.query.y) < BLOCK:  # a short list, all of which is in block 0
+        if block > 0 and count_tasks(tasks) < BLOCK:  # a short list, all of which is in block 0
             return
         yield split_tasks(tasks, min(BLOCK, count - block * BLOCK))[0]
 
@@ -212,11 +217,11 @@ def evaluate(
     every rank. keep: gets the scores so far after each round of blocks.
     """
 
-    def score(block: Episode) -> Scores:
+    def score(block: Task) -> Scores:
         parts = []
         for chunk in split_tasks(block, tasks_per_chunk):
             parts.append(map_tasks(lambda task: algo.task_metrics(theta, task), chunk, execution))
-            bar.update(len(chunk.query.y) * ranks.count)
+            bar.update(count_tasks(chunk) * ranks.count)
         return Scores(
             {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}, (hash_tasks(block),)
         )
@@ -232,17 +237,23 @@ def evaluate(
     return done
 
 
-def hash_tasks(tasks: Episode) -> bytes:
-    """Hash inputs and labels, class by class, to three decimals: devices may differ in the last bit of a float."""
+def hash_tasks(tasks: Task) -> bytes:
+    """Hash inputs and labels, class by class, to three decimals: devices may differ in the last bit of a float. Of
+    trials, hash the hidden parameters so, and the salts as they are.
+    """
 
     def sort_by_class(part: Examples) -> Examples:
         order = part.y.argsort(dim=1, stable=True)  # none where labels are in order, as samplers give them
         return Examples(part.x[torch.arange(len(order), device=order.device)[:, None], order], part.y.gather(1, order))
 
-    if not tasks.query.y.is_floating_point():
+    if not isinstance(tasks, Trial) and not tasks.query.y.is_floating_point():
         tasks = Episode(*map(sort_by_class, tasks))
 
     def to_bytes(value: Tensor) -> bytes:
         return (value * 1000).round().to(torch.int32).cpu().numpy().tobytes()
 
-    return hashlib.sha256(b"".join(to_bytes(field) for part in tasks for field in part)).digest()
+    if isinstance(tasks, Trial):
+        parts = [*map(to_bytes, tasks.latent.values()), tasks.salt.cpu().numpy().tobytes()]
+    else:
+        parts = [to_bytes(field) for part in tasks for field in part]
+    return hashlib.sha256(b"".join(parts)).digest()

@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 from torch.func import vmap
 
-from metarun.core.batch import Execution, split, take, unstack
+from metarun.core.batch import Execution, count_tasks, split, take, unstack
 from metarun.core.inner import one_by_one
-from metarun.core.types import Algorithm, Episode, Metrics, Theta
+from metarun.core.types import Algorithm, Metrics, Task, Theta
 from metarun.engine.distributed import ALONE, Ranks
 
-Part = Callable[[Theta, Episode], tuple[Metrics, list[Tensor]]]  # sums over some tasks: metrics, gradient
+Part = Callable[[Theta, Task], tuple[Metrics, list[Tensor]]]  # sums over some tasks: metrics, gradient
 
 
 def meta_gradient(
     algo: Algorithm,
     theta: Theta,
-    tasks: Episode,
+    tasks: Task,
     *,
     execution: Execution,
     tasks_per_chunk: int | None = None,
@@ -32,9 +32,9 @@ def meta_gradient(
     return average(sum_chunks(part or sum_tasks(algo, execution), execution, tasks_per_chunk), theta, tasks, ranks)
 
 
-def average(sums: Part, theta: Theta, tasks: Episode, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics, Theta]:
+def average(sums: Part, theta: Theta, tasks: Task, ranks: Ranks = ALONE) -> tuple[Tensor, Metrics, Theta]:
     """See `meta_gradient`. `sums` computes those over this rank's share of the tasks."""
-    total = len(tasks.query.y)
+    total = count_tasks(tasks)
     metrics, gradient = sums(theta, take(tasks, *ranks.share(total)))
     means = [value / total for value in (*metrics.values(), *gradient)]
     ranks.add(means)
@@ -50,7 +50,7 @@ def sum_chunks(part: Part, execution: Execution, tasks_per_chunk: int | None) ->
     rounding alone.
     """
 
-    def sums(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+    def sums(theta: Theta, tasks: Task) -> tuple[Metrics, list[Tensor]]:
         pieces = unstack(tasks) if execution == "loop" else split(tasks, tasks_per_chunk)
         metrics, gradient = part(theta, pieces[0])
         for piece in pieces[1:]:
@@ -67,7 +67,7 @@ def sum_tasks(algo: Algorithm, execution: Execution, bfloat16: bool = False) -> 
     or with `loop` of one task. `bfloat16`: under autocast.
     """
 
-    def part(theta: Theta, tasks: Episode) -> tuple[Metrics, list[Tensor]]:
+    def part(theta: Theta, tasks: Task) -> tuple[Metrics, list[Tensor]]:
         leaves = [p for params in theta.values() for p in params.values()]
         with torch.autocast(leaves[0].device.type, torch.bfloat16) if bfloat16 else nullcontext():
             if execution == "vmap":

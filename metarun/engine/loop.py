@@ -9,12 +9,12 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from metarun.config.schema import TrainerSettings
-from metarun.core.types import Episode, Metrics, Theta
+from metarun.core.types import Metrics, Task, Theta
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.state import Log, NonFiniteLoss, Progress, State
 from metarun.engine.stop import catch_signals
 
-Step = Callable[[Episode], Metrics]  # one outer step on these tasks, in place; returns the means to log
+Step = Callable[[Task], Metrics]  # one outer step on these tasks, in place; returns the means to log
 
 
 def run_eagerly(step: Step) -> Step:
@@ -24,8 +24,8 @@ def run_eagerly(step: Step) -> Step:
 
 def train(
     state: State,
-    tasks_of: Callable[[int], Episode],
-    meta_gradient: Callable[[Theta, Episode], tuple[Tensor, Metrics, Theta]],
+    tasks_of: Callable[[int], Task],
+    meta_gradient: Callable[[Theta, Task], tuple[Tensor, Metrics, Theta]],
     schedule: Callable[[int], float],
     settings: TrainerSettings,
     *,
@@ -46,7 +46,7 @@ def train(
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
 
     @capture
-    def take_step(tasks: Episode) -> Metrics:
+    def take_step(tasks: Task) -> Metrics:
         loss, metrics, gradient = meta_gradient(theta, tasks)
         descend(theta, gradient, optimizer, settings, carried)
         return {"loss": loss, **metrics}

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from metarun.config.schema import TrainerSettings
-from metarun.core.batch import Execution, take
-from metarun.core.types import Algorithm, Episode, Metrics, Theta
+from metarun.core.batch import Execution, count_tasks, take
+from metarun.core.types import Algorithm, Metrics, Task, Theta
 from metarun.engine.capture import WARM_UP, Captured, Recording
 from metarun.engine.compile import Compiled
 from metarun.engine.distributed import ALONE, Ranks
@@ -60,7 +60,7 @@ class MetaGradient:
             raise RuntimeError("trainer.execution=auto: choose a plan first")
         return self._plan
 
-    def choose_plan(self, theta: Theta, draw: Callable[[], Episode]) -> None:
+    def choose_plan(self, theta: Theta, draw: Callable[[], Task]) -> None:
         """Replace `auto` by the fastest way for the drawn tasks: vmap over all or over a quarter of them, or a loop.
 
         Where a run records CUDA graphs, those of the three are compared.
@@ -68,7 +68,7 @@ class MetaGradient:
         if self._plan is not None:
             return
         tasks = draw()
-        total = len(tasks.query.y)
+        total = count_tasks(tasks)
         mine = take(tasks, *self.ranks.share(total))
         size = self.settings.tasks_per_chunk or -(-total // self.ranks.count)  # the same on every rank
         candidates = {
@@ -92,7 +92,7 @@ class MetaGradient:
         self._plan = replace(candidates[best], seconds=seconds)
         say.info("execution: %s (%s)", best, ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items()))
 
-    def measure(self, plan: Plan, theta: Theta, tasks: Episode) -> float:
+    def measure(self, plan: Plan, theta: Theta, tasks: Task) -> float:
         """Return the seconds of the fastest of a few steps; nothing is descended."""
         found = []
         record = self.recording != "nothing"
@@ -103,13 +103,13 @@ class MetaGradient:
             found.append(time.perf_counter() - started)
         return min(found[-TIMINGS:])
 
-    def __call__(self, theta: Theta, tasks: Episode) -> tuple[Tensor, Metrics, Theta]:
+    def __call__(self, theta: Theta, tasks: Task) -> tuple[Tensor, Metrics, Theta]:
         """See `meta_gradient`. Where memory runs out, the chunk is halved for good."""
         while True:
             try:
                 return self._compute(self.plan, theta, tasks, self.ranks, self.recording == "gradient")
             except RuntimeError as error:
-                start, stop = self.ranks.share(len(tasks.query.y))
+                start, stop = self.ranks.share(count_tasks(tasks))
                 size = min(self.plan.tasks_per_chunk or stop - start, stop - start)
                 if not is_out_of_memory(error) or self.plan.execution == "loop" or size == 1:
                     raise
@@ -117,7 +117,7 @@ class MetaGradient:
             say.info("out of memory: going on with trainer.tasks_per_chunk=%d", self.plan.tasks_per_chunk)
 
     def _compute(
-        self, plan: Plan, theta: Theta, tasks: Episode, ranks: Ranks, record: bool
+        self, plan: Plan, theta: Theta, tasks: Task, ranks: Ranks, record: bool
     ) -> tuple[Tensor, Metrics, Theta]:
         way = (plan.execution, plan.tasks_per_chunk, record)
         if way not in self._sums:

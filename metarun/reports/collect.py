@@ -23,7 +23,7 @@ from metarun.core.statistics import Scores, over_classes
 from metarun.reports.published import Figure, Setup, find_figure, look_up
 from metarun.reports.statistics import Summary, summarise
 from metarun.runs.folder import RunFolder
-from metarun.runs.result import Estimate, Result, Row
+from metarun.runs.result import Estimate, Result, Row, describe_mode, describe_task
 
 NAMED = 3  # settings in a name
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former takes a tenth of the time
@@ -169,7 +169,8 @@ class Cell:
             dataset=self.first.dataset,
             config=result.config,
             metric=result.headline,
-            ways=None if result.kind == "regression" else test.ways,
+            kind=result.kind,
+            ways=test.ways,
             shots=test.shots,
             queries=test.queries,
             transductive=test.transductive,
@@ -180,22 +181,18 @@ class Cell:
 
     @property
     def task(self) -> str:
-        """The kind of task: "5-way 1-shot, 15 queries per class", or "10 points" for regression.
+        """The kind of task: "5-way 1-shot, 15 queries per class", "10 points" for regression, "10 episodes" of control.
 
         Of methods that are told each label after they were asked for it, the figure is that of one instance.
         """
-        if self.setup.ways is None:
-            return f"{self.test.shots} points"
         if "instance" in self.vectors:
             asked = self.test.shots + self.test.queries
             return f"{self.test.ways} classes, instance {self.test.shots + 1} of {asked}, labels told afterwards"
-        queries = "1 query" if self.test.queries == 1 else f"{self.test.queries} queries"
-        return f"{self.test.ways}-way {self.test.shots}-shot, {queries} per class"
+        return describe_task(self.result.kind, self.test.ways, self.test.shots, self.test.queries)
 
     @property
     def mode(self) -> str:
-        mode = "transductive" if self.test.transductive else "inductive"
-        return mode + (f", ensemble of {self.test.ensemble}" if self.test.ensemble > 1 else "")
+        return describe_mode(self.test)
 
     @property
     def dataset(self) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import yaml
 
-from metarun.config.traits import HEADLINES, Metric
+from metarun.config.traits import HEADLINES, Kind, Metric
 
 READ = {"primary": "", "elsewhere": " (as quoted elsewhere)", "recalled": " (from memory, not checked)"}
 By = Literal["step", "instance"]
@@ -23,7 +23,8 @@ class Setup:
     dataset: str
     config: Mapping[str, Any]  # all settings of the run
     metric: str
-    ways: int | None  # None for regression
+    kind: Kind
+    ways: int
     shots: int
     queries: int
     transductive: bool
@@ -33,8 +34,10 @@ class Setup:
 
     @property
     def cell(self) -> str:
-        """The column of a paper's table: "5w1s", or "5s" for regression."""
-        return f"{self.shots}s" if self.ways is None else f"{self.ways}w{self.shots}s"
+        """The column of a paper's table: "5w1s", "5s" for regression, "0+10" for control."""
+        if self.kind == "control":
+            return f"{self.shots}+{self.queries}"
+        return f"{self.shots}s" if self.kind == "regression" else f"{self.ways}w{self.shots}s"
 
     def entry(self, by: By) -> int | None:
         """The entry of a figure by inner step or by instance that is the result: the last step, the K+1st instance."""
@@ -47,7 +50,7 @@ class Figure:
 
     algo: str
     dataset: str
-    cell: str  # "5w1s", or "5s" for regression
+    cell: str  # "5w1s", "5s" for regression, "0+10" for control
     metric: str
     by: By | None  # the table has a figure for each inner step or instance
     entry: int | None  # which of them this is
@@ -68,6 +71,19 @@ class Figure:
         return str(self.value) + (f" ± {self.plus_minus}" if self.plus_minus is not None else "")
 
     @property
+    def world(self) -> dict[str, Any]:
+        """In control, the settings that make the paper's tasks other tasks: path -> value."""
+        control = "+" in self.cell
+        return {path: value for path, value in self.settings.items() if control and path.startswith("dataset.")}
+
+    @property
+    def column(self) -> str:
+        """The heading of the figure in a table: its cell, in control with the world."""
+        return " ".join(
+            [self.cell, *(f"{path.removeprefix('dataset.')}={value}" for path, value in self.world.items())]
+        )
+
+    @property
     def mode(self) -> str:
         return {True: "transductive", False: "inductive", None: ""}[self.transductive]
 
@@ -78,6 +94,7 @@ class Figure:
             mine == (setup.algo, setup.dataset, setup.cell, setup.metric)
             and (self.by is None or self.entry == setup.entry(self.by))
             and self.transductive in (None, setup.transductive)
+            and all(look_up(setup.config, path) == value for path, value in self.world.items())
         )
 
     def deviations(self, setup: Setup) -> list[str]:

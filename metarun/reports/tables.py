@@ -219,7 +219,7 @@ def _format_tolerance(name: str, metric: Metric) -> str:
 def _find_results(dataset: str) -> list[Figure]:
     """The published figures on a dataset: one per cell and mode. Of figures by inner step, the last."""
     shown = (figure for figure in read_figures() if figure.dataset == dataset and figure.by != "instance")
-    return list({(figure.source, figure.algo, figure.cell, figure.mode): figure for figure in shown}.values())
+    return list({(figure.source, figure.algo, figure.column, figure.mode): figure for figure in shown}.values())
 
 
 def _find_instances(dataset: str) -> list[Figure]:
@@ -239,11 +239,11 @@ def _make_paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
         if cell.published:
             ours.setdefault(cell.published, []).append(cell)
     found = _find_results(dataset)
-    columns = tuple(dict.fromkeys(figure.cell for figure in found))
+    columns = tuple(dict.fromkeys(figure.column for figure in found))
     rows: dict[tuple[str, str, str], dict[str, str]] = {}
     for figure in found:
         row = rows.setdefault((figure.algo, figure.mode, figure.source), {})
-        row[figure.cell] = f"{_format_ours(ours.get(figure, []))} ({figure})"
+        row[figure.column] = f"{_format_ours(ours.get(figure, []))} ({figure})"
     lines = [
         (f"{algo}[^{source}]", mode, *(row.get(cell, "") for cell in columns))
         for (algo, mode, source), row in rows.items()

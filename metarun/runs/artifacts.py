@@ -10,14 +10,14 @@ from typing import Any, get_args
 from torch import Tensor
 
 from metarun.config.registry import style
-from metarun.config.traits import Kind, Metric
+from metarun.config.traits import Metric
 from metarun.config.words import count
 from metarun.core.files import open_bytes, write_text
 from metarun.core.statistics import FEW
 from metarun.core.types import Split
 from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Scores
-from metarun.runs.result import Evaluation, Row
+from metarun.runs.result import Evaluation, Row, describe_mode, describe_task
 
 
 def describe_start(experiment: Experiment, data: Mapping[str, Any], device: str) -> Iterator[str]:
@@ -51,10 +51,8 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         assert isinstance(headline.mean, float)
         assert not isinstance(headline.ci95, list)
         figure = result.metric.shown(headline.mean, headline.ci95)
-        mode = "transductive" if row.transductive else "inductive"
-        mode += f", ensemble of {row.ensemble}" if row.ensemble > 1 else ""
         task, tasks = describe_task(result.kind, row.ways, row.shots, row.queries), count(row.tasks, "task")
-        yield f"{name:20} {result.headline} {figure}  ({task}, {tasks}, {mode})"
+        yield f"{name:20} {result.headline} {figure}  ({task}, {tasks}, {describe_mode(row)})"
         if beyond := describe_classes(result.metric, row):
             yield f"{'':20} {beyond}"
         for vector, values in row.metrics.items():
@@ -77,13 +75,6 @@ def describe_classes(metric: Metric, row: Row) -> str:
     if number == row.ways:
         return f"all tasks are of the same {pool}: ± covers the draw of the examples alone"
     return f"the tasks are of {pool}, too few to tell what ± is over the draw of them"
-
-
-def describe_task(kind: Kind, ways: int, shots: int, queries: int) -> str:
-    """Describe a task: "5-way 1-shot, 15 queries per class", or "10 points" of a regression."""
-    if kind == "regression":
-        return count(shots, "point")
-    return f"{ways}-way {shots}-shot, {count(queries, 'query')} per class"
 
 
 def split_vector(name: str) -> tuple[str, str]:

@@ -32,7 +32,7 @@ from metarun.datasets.preprocessing import Items, Named, Preprocessing, read_pre
 from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.datasets.storage.layouts import group
 from metarun.engine import checkpoint as checkpoints
-from metarun.engine.build import build_algorithm, has_fixed_ways
+from metarun.engine.build import build_few_shot, has_fixed_ways
 from metarun.engine.evaluate import is_transductive, plan_rows
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
@@ -196,7 +196,7 @@ class Model:
         weights = {**self.theta["backbone"], **self.theta.get("norm", {})}
         # a method may have norm parameters for each inner step: the network that all tasks share has the first
         weights = {name: p if p.shape == shapes[name] else p[0] for name, p in weights.items()}
-        alone = row.algo["norm"] == "running" or not norm_names(backbone)
+        alone = row.algo.get("norm") == "running" or not norm_names(backbone)
         with torch.no_grad():
             parts = inputs.split(BATCH) if alone else (inputs,)
             return torch.cat([functional_call(backbone, weights, (part,)).cpu() for part in parts])
@@ -209,7 +209,7 @@ class Model:
     def _build_backbone(self, row: EvalSettings) -> Backbone:
         """A network of its own, whose norm layers use the statistics if the row says so."""
         backbone = copy.deepcopy(self.backbone)
-        use_statistics(backbone, self.statistics if row.algo["norm"] == "running" else {})
+        use_statistics(backbone, self.statistics if row.algo.get("norm") == "running" else {})
         return backbone
 
     def _place_classes(self, row: EvalSettings, ways: int) -> tuple[TaskSpec, Tensor]:
@@ -233,7 +233,7 @@ class Model:
     def _learn(self, row: EvalSettings, spec: TaskSpec, support: Examples) -> Callable[[Items], Tensor]:
         """Adapt to the support. Returns a function from inputs to predictions [n, outputs], on the CPU."""
         backbone = self._build_backbone(row)
-        algo = build_algorithm(row.algo, backbone, spec, trained=self.spec)
+        algo = build_few_shot(row.algo, backbone, spec, trained=self.spec)
         together = is_transductive(row, bool(norm_names(backbone)))
         sees_queries = declaration("algo", row.algo["name"]).traits.sees_queries and row.algo["transductive"]
 
@@ -312,6 +312,11 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         raise ConfigError(f"the checkpoint {file} is of an earlier version: it does not say what its inputs are")
     settings = load_settings({**facts["config"], "logger": {"name": "none"}, "device": device})
     spec = TaskSpec(**{**facts["spec"], "input_shape": tuple(facts["spec"]["input_shape"])})
+    if spec.kind == "control":
+        raise ConfigError(
+            f"{file} is of algo={settings.algo['name']}, which acts in a world: there are no examples to adapt to and "
+            f"nothing to predict; metarun evaluate tests it"
+        )
     with torch.random.fork_rng(devices=[]):
         template = {name: None if name == "weights" else value for name, value in settings.backbone.items()}
         backbone: Backbone = build("backbone", template, input_shape=spec.input_shape)  # fetches no trained weights

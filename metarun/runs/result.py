@@ -8,6 +8,7 @@ from typing import Any, get_type_hints
 from metarun.config.registry import declaration, metric
 from metarun.config.traits import Kind, Metric
 from metarun.config.validate import convert
+from metarun.config.words import count
 
 Number = float | list[Any]  # a list for a vector metric
 
@@ -182,3 +183,23 @@ def _read_estimate(value: Mapping[str, Any]) -> Estimate:
         return list(map(number, value)) if isinstance(value, list) else math.nan if value is None else value
 
     return Estimate(number(value["mean"]), None if value["ci95"] is None else number(value["ci95"]))
+
+
+def describe_mode(row: Row) -> str:
+    """Say whether queries are predicted together, or in control how the policy acts; and of how many models."""
+    if "greedy" in row.algo:
+        mode = "greedy actions" if row.algo["greedy"] else "sampled actions"
+    else:
+        mode = "a rule" if row.algo.get("name") == "rule" else "transductive" if row.transductive else "inductive"
+    return mode + (f", ensemble of {row.ensemble}" if row.ensemble > 1 else "")
+
+
+def describe_task(kind: Kind, ways: int, shots: int, queries: int) -> str:
+    """Describe a task: "5-way 1-shot, 15 queries per class", "10 points", or "20 + 20 episodes", of which the first do
+    not count.
+    """
+    if kind == "regression":
+        return count(shots, "point")
+    if kind == "control":
+        return (f"{shots} + " if shots else "") + count(queries, "episode")
+    return f"{ways}-way {shots}-shot, {count(queries, 'query')} per class"

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from metarun.config.errors import ConfigError, Failed, explain_shortage
@@ -52,6 +53,8 @@ def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
             experiment.build_tester(row, split)
     experiment.build_optimizer(experiment.draw_theta())
     count_workers(settings.trainer.workers, settings.trainer.tasks_per_step, experiment.device)
+    if settings.init_from is not None and not Path(settings.init_from).is_file():
+        raise ConfigError(f"init_from is {settings.init_from!r}: there is no such checkpoint")
     wanted = settings.eval.checkpoint
     check_ensemble(experiment)
     if wanted not in ("best", "last", "ensemble") and not folder.checkpoint(wanted).is_file():
@@ -238,7 +241,7 @@ def name_test(changes: Sequence[str]) -> str:
 
 def find_scale(experiment: Experiment) -> float:
     """In regression the mean square of the targets of one step's tasks, which is the error of predicting 0; else 1."""
-    if experiment.source.spec.kind == "classification":
+    if experiment.source.spec.kind != "regression":
         return 1.0
     settings = experiment.settings
     generator = generator_for(settings.seed, "train", 0, device=experiment.device)

@@ -20,7 +20,7 @@ from metarun.core.inner import draw_theta
 from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import FEW, over_classes
-from metarun.core.types import Episode, Theta
+from metarun.core.types import Task, Theta
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.capture import capture_step, choose_recording
@@ -130,11 +130,12 @@ class Session:
             "window": asdict(state.window),
         }
         validation = None if progress.best is None else self.sign * progress.best
+        spec = self.experiment.source.spec._replace(world=None)
         facts = {
             "step": progress.step,
             "validation": validation,
             "progress": asdict(progress),
-            "spec": self.experiment.source.spec._asdict(),  # this and the next let a model do without its dataset
+            "spec": spec._asdict(),  # this and the next let a model do without its dataset
             "preprocessing": self.experiment.dataset.preprocessing(),
         }
         checkpoint.save(self.folder.checkpoint(name), tensors, self.about | facts)
@@ -142,16 +143,17 @@ class Session:
             self.folder.keep_leaders([step for _, step in progress.leaders])
 
 
-def prepare_tasks(experiment: Experiment) -> Callable[[int], Episode]:
+def prepare_tasks(experiment: Experiment) -> Callable[[int], Task]:
     """Return a function from a step to its tasks, which the step's number alone determines.
 
     Pictures that are not in the device's memory are fetched while the step before runs.
     """
     settings, source, device = experiment.settings, experiment.source, experiment.device
 
-    def tasks_of(step: int) -> Episode:
+    def tasks_of(step: int) -> Task:
         generator = generator_for(settings.seed, "train", step, device=device)
-        return source.sample(settings.trainer.tasks_per_step, generator)
+        tasks: Task = source.sample(settings.trainer.tasks_per_step, generator)
+        return tasks
 
     return Prefetch(tasks_of, device) if needs_copies(source, device) else tasks_of
 
@@ -166,10 +168,12 @@ def open_log(settings: Settings, folder: RunFolder | None, about: dict[str, Any]
 
 
 def restore_state(experiment: Experiment, folder: RunFolder | None, ranks: Ranks) -> State:
-    """Return the state of the last checkpoint, or a new one; the same on every rank."""
+    """Return the state of the last checkpoint, or a new one, drawn or with given weights; the same on every rank."""
     if not ranks.broadcast(folder is not None and folder.last.exists()):
-        theta = experiment.draw_theta()
-        if ranks.count > 1:
+        theta, start = experiment.draw_theta(), experiment.settings.init_from
+        if start is not None:
+            theta = experiment.make_trainable(load_checkpoint(experiment, Path(start), ranks)[0]["theta"])
+        elif ranks.count > 1:
             theta = experiment.make_trainable(ranks.broadcast(tree_map(lambda p: p.detach().cpu(), theta)))
         return State(theta, experiment.build_optimizer(theta))
     tensors, facts = load_checkpoint(experiment, folder.last if folder else None, ranks)

@@ -5,7 +5,7 @@ import torch
 from metarun.config.registry import build
 from metarun.core.batch import unstack
 from metarun.core.types import Examples, TaskSpec
-from metarun.engine.build import build_algorithm
+from metarun.engine.build import build_few_shot
 from tests.reference.alfa import SETTINGS
 from tests.support.tiny import algo_and_theta, episodes, leaves
 
@@ -15,7 +15,7 @@ def test_one_step_by_hand() -> None:
     (w, b, 2, 2) = (3, -2, 2, 2). A generator of first row sums and second row signs gives alpha and beta."""
     spec = TaskSpec("regression", (1,), 1)
     network = build("backbone", {"name": "mlp", "hidden": [], "batch_norm": False}, input_shape=(1,)).double()
-    algo = build_algorithm({"name": "alfa", **SETTINGS, "inner_steps": 1}, network, spec)
+    algo = build_few_shot({"name": "alfa", **SETTINGS, "inner_steps": 1}, network, spec)
     theta = {c: {n: p.double() for n, p in params.items()} for c, params in algo.init().items()}
     theta["head"] = {"weight": torch.tensor([[3.0]]).double(), "bias": torch.tensor([-2.0]).double()}
     theta["lr"] = {"head.weight": torch.tensor([0.1]).double(), "head.bias": torch.tensor([0.2]).double()}

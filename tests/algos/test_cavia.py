@@ -13,7 +13,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import build
 from metarun.core.types import Backbone, Examples, TaskSpec
-from metarun.engine.build import Experiment, build_algorithm
+from metarun.engine.build import Experiment, build_few_shot
 from tests.reference.cavia import SETTINGS
 from tests.reference.plain import batch_norm
 from tests.support.tiny import algo_and_theta
@@ -26,7 +26,7 @@ def randn(*shape: int) -> Tensor:
 def test_on_a_plain_mlp_the_context_is_concatenated_to_the_input() -> None:
     spec = TaskSpec("regression", (2,), 1)
     network = build("backbone", {"name": "mlp", "hidden": [4], "batch_norm": False}, input_shape=(2,)).double()
-    algo = build_algorithm({"name": "cavia", **SETTINGS}, network, spec)
+    algo = build_few_shot({"name": "cavia", **SETTINGS}, network, spec)
     first, last = (randn(4, 2 + 3), randn(4)), (randn(1, 4), randn(1))  # weights and biases; inputs are [x; phi]
     theta = {
         "backbone": {"layers.0.weight": first[0][:, :2], "layers.0.bias": first[1]},
@@ -95,4 +95,4 @@ def test_a_backbone_without_a_place_for_a_context_is_refused() -> None:
 
     message = "algo=cavia finds no place for a context in the backbone Bare: choose another, for example conv4"
     with pytest.raises(ConfigError, match=f"^{message}$"):
-        build_algorithm({"name": "cavia", **SETTINGS}, Bare(), TaskSpec("classification", (3,), 2))
+        build_few_shot({"name": "cavia", **SETTINGS}, Bare(), TaskSpec("classification", (3,), 2))

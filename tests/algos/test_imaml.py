@@ -12,8 +12,8 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.config.traits import Kind
 from metarun.core.batch import unstack
-from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
-from metarun.engine.build import build_algorithm
+from metarun.core.types import Episode, Examples, FewShotAlgorithm, TaskSpec, Theta
+from metarun.engine.build import build_few_shot
 from metarun.engine.gradient import meta_gradient
 from tests.reference.imaml import SETTINGS
 from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
@@ -21,11 +21,11 @@ from tests.support.tiny import algo_and_theta, episodes, leaves, plain_losses
 INPUTS, CLASSES = 3, 4
 
 
-def linear_model(kind: Kind, tasks: int, **changes: Any) -> tuple[Algorithm, Theta, Episode]:
+def linear_model(kind: Kind, tasks: int, **changes: Any) -> tuple[FewShotAlgorithm, Theta, Episode]:
     """A last layer alone, on random points: least squares, or softmax regression. Its inner problem is smooth."""
     spec = TaskSpec(kind, (INPUTS,), 1 if kind == "regression" else CLASSES)
     network = build("backbone", {"name": "mlp", "hidden": [], "batch_norm": False}, input_shape=(INPUTS,))
-    algo = build_algorithm({"name": "imaml", **SETTINGS, **changes}, network, spec)
+    algo = build_few_shot({"name": "imaml", **SETTINGS, **changes}, network, spec)
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:

@@ -11,12 +11,11 @@ import torch
 
 from metarun.cli.compose import compose
 from metarun.config.load import load_settings, resolve
-from metarun.config.registry import known
 from metarun.core.inner import draw_theta
 from metarun.core.types import Theta
 from metarun.engine.build import Experiment
 from tests.conftest import TINY, Command
-from tests.support.tiny import ONE_BACKBONE, build_algo
+from tests.support.tiny import FEW_SHOT, ONE_BACKBONE, build_algo
 
 BACKBONE = dict(reversed(ONE_BACKBONE))  # the quickest of each algorithm
 
@@ -30,7 +29,7 @@ def assert_equal(one: Theta, other: Theta) -> None:
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("name", known("algo"))
+@pytest.mark.parametrize("name", FEW_SHOT)
 def test_theta_depends_on_the_seed_in_all_of_its_random_parts(name: str) -> None:
     algo = build_algo(name, BACKBONE[name])
     one, two = draw_theta(algo, 1), draw_theta(algo, 2)
@@ -40,7 +39,7 @@ def test_theta_depends_on_the_seed_in_all_of_its_random_parts(name: str) -> None
     assert len(constant) < sum(len(params) for params in one.values())
 
 
-@pytest.mark.parametrize("name", known("algo"))
+@pytest.mark.parametrize("name", FEW_SHOT)
 def test_theta_depends_on_nothing_but_the_seed(name: str) -> None:
     algo = build_algo(name, BACKBONE[name])
     expected = draw_theta(algo, 2)
@@ -51,7 +50,7 @@ def test_theta_depends_on_nothing_but_the_seed(name: str) -> None:
     assert_equal(draw_theta(build_algo(name, BACKBONE[name]), 2), expected)  # of templates with other weights
 
 
-@pytest.mark.parametrize("name", known("algo"))
+@pytest.mark.parametrize("name", FEW_SHOT)
 def test_drawing_theta_leaves_the_global_generator_as_it_was(name: str) -> None:
     algo = build_algo(name, BACKBONE[name])
     before = torch.get_rng_state()
@@ -78,11 +77,11 @@ def fingerprints(names: list[str]) -> dict[str, str]:
 
 @pytest.mark.integration
 def test_a_new_process_draws_the_same() -> None:
-    code = "import json; from tests.algos.test_init import *; print(json.dumps(fingerprints(known('algo')[::-1])))"
+    code = "import json; from tests.algos.test_init import *; print(json.dumps(fingerprints(FEW_SHOT[::-1])))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
     )
-    assert json.loads(done.stdout) == fingerprints(known("algo"))
+    assert json.loads(done.stdout) == fingerprints(FEW_SHOT)
 
 
 def first_loss(folder: Path) -> float:

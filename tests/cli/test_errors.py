@@ -56,7 +56,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("trainer={}", "trainer is '{}': choose from default"),
     ("experiment=[]", f"experiment is '[]': the nearest of {EXPERIMENTS} are ..."),
     ("~optimizer", "optimizer: missing"),
-    ("dataset.name={}", "dataset.name is {}: choose from fs_mol, glyphs, images, omniglot, sinusoid, texts"),
+    ("dataset.name={}", f"dataset.name is {{}}: choose from {', '.join(known('dataset'))}"),
     ("optimizer.name=[[]]", "optimizer.name is [[]]: choose from adam, sgd"),
     ("hydra=3", "hydra itself cannot be set: set what is in it, for example hydra.run.dir=FOLDER"),
     ("hydra/launcher=foo", "hydra/launcher is 'foo': choose from basic, ..."),

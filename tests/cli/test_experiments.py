@@ -74,10 +74,11 @@ def setups(name: str) -> list[Setup]:
                 dataset=str(own.get("collection", own["name"])),
                 config=values,
                 metric=traits.headline,
-                ways=None if traits.kind == "regression" else how["ways"],
+                kind=traits.kind,
+                ways=how["ways"],
                 shots=how["shots"],
                 queries=how["queries"],
-                transductive=algo["norm"] == "batch",
+                transductive=algo.get("norm") == "batch",
                 inner_steps=algo.get("inner_steps"),
                 steps=values["trainer"]["steps"],
                 checkpoint=test["checkpoint"],
@@ -91,15 +92,14 @@ def dataset(name: str) -> str:
 
 
 def cells(name: str) -> set[CellKey]:
-    return {
-        (setup.algo, trials(setup.dataset, setup.config["dataset"].get("test_tasks")), setup.cell)
-        for setup in setups(name)
-    }
+    own = values_of(name)["dataset"]
+    place = (own.get("test_tasks"), own.get("arms"))
+    return {(setup.algo, trials(setup.dataset, *place), setup.cell) for setup in setups(name)}
 
 
-def trials(dataset: str, test_tasks: str | None) -> str:
-    """Lake's published runs are no episodes: their cells are their own."""
-    return "runs" if test_tasks == "runs" else dataset
+def trials(dataset: str, test_tasks: str | None, arms: int | None) -> str:
+    """Lake's published runs are no episodes, and bandits differ in their arms: their cells are their own."""
+    return "runs" if test_tasks == "runs" else f"{dataset} with {arms} arms" if arms else dataset
 
 
 @cache
@@ -107,14 +107,15 @@ def printed() -> dict[CellKey, set[Printed]]:
     """All that published.yaml has for a cell: in both modes, or after several numbers of inner steps."""
     found: dict[CellKey, set[Printed]] = {}
     for figure in read_figures():
-        place = trials(figure.dataset, figure.settings.get("dataset.test_tasks"))
+        own = (figure.settings.get(f"dataset.{key}") for key in ("test_tasks", "arms"))
+        place = trials(figure.dataset, *own)
         found.setdefault((figure.algo, place, figure.cell), set()).add((figure.value, figure.plus_minus))
     return found
 
 
 def named(line: str) -> set[Printed]:
     """The figures in a line: "98.70 ± 0.40", "0.35"."""
-    pairs = re.findall(r"(\d+\.\d+)(?: ± (\d+\.\d+))?", line)
+    pairs = re.findall(r"(-?\d+\.\d+)(?: ± (\d+\.\d+))?", line)
     return {(float(value), float(plus_minus) if plus_minus else None) for value, plus_minus in pairs}
 
 

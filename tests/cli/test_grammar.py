@@ -73,7 +73,7 @@ def test_values_are_read_as_what_they_are(whole: int, real: float, truth: bool) 
     [
         (["seed=1,2", "ways=3"], [["seed=1", "ways=3"], ["seed=2", "ways=3"]]),
         (["seed=range(1,3)"], [["seed=1"], ["seed=2"]]),
-        (["algo=glob(ma*)"], [["algo=maml"], ["algo=mamlpp"], ["algo=mann"], ["algo=matchingnet"]]),
+        (["algo=glob(ma*)"], [["algo=maml"], ["algo=maml_rl"], ["algo=mamlpp"], ["algo=mann"], ["algo=matchingnet"]]),
         (["optimizer.lr=interval(0.1,1)"], [["optimizer.lr=0.1"]]),
         ([], [[]]),
     ],

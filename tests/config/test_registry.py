@@ -117,7 +117,8 @@ def test_an_algorithm_without_traits_is_refused(tmp_path: Path) -> None:
         ('@register("algo", "net", Traits())\nclass Net:\n    lr: int\n', "broken_plugin.Net: Traits.kinds: missing"),
         (
             '@register("dataset", "net", DatasetTraits(kind="regresion"))\nclass Net:\n    lr: int\n',
-            "DatasetTraits.kind is 'regresion': choose from classification, regression (did you mean regression?)",
+            "DatasetTraits.kind is 'regresion': choose from classification, regression, control "
+            "(did you mean regression?)",
         ),
     ],
 )

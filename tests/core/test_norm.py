@@ -11,8 +11,8 @@ from metarun.config.registry import build, known
 from metarun.core.batch import unstack
 from metarun.core.norm import BatchNorm, collect_statistics, norm_names, use_statistics
 from metarun.core.objectives import predict_queries
-from metarun.core.types import Algorithm, Episode, Examples, Theta
-from tests.support.tiny import PAIRS, WAYS, algo_and_theta, episodes
+from metarun.core.types import Episode, Examples, FewShotAlgorithm, Theta
+from tests.support.tiny import FEW_SHOT, PAIRS, WAYS, algo_and_theta, episodes
 
 
 def test_batch_statistics_equal_pytorchs_layer() -> None:
@@ -54,7 +54,7 @@ def test_with_running_statistics_a_query_is_answered_alone_as_in_company(backbon
     torch.testing.assert_close(together, alone)
 
 
-@pytest.mark.parametrize("name", known("algo"))
+@pytest.mark.parametrize("name", FEW_SHOT)
 def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_do(name: str) -> None:
     task = unstack(episodes(1))[0]
     fewer = task._replace(query=type(task.query)(task.query.x[:2], task.query.y[:2]))
@@ -91,7 +91,7 @@ def test_per_query_never_has_more_examples_at_once_than_the_queries_are() -> Non
             return x.cumsum(0)
 
     support, query = (Examples(torch.arange(float(n))[:, None], torch.zeros(n)) for n in (2, 7))
-    sums = predict_queries(cast(Algorithm, Sums()), {}, None, Episode(support, query))
+    sums = predict_queries(cast(FewShotAlgorithm, Sums()), {}, None, Episode(support, query))
     torch.testing.assert_close(sums, query.x + 0.0 + 1.0)
     assert len(batches) == 4  # of 2, 2, 2 and 1 queries
 

@@ -62,7 +62,7 @@ def build_step(name: str, backbone: str, execution: Execution, device: str = "cp
     optimizer.param_groups[0]["initial_lr"] = 1e-2
     meta_gradient = MetaGradient(algo, make_settings(execution=execution, clip_norm=0.1))
 
-    def step(tasks: Episode) -> Metrics:
+    def step(tasks: Any) -> Metrics:
         loss, metrics, gradient = meta_gradient(theta, tasks)
         descend(theta, gradient, optimizer, meta_gradient.settings, carried)
         return {"loss": loss, **metrics}
@@ -160,7 +160,7 @@ def test_a_step_that_waits_for_the_device_goes_on_without_and_says_why(
     again, step = build_step("maml", "mlp", "vmap")
     calls = []
 
-    def wait(tasks: Episode) -> Metrics:
+    def wait(tasks: Any) -> Metrics:
         calls.append(1)
         means = step(tasks)
         if watched or len(calls) > WARM_UP:

@@ -12,7 +12,7 @@ import torch
 from metarun.config.load import load_settings
 from metarun.core.batch import unstack
 from metarun.core.norm import use_statistics
-from metarun.core.types import Episode, Examples, TaskSpec
+from metarun.core.types import Episode, Examples, FewShotAlgorithm, TaskSpec
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.ensemble import Ensemble
@@ -82,6 +82,7 @@ def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any],
     settings = load_settings(RunFolder(place / "run").config())
     experiment = Experiment.build(settings)
     tester = experiment.build_tester(experiment.plan_rows()["test"], "test")
+    algo = cast(FewShotAlgorithm, tester.algo)
     tasks = [
         task for block in draw_fixed_tasks(tester.source, 20, settings.eval.seed, "test") for task in unstack(block)
     ]
@@ -91,7 +92,7 @@ def test_the_best_validations_are_kept_and_tested_as_one(result: dict[str, Any],
         theta = tensors["theta"]
         use_statistics(tester.backbone, tensors["statistics"])
         with torch.no_grad():
-            answers = [tester.algo.predict(theta, tester.algo.adapt(theta, task[0]), task[1].x) for task in tasks]
+            answers = [algo.predict(theta, algo.adapt(theta, task[0]), task[1].x) for task in tasks]
         probabilities = probabilities + torch.stack(answers).softmax(-1)
     right = probabilities.argmax(-1) == torch.stack([task.query.y for task in tasks])
     assert result["test"]["test"]["accuracy"]["mean"] == pytest.approx(right.double().mean().item(), abs=1e-7)

@@ -26,7 +26,7 @@ def tasks_of(step: int) -> Episode:
     return Episode(Examples(x, x), Examples(x, x))
 
 
-def pull(theta: Theta, tasks: Episode) -> tuple[Tensor, Metrics, Theta]:
+def pull(theta: Theta, tasks: Any) -> tuple[Tensor, Metrics, Theta]:
     """Half the squared distance to the tasks' mean, with its gradient by hand."""
     away = theta["net"]["w"].detach() - tasks.query.x.mean()
     return away.square() / 2, {"away": away}, {"net": {"w": away}}
@@ -156,7 +156,7 @@ def test_a_loss_that_is_not_finite_ends_it(steps: int, message: str) -> None:
 def test_methods_that_anneal_are_told_the_step() -> None:
     seen = []
 
-    def watch(theta: Theta, tasks: Episode) -> tuple[Tensor, Metrics, Theta]:
+    def watch(theta: Theta, tasks: Any) -> tuple[Tensor, Metrics, Theta]:
         seen.append(int(theta["clock"]["step"]))
         loss, metrics, gradient = pull(theta, tasks)
         return loss, metrics, {**gradient, "clock": {"step": torch.zeros(())}}

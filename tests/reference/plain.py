@@ -76,6 +76,7 @@ def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
         "ngram": ngram,
         "r2d2": r2d2,
         "resnet12": resnet12,
+        "tanh": tanh,
     }
     return networks[backbone_name](w, x)
 
@@ -99,6 +100,14 @@ def conv4_relation(w: dict[str, Tensor], x: Tensor) -> Tensor:
         x = F.conv2d(x, w[f"convs.{i}.weight"], padding=1)
         x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5).clamp(min=0)
     return x.flatten(1)
+
+
+def tanh(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """Layers, each with tanh."""
+    x = x.flatten(1)
+    for i in range(2):
+        x = torch.tanh(x @ w[f"layers.{i}.weight"].T + w[f"layers.{i}.bias"])
+    return x
 
 
 def koch(w: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from metarun.config.registry import build, declaration, known, traits_of
 from metarun.config.traits import Kind
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
-from metarun.core.types import Algorithm, Episode, Examples, TaskSpec, Theta
-from metarun.engine.build import build_algorithm
+from metarun.core.types import Episode, Examples, FewShotAlgorithm, TaskSpec, Theta
+from metarun.engine.build import build_few_shot
 from tests.reference.plain import NGRAM_LENGTH
 
 BACKBONES: dict[str, dict[str, Any]] = {
@@ -26,12 +26,14 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "ngram": {"buckets": 11, "features": 4, "length": NGRAM_LENGTH},
     "r2d2": {"filters": [3, 2, 4, 3]},
     "resnet12": {"filters": [3, 4, 4, 5], "drop_rate": 0.0, "drop_size": 5},
+    "tanh": {"hidden": [6, 5]},
     "torchvision": {"model": "resnet18", "weights": None},
 }
 UNPAIRED = ("torchvision",)  # too slow with every algorithm: tests/backbones/test_torchvision.py stands in
+FEW_SHOT = [name for name in known("algo") if "control" not in declaration("algo", name).traits.kinds]
 REFERENCES: dict[str, ModuleType] = {
     name: import_module(f"tests.reference.{name}")
-    for name in known("algo")
+    for name in FEW_SHOT
     if find_spec(f"tests.reference.{name}") is not None
 }
 PAIRS = [
@@ -47,12 +49,12 @@ ONE_BACKBONE = [  # for each algorithm, the quickest; and one that convolves
 WAYS, SHOTS, QUERIES, SIDE = 3, 2, 2, 16
 
 
-def build_algo(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> Algorithm:
+def build_algo(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> FewShotAlgorithm:
     """A registered algorithm on a registered backbone; one without a module in tests/reference is an error."""
     shape = (1,) if kind == "regression" else (SIDE,) if backbone == "ngram" else (1, SIDE, SIDE)
     spec = TaskSpec(kind, shape, WAYS if kind == "classification" else 1)
     network = build("backbone", {"name": backbone, **BACKBONES[backbone]}, input_shape=shape).double()
-    return build_algorithm({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
+    return build_few_shot({"name": name, **REFERENCES[name].SETTINGS, **changes}, network, spec)
 
 
 def algo_and_theta(name: str, backbone: str, kind: Kind = "classification", **changes: Any) -> tuple[Any, Theta]:

@@ -1,0 +1,103 @@
+"""Fast reinforcement learning by slow reinforcement learning (RL^2).
+
+Duan, Schulman, Chen, Bartlett, Sutskever, Abbeel, "RL^2: Fast Reinforcement Learning via Slow Reinforcement Learning",
+2016, https://arxiv.org/abs/1611.02779. The same idea: Wang et al., "Learning to reinforcement learn", 2016,
+https://arxiv.org/abs/1611.05763. There is no official code.
+
+A recurrent network sees the last action, its reward and where an episode begins; its state is kept from episode to
+episode, so one forward pass learns a task. The objective is the return of all episodes that count.
+
+The authors optimise by TRPO with a separate recurrent baseline, from 250,000 steps a time. Here one policy gradient is
+taken from each batch of fresh trials. A task is tried several times side by side, and the baseline of a trial is the
+mean of the others.
+
+`memory: gru` is the authors' network. On tabular processes, where it has to remember what each choice paid in each
+state, it stayed at chance for as long as a CPU has patience; `memory: fast_weights`, which is not theirs, stores that
+under the state from the first step on.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarun.config.registry import register
+from metarun.config.schema import Count, Fraction, NonNegative, Positive, Range
+from metarun.config.traits import Traits
+from metarun.core.control import Policy, Rollout, compare_trials, make_policy, measure_returns, roll_out, sum_ahead
+from metarun.core.inner import copy_weights, draw_networks, forward
+from metarun.core.recurrent import FastWeights, GRUCell, State, step_cell
+from metarun.core.types import Backbone, Metrics, Seen, TaskSpec, Theta, Trial, World
+
+
+@register("algo", "rl2", Traits(kinds=("control",), exact=False, remembers=True))
+@dataclass(eq=False)
+class RL2:
+    """Learn a network whose hidden state explores a task and remembers what paid (Duan et al. 2016)."""
+
+    memory: Literal["gru", "fast_weights"]
+    hidden: Count
+    keys: Count  # of fast weights
+    trials: Annotated[int, Range(2)]  # of each task, side by side
+    discount: Fraction
+    entropy: NonNegative  # weight of the policy's entropy in the loss
+    deviation: Positive  # of actions that are numbers, at first
+    greedy: bool  # act by the likeliest action at meta-test
+    backbone: Backbone
+    spec: TaskSpec
+    world: World
+
+    def __post_init__(self) -> None:
+        self.policy: Policy = make_policy(self.world, self.deviation)
+        self.networks = self.build_networks()  # templates
+
+    def build_networks(self) -> dict[str, nn.Module]:
+        inputs = self.backbone.feature_size
+        cell = GRUCell(inputs, self.hidden) if self.memory == "gru" else FastWeights(inputs, self.hidden, self.keys)
+        return {"memory": cell, "readout": nn.Linear(self.hidden, self.world.actions)}
+
+    def init(self) -> Theta:
+        networks = {name: copy_weights(network) for name, network in self.build_networks().items()}
+        return draw_networks(self.backbone) | networks | {"policy": self.policy.draw()}
+
+    def roll_out(self, theta: Theta, trial: Trial, greedy: bool) -> Rollout:
+        return roll_out(self.world, trial, Player(self, theta, greedy), sum(self.spec.episodes), self.trials)
+
+    def task_loss(self, theta: Theta, trial: Trial) -> tuple[Tensor, Metrics]:
+        """The policy gradient of the return, less the bonus for entropy."""
+        played, skipped = self.roll_out(theta, trial, greedy=False), self.spec.episodes[0]
+        counted = torch.cat([torch.zeros_like(played.reward[:skipped]), played.reward[skipped:]])
+        gain = compare_trials(sum_ahead(counted.flatten(0, 1), self.discount)).unflatten(0, counted.shape[:2])
+        entropy = self.policy.entropy(played.record).mean()
+        loss = -(self.policy.log_prob(played.record, played.action) * gain).mean() - self.entropy * entropy
+        return loss, {**measure_returns(played.returns[skipped:]), "entropy": entropy.detach()}
+
+    def task_metrics(self, theta: Theta, trial: Trial) -> Metrics:
+        return measure_returns(self.roll_out(theta, trial, self.greedy).returns[self.spec.episodes[0] :])
+
+
+@dataclass(frozen=True)
+class Player:
+    """The network as an agent; its memory is the hidden state, and its outputs are recorded."""
+
+    algo: RL2
+    theta: Theta
+    greedy: bool
+
+    @property
+    def chances(self) -> int:
+        return self.algo.policy.chances
+
+    def start(self, trajectories: int) -> State:
+        like = self.theta["readout"]["bias"].new_zeros(trajectories, 0)
+        state: State = self.algo.networks["memory"].start(like)  # type: ignore[operator]
+        return state
+
+    def act(self, memory: State, seen: Seen, chance: Tensor) -> tuple[State, Tensor, Tensor]:
+        algo, theta = self.algo, self.theta
+        inputs = torch.cat([seen.observation, seen.action, seen.reward[:, None], seen.begins[:, None]], -1)
+        features = forward(algo.backbone, (theta["backbone"], theta["norm"]), inputs)
+        memory = step_cell(algo.networks["memory"], theta["memory"], features, memory)
+        outputs = algo.policy.complete(forward(algo.networks["readout"], theta["readout"], memory[0]), theta["policy"])
+        return memory, algo.policy.act(outputs, chance, self.greedy).detach(), outputs

@@ -1,0 +1,123 @@
+"""Bandits: some arms, each of which pays 1 with a probability of its own, and else 0."""
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from metarun.config.registry import register
+from metarun.config.schema import Count, NonNegative
+from metarun.config.traits import DatasetTraits
+from metarun.core.types import Agent, Params, Seen
+from metarun.datasets.sampling.trials import Simulated
+
+LEVELS = 500  # of sure payment, among which a Gittins index is found
+
+
+@register(
+    "dataset",
+    "bandit",
+    DatasetTraits(kind="control", metric="total_return", rules=("gittins", "ucb1", "thompson", "greedy", "random")),
+)
+@dataclass(frozen=True)
+class Bandit(Simulated):
+    """Arms that pay 1 with probabilities from a uniform distribution (Duan et al. 2016, section 3.1).
+
+    One pull is one episode. There is nothing to observe but a constant.
+    """
+
+    arms: Count
+    bonus: NonNegative  # of the rule ucb1
+    device: torch.device
+
+    observed = 1
+    discrete = True
+    horizon = 1
+    chances = 1
+
+    @property
+    def actions(self) -> int:
+        return self.arms
+
+    def latent(self, tasks: int, generator: torch.Generator) -> Params:
+        return {"pays": torch.rand(tasks, self.arms, generator=generator, device=generator.device)}
+
+    def reset(self, latent: Params, chance: Tensor) -> Tensor:
+        return torch.ones_like(chance)
+
+    def observe(self, latent: Params, state: Tensor) -> Tensor:
+        return state
+
+    def step(self, latent: Params, state: Tensor, action: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+        return state, (chance[:, 0] < latent["pays"][action]).to(chance.dtype)
+
+    def rule(self, name: str, latent: Params, episodes: int) -> Agent:
+        """The arm of the largest Gittins index with so many pulls to go; UCB1, whose bonus sqrt(2 ln t / pulls) is
+        scaled; of the largest draw from the posterior (Thompson); of the largest posterior mean; or any.
+        """
+        return Counter(name, self.arms, episodes, self.bonus, latent["pays"])
+
+
+@dataclass(frozen=True)
+class Counter:
+    """An agent that knows each arm's payments and blanks so far."""
+
+    rule: str
+    arms: int
+    pulls: int  # in the whole trial
+    bonus: float
+    like: Tensor
+
+    @property
+    def chances(self) -> int:
+        return self.arms * {"thompson": self.pulls, "random": 1}.get(self.rule, 0)
+
+    def start(self, trajectories: int) -> tuple[Tensor, Tensor]:
+        none = self.like.new_zeros(trajectories, self.arms)
+        return none, none
+
+    def act(
+        self, memory: tuple[Tensor, Tensor], seen: Seen, chance: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        paid, blank = memory
+        paid = paid + seen.action * seen.reward[:, None]
+        blank = blank + seen.action * (1 - seen.reward[:, None])
+        index = self.index(paid, blank, chance.unflatten(-1, (self.arms, -1)) if self.chances else chance)
+        chosen = index.argmax(-1)
+        return (paid, blank), chosen, index
+
+    def index(self, paid: Tensor, blank: Tensor, chance: Tensor) -> Tensor:
+        """paid, blank: [P, k], chance: [P, k, numbers] -> what the arms are compared by: [P, k]."""
+        pulled = (paid + blank).sum(-1, keepdim=True)  # [P, 1]
+        if self.rule == "gittins":
+            left = (self.pulls - pulled).long().expand_as(paid)
+            return gittins_indices(self.pulls).to(paid)[left, paid.long(), blank.long()]
+        if self.rule == "thompson":  # the a-th smallest of a + b - 1 uniform numbers has the distribution Beta(a, b)
+            numbers = torch.arange(self.pulls, device=chance.device)
+            ranked = torch.where(numbers <= (paid + blank)[..., None], chance, 2.0).sort(-1).values
+            return ranked.gather(-1, paid.long()[..., None])[..., 0]
+        if self.rule == "ucb1":
+            times = paid + blank
+            width = self.bonus * (2 * pulled.clamp(min=1).log() / times.clamp(min=1)).sqrt()
+            return torch.where(times == 0, torch.inf, paid / times.clamp(min=1) + width)
+        return chance[..., 0] if self.rule == "random" else (paid + 1) / (paid + blank + 2)
+
+
+@cache
+def gittins_indices(pulls: int) -> Tensor:
+    """[left, paid, blank]: the Gittins index of an arm, to 1 / LEVELS, with up to `pulls` pulls left.
+
+    It is the largest sure payment per pull for which one would still pull the arm at least once more, if after that one
+    may go over to the sure payment for good.
+    """
+    paid, blank = torch.arange(pulls + 1.0)[:, None], torch.arange(pulls + 1.0)
+    mean = (paid + 1) / (paid + blank + 2)
+    sure = ((torch.arange(LEVELS) + 0.5) / LEVELS)[:, None, None]
+    gain = torch.zeros(LEVELS, pulls + 2, pulls + 2)  # over the sure payment, with the best play of what is left
+    indices = [torch.zeros(pulls + 1, pulls + 1)]
+    for _ in range(pulls):
+        pull = mean - sure + mean * gain[:, 1:, :-1] + (1 - mean) * gain[:, :-1, 1:]
+        indices.append((pull > 0).float().mean(0))
+        gain[:, :-1, :-1] = pull.clamp(min=0)
+    return torch.stack(indices)

@@ -1,0 +1,52 @@
+"""A point in the plane that has to find a goal it cannot see."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarun.config.registry import register
+from metarun.config.schema import Count
+from metarun.config.traits import DatasetTraits
+from metarun.core.control import Reflex
+from metarun.core.types import Agent, Params
+from metarun.datasets.sampling.trials import Simulated
+
+LONGEST = 0.1  # move per step, along each axis
+
+
+@register("dataset", "navigation", DatasetTraits(kind="control", rules=("straight",)))
+@dataclass(frozen=True)
+class Navigation(Simulated):
+    """A point that moves from the middle of a square towards a hidden goal (Finn et al. 2017, section 5.3).
+
+    The goal is uniform in [-0.5, 0.5]^2, an action is a move of at most 0.1 along each axis, and the reward is minus
+    the distance to the goal after it, as in the authors' code (the paper's text says its square). In their code an
+    episode ends within 0.01 of the goal; here it goes on, which differs by less than 0.01 a step.
+    """
+
+    horizon: Count
+    device: torch.device
+
+    observed = 2
+    actions = 2
+    discrete = False
+    chances = 0
+
+    def latent(self, tasks: int, generator: torch.Generator) -> Params:
+        return {"goal": torch.rand(tasks, 2, generator=generator, device=generator.device) - 0.5}
+
+    def reset(self, latent: Params, chance: Tensor) -> Tensor:
+        """The position [P, 2]."""
+        return latent["goal"].new_zeros(len(chance), 2)
+
+    def observe(self, latent: Params, state: Tensor) -> Tensor:
+        return state
+
+    def step(self, latent: Params, state: Tensor, action: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
+        state = state + action.clamp(-LONGEST, LONGEST)
+        return state, -(state - latent["goal"]).norm(dim=-1)
+
+    def rule(self, name: str, latent: Params, episodes: int) -> Agent:
+        """Straight to the goal."""
+        return Reflex(lambda observation, chance: latent["goal"] - observation)
