@@ -104,7 +104,8 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     dataset = values["dataset"]
     where = {"placement", "path"} if is_published(dataset) else {"placement"}
     dataset = {key: value for key, value in dataset.items() if key not in where}
-    return {key: value for key, value in values.items() if key not in WHERE} | {"dataset": dataset}
+    unset = ("init_from",) if values.get("init_from") is None else ()  # a setting that earlier runs do not have
+    return {key: value for key, value in values.items() if key not in {*WHERE, *unset}} | {"dataset": dataset}
 
 
 def is_published(dataset: Mapping[str, Any]) -> bool:

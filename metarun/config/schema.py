@@ -91,8 +91,8 @@ class Settings:
     queries: Count
     device: str
     seed: Seed
-    init_from: str | None  # a checkpoint of the same method and network
     data_dir: str | None
+    init_from: str | None = None  # a checkpoint of the same method and network; runs of before do not have the setting
 
 
 def apply_test_changes(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import types
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from metarun.config.errors import did_you_mean, instead
@@ -73,7 +73,8 @@ def _convert_dataclass(value: Any, kind: Any, key: str, problems: list[str]) -> 
     before = len(problems)
     hints = get_type_hints(kind, include_extras=True)
     declared = {field.name: hints[field.name] for field in fields(kind)}
-    converted = convert_fields(value, declared, key, problems)
+    defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    converted = convert_fields({**defaults, **value}, declared, key, problems)
     return kind(**converted) if len(problems) == before else value
 
 

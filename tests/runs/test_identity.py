@@ -12,7 +12,7 @@ from PIL import Image
 
 from metarun.cli.compose import compose
 from metarun.cli.grammar import parse
-from metarun.config.load import identity, make_absolute, resolve
+from metarun.config.load import identity, load_settings, make_absolute, resolve
 from metarun.core.machine import find_commit
 from metarun.engine import checkpoint
 from metarun.reports.collect import Run
@@ -180,3 +180,11 @@ def test_the_commit_is_that_of_the_code_and_not_of_what_surrounds_it(tmp_path: P
     assert find_commit(package) == git("rev-parse", "HEAD")
     (package / "__init__.py").write_text("changed = 1\n")
     assert find_commit(package) == git("rev-parse", "HEAD") + "-dirty"
+
+
+def test_a_run_from_before_there_was_a_setting_is_still_the_same_run() -> None:
+    now = resolve(compose([]))
+    before = {key: value for key, value in now.items() if key != "init_from"}
+    assert load_settings(before) == load_settings(now)
+    assert identity(before) == identity(now)
+    assert identity(before) != identity({**now, "init_from": "best.pt"})
