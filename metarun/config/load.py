@@ -32,6 +32,7 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
         _check_logger(settings.logger["name"], problems)
         meta_test = replace(settings.eval, variants=_convert_variants(settings, problems))
         _check_shots(replace(settings, eval=meta_test), problems)
+        _check_ways(replace(settings, eval=meta_test), problems)
         settings = replace(settings, eval=meta_test, **checked)
     if problems:
         raise ConfigError("\n".join(sorted(set(problems))))
@@ -50,6 +51,18 @@ def _check_logger(name: str, problems: list[str]) -> None:
     traits = declaration("logger", name).traits
     if traits and importlib.util.find_spec(traits.needs) is None:
         problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
+
+
+def _check_ways(settings: Settings, problems: list[str]) -> None:
+    """A task of one class has nothing to tell apart: any guess is right."""
+    if declaration("dataset", settings.dataset["name"]).traits.kind != "classification":
+        return
+    asked = {"ways": settings.ways, "eval.ways": settings.eval.ways}
+    asked |= {
+        f"eval.variants.{name}.ways": row["ways"] for name, row in settings.eval.variants.items() if "ways" in row
+    }
+    ones = [key for key, ways in asked.items() if ways == 1]
+    problems += [f"{key} is 1: it must be at least 2, with one class any guess is right" for key in ones[:1]]
 
 
 def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:

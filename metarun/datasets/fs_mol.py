@@ -28,8 +28,8 @@ from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.datasets.sampling.table import Table, format_range
 from metarun.datasets.storage.archives import contents, fingerprint, names
 from metarun.datasets.storage.cache import cache_dir, ensure
-from metarun.datasets.storage.layouts import SPLITS
 from metarun.datasets.storage.ngrams import Bag
+from metarun.datasets.storage.tree import SPLITS
 
 PACKING = 1  # raise it when packing changes: then files of older versions are not used
 FILE = re.compile(r"(?:.*/)?(train|valid|test)/(CHEMBL\d+)\.jsonl(\.gz)?")

@@ -71,7 +71,7 @@ class Glyphs:
     def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
         """Tasks of images [1, S, S]. Raises ConfigError if the shape asks for more than the split has."""
         start, stop = self._rows[split]
-        return EpisodeSampler(Table.from_classes(self._table[start:stop].to(self.device)), shape)
+        return EpisodeSampler(Table.from_classes(self._table[start:stop].to(self.device)), shape, split=split)
 
     def describe(self) -> str:
         size, folder = self.image_size, cache_dir() / self._name

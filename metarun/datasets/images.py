@@ -23,15 +23,16 @@ from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table, format_range, place
-from metarun.datasets.storage import layouts
-from metarun.datasets.storage.archives import fingerprint
+from metarun.datasets.storage.archives import fingerprint, is_archive
 from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.download import download
 from metarun.datasets.storage.known_sets import KNOWN_SETS, KnownSet
-from metarun.datasets.storage.layouts import SPLITS, Classes
+from metarun.datasets.storage.layouts import find
 from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
+from metarun.datasets.storage.splits import Found
+from metarun.datasets.storage.tree import SPLITS
 
-PACKING = 1  # raise it when packing changes: then files of older versions are not used
+PACKING = 2  # raise it when packing changes: then files of older versions are not used
 
 
 @register("dataset", "images", DatasetTraits(kind="classification", published=True))
@@ -91,7 +92,7 @@ class Images:
         if split == "train":
             table = replace(table, rotated=self.rotations_train == "classes")
             transform = replace(transform, crop=self.crop, flip=self.flip, jitter=self.jitter)
-        return EpisodeSampler(table, shape, transform=transform)
+        return EpisodeSampler(table, shape, transform=transform, split=split)
 
     def describe(self) -> str:
         """Where the pictures are, what was packed, and what is wrong with them. Only reads."""
@@ -100,18 +101,33 @@ class Images:
         try:
             packed_in = cache_dir() / self._cache_name
             if not packed_in.is_dir():
-                found = ", ".join(
+                found = self._find()
+                held = ", ".join(
                     count(len(classes), "class") + (f" of {split}" if split else "")
-                    for split, classes in self._list_pictures().items()
+                    for split, classes in found.listing.items()
                 )
-                return f"{self._root}: {found}, not packed yet: the first run does it, into {packed_in}"
+                first = f"{self._root}: {held}, not packed yet: the first run does it, into {packed_in}"
+                return "\n".join([first, *([] if self._known else [f"split: {found.origin}"]), *found.notes])
             return "\n".join([f"{self._root}, packed: {packed_in}", *self._describe_splits()])
         except ConfigError as error:
             return f"{self._root}: unusable: {error}"
 
     def notes(self) -> list[str]:
-        """Pictures that cannot be used, and pictures that are in several splits. Prepares the data."""
-        return [*self._describe_broken(), *self._describe_equals()]
+        """Where the split of own pictures came from, what of them is not used or was scaled, and what is in several
+        splits. Prepares the data.
+        """
+        about = self.packed.about
+        origin = [] if self._known else [f"split: {about['origin']}"]
+        scaled = [
+            f"{count(about['deep']['count'], 'picture')} of more than 8 bits, scaled from {about['deep']['range']}"
+        ]
+        return [
+            *origin,
+            *about["notes"],
+            *self._describe_broken(),
+            *(scaled if about["deep"]["count"] else []),
+            *self._describe_equals(),
+        ]
 
     def identity(self) -> dict[str, Any]:
         """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""
@@ -167,38 +183,54 @@ class Images:
         return Packed.load(ensure(self._cache_name, self._pack))
 
     def _pack(self, folder: Path) -> None:
-        listing = self._list_pictures()
-        classes = {ClassOf(split, name): found for split, part in listing.items() for name, found in part.items()}
-        pack(classes, self._form, lenient=self._known is None, about=self.collection, folder=folder)
+        found = self._find()
+        classes = {ClassOf(split, name): held for split, part in found.listing.items() for name, held in part.items()}
+        facts = {"origin": found.origin, "notes": found.notes}
+        pack(classes, self._form, lenient=self._known is None, about=self.collection, folder=folder, facts=facts)
 
-    def _list_pictures(self) -> dict[Split | None, Classes]:
-        """Split -> class -> pictures. Raises ConfigError if there are no pictures, or a published set is not whole."""
+    def _find(self) -> Found:
+        """The pictures by split and class. Raises ConfigError if there are none, or a published set is not whole."""
         if self._known is not None:
             listing = self._known.find(self._root)
             gap = "it is in none of the known forms" if listing is None else self._known.find_gap(listing)
             if listing is None or gap:
                 raise ConfigError(f"dataset={self.collection}: {self._root} is not whole, {gap}: {self._remedy}")
-            return dict(listing.items())
-        splits = layouts.find_splits(self._root)
-        if splits is not None:
-            return dict(splits.items())
-        classes = layouts.find_classes(self._root)
-        if not classes:
+            return Found(dict(listing.items()), "as published")
+        if self._root.is_file() and not is_archive(self._root):
+            raise ConfigError(
+                f"dataset.path is the file {self._root}: name the folder that it is in, {self._root.parent}"
+            )
+        found = find(self._root)
+        if found is None or not any(found.listing.values()):
             raise ConfigError(f"{self._root} has no pictures in class folders (<class>/<picture>.jpg): {self._remedy}")
-        return {None: classes}
+        return found
 
     def split_classes(self) -> dict[Split, list[int]]:
-        """The numbers of each split's packed classes; classes without a split are drawn by `split_seed`."""
+        """The numbers of each split's packed classes. What is not given is drawn by `split_seed`: all splits, or val
+        from the classes of train.
+        """
         given = {split: [i for i, (where, _) in enumerate(self.packed.classes) if where == split] for split in SPLITS}
-        free = [i for i, (where, _) in enumerate(self.packed.classes) if where is None]
         rng = random.Random(self.split_seed)
-        free.sort(key=lambda _: rng.random())  # not rng.shuffle(): Python guarantees the numbers of random() only
+
+        def shuffle(classes: list[int]) -> list[int]:
+            return sorted(classes, key=lambda _: rng.random())  # Python guarantees the numbers of random() only
+
+        if given["train"] and not given["val"]:
+            train, val, _ = self.split_fractions
+            number = max(1, round(len(given["train"]) * val / (train + val))) if val else 0
+            drawn = shuffle(given["train"])
+            return given | {"val": sorted(drawn[:number]), "train": sorted(drawn[number:])}
+        free = shuffle([i for i, (where, _) in enumerate(self.packed.classes) if where is None])
         ends = [round(len(free) * sum(self.split_fractions[:i])) for i in range(4)]
         return {split: sorted([*given[split], *free[ends[i] : ends[i + 1]]]) for i, split in enumerate(SPLITS)}
 
     def _choose_classes(self, split: Split, shape: TaskShape) -> list[int]:
-        """The classes with enough pictures for a task. Raises ConfigError if others are not to be skipped."""
+        """The classes with enough pictures for a task. Raises ConfigError if they are too few, or others are not to be
+        skipped.
+        """
         classes, needed, sizes = self.split_classes()[split], shape.shots + shape.queries, self.packed.sizes()
+        if not classes:
+            raise ConfigError(f"{split} has no classes: dataset.split_fractions is {self.split_fractions}")
         small = sorted((sizes[number], number) for number in classes if sizes[number] < needed)
         if small and self.small_classes == "refuse":
             size, number = small[0]
@@ -207,7 +239,13 @@ class Images:
                 f"classes of {split} have fewer pictures, {self.packed.classes[number].name} only {size}: "
                 "ask for fewer, or set dataset.small_classes=skip"
             )
-        return [number for number in classes if sizes[number] >= needed]
+        left = [number for number in classes if sizes[number] >= needed]
+        if small and len(left) < shape.ways:
+            raise ConfigError(
+                f"ways is {shape.ways}: {len(left)} of the {len(classes)} classes of {split} are left, the others have "
+                f"fewer than shots + queries = {needed} pictures and dataset.small_classes is skip"
+            )
+        return left
 
     def _describe_splits(self) -> Iterator[str]:
         sizes = self.packed.sizes()

@@ -87,7 +87,9 @@ class Omniglot:
             images = torch.stack(rotated, dim=1).flatten(0, 1)  # rows 4c..4c+3: the rotations of character c
         if self.ink == 1:
             images = 255 - images
-        return EpisodeSampler(Table.from_classes(images), shape, variants=4 if rotations == "episode" else 1)
+        return EpisodeSampler(
+            Table.from_classes(images), shape, variants=4 if rotations == "episode" else 1, split=split
+        )
 
     def _runs(self, shape: TaskShape) -> FixedEpisodes:
         """The published one-shot runs, which are upright whatever `rotations_test` is. Raises ConfigError."""

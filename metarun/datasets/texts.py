@@ -99,7 +99,7 @@ class Texts:
         chosen = labels >= 0
         rows, labels = packed.rows[chosen].to(self.device), labels[chosen]
         table = Table.from_labels(rows, labels, torch.arange(len(labels)), self.device)
-        return EpisodeSampler(table, shape, transform=NgramTransform())
+        return EpisodeSampler(table, shape, transform=NgramTransform(), split=split)
 
     def describe(self) -> str:
         """Where the texts are, and their number. Only reads."""

@@ -30,7 +30,7 @@ from metarun.core.sequences import STRINGS
 from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Theta
 from metarun.datasets.preprocessing import Items, Named, Preprocessing, read_preprocessing
 from metarun.datasets.sampling.episodes import draw_distinct
-from metarun.datasets.storage.layouts import group
+from metarun.datasets.storage.tree import group
 from metarun.engine import checkpoint as checkpoints
 from metarun.engine.build import build_few_shot, has_fixed_ways
 from metarun.engine.evaluate import is_transductive, plan_rows

@@ -188,11 +188,14 @@ MISTAKES: list[tuple[str, str]] = [
     # what does not fit together
     ("device=cuda:99", "device is 'cuda:99': choose from auto, ..."),
     ("device=gpu", "device is 'gpu': choose from auto, ..."),
-    ("glyphs ways=1000", "ways is 1000: this split has 20 classes"),
-    ("glyphs ways=15 algo=protonet", "ways is 15: this split has 10 classes"),  # validation's, but not training's
+    ("glyphs ways=1", "ways is 1: it must be at least 2, with one class any guess is right"),
+    ("glyphs ways=5 eval.ways=1", "eval.ways is 1: it must be at least 2, with one class any guess is right"),
+    ("glyphs ways=1000", "ways is 1000: train has 20 classes"),
+    ("glyphs ways=15 algo=protonet", "ways is 15: val has 10 classes"),  # validation's, but not training's
     (
         "glyphs shots=15 queries=15",
-        "shots + queries is 15 + 15 = 30: each class has 20 examples, and support and query must not share any",
+        "shots + queries is 15 + 15 = 30: each class of train has 20 examples, "
+        "and support and query must not share any",
     ),
     (
         "glyphs eval.ways=3",

@@ -16,7 +16,7 @@ from PIL import Image
 from metarun.config.registry import build
 from metarun.datasets.images import Images
 from metarun.datasets.storage.known_sets import read_class_lists
-from metarun.datasets.storage.layouts import SPLITS
+from metarun.datasets.storage.tree import SPLITS
 from tests.support.shipped import read_settings
 
 CLASSES = {"train": 3, "val": 2, "test": 2}

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
-from metarun.core.types import Episode, Examples, TaskShape, TaskSpec
+from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
 from metarun.datasets.sampling.augment import UNCHANGED, Transform
 from metarun.datasets.sampling.table import Table
 
@@ -24,17 +24,18 @@ class EpisodeSampler:
     shape: TaskShape
     variants: int = 1
     transform: Transform = UNCHANGED
+    split: Split | None = None  # named in messages
 
     def __post_init__(self) -> None:
         ways, shots, queries = self.shape
-        classes = len(self.table) // self.variants
+        classes, where = len(self.table) // self.variants, self.split or "this split"
         if ways > classes:
-            raise ConfigError(f"ways is {ways}: this split has {count(classes, 'class')}")
+            raise ConfigError(f"ways is {ways}: {where} has {count(classes, 'class')}")
         if shots + queries > self.table.least:
-            which = "each class" if self.table.least == self.table.most else "its smallest class"
+            which = "each class" if self.table.least == self.table.most else "the smallest class"
             raise ConfigError(
                 f"shots + queries is {shots} + {queries} = {shots + queries}: "
-                f"{which} has {count(self.table.least, 'example')}, and support and query must not share any"
+                f"{which} of {where} has {count(self.table.least, 'example')}, and support and query must not share any"
             )
 
     @property

@@ -47,7 +47,9 @@ def fingerprint(place: Path) -> str:
     try:
         if place.is_dir():
             found = [(name, (place / name).stat()) for name in names(place)]
-            parts = [f"{name} {stat.st_size} {stat.st_mtime_ns}".encode() for name, stat in found]
+            parts = [
+                f"{name} {stat.st_size} {stat.st_mtime_ns}".encode(errors="surrogateescape") for name, stat in found
+            ]
         else:
             parts = [str(place.stat().st_size).encode(), *_read_ends(place)]
     except OSError as error:
@@ -81,12 +83,14 @@ def _entries(place: Path, wanted: Collection[str], remedy: str) -> Iterator[tupl
 
 def _read_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
     root = place.resolve()
-    for parent, folders, files in os.walk(place, onerror=_raise):
+    for parent, folders, files in os.walk(place, onerror=_raise, followlinks=True):
         folders.sort()
         for name in sorted([*files, *folders]):
             path = Path(parent, name)
             if path.is_symlink() and not path.resolve().is_relative_to(root):
                 raise ConfigError(f"{path} is a link that leads out of {place}: put the files themselves there")
+            if path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve()):
+                raise ConfigError(f"{path} is a link to a folder that it is in: remove it")
             if name in files:
                 inside = path.relative_to(place).as_posix()
                 yield inside, path.read_bytes() if inside in wanted else None

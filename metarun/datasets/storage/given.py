@@ -4,7 +4,8 @@ from pathlib import Path, PurePosixPath
 
 from metarun.config.errors import ConfigError
 from metarun.datasets.storage.archives import is_archive, names
-from metarun.datasets.storage.layouts import Picture, find_classes, is_picture
+from metarun.datasets.storage.layouts import find_classes
+from metarun.datasets.storage.tree import Picture, is_picture
 
 
 def find_given(path: Path) -> dict[Picture, str | None]:

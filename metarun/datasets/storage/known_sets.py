@@ -9,7 +9,7 @@ from pathlib import Path
 from metarun.config.words import count
 from metarun.core.types import Split
 from metarun.datasets.storage import layouts, published
-from metarun.datasets.storage.layouts import SPLITS, Classes, Listing
+from metarun.datasets.storage.tree import SPLITS, Classes, Listing
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from io import BytesIO
@@ -24,13 +24,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.config.errors import ConfigError
+from metarun.config.words import make_inert
 from metarun.core.types import Split
 from metarun.datasets.storage.archives import contents
-from metarun.datasets.storage.layouts import Picture
 from metarun.datasets.storage.safe_pickle import read_pickled_pictures
+from metarun.datasets.storage.tree import Picture
 
 BLOCK = 1000  # pictures read before they are converted together
 MOST_PIXELS = 8 * 10**7  # of one picture: more is taken for a decompression bomb
+Extremes = tuple[float, float]  # the least and the largest value of a picture
+DEPTHS = (255, 1023, 4095, 16383, 65535)  # largest values of pictures of 8, 10, 12, 14 and 16 bits
 SHOWN = 20  # broken pictures that the index names
 
 
@@ -91,8 +94,15 @@ def map_pictures(file: Path, shape: tuple[int, ...]) -> Tensor:
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="r", shape=shape))
 
 
-def pack(classes: dict[ClassOf, list[Picture]], form: Form, lenient: bool, about: str, folder: Path) -> None:
-    """Fill `folder`; `about` names the pictures in the progress bar.
+def pack(
+    classes: dict[ClassOf, list[Picture]],
+    form: Form,
+    lenient: bool,
+    about: str,
+    folder: Path,
+    facts: Mapping[str, Any] | None = None,
+) -> None:
+    """Fill `folder`; `about` names the pictures in the progress bar, `facts` go into the index.
 
     If `lenient`, unusable pictures are left out and listed in the index. Otherwise one raises ConfigError.
     """
@@ -104,12 +114,13 @@ def pack(classes: dict[ClassOf, list[Picture]], form: Form, lenient: bool, about
         (folder / "names.txt").open("w", encoding="utf-8", newline="\n") as names_file,
         tqdm(desc=f"packing {about}", total=len(labels), unit="image", disable=None) as bar,
     ):
-        for picture, result in convert_all(labels, form):
+        deep: dict[Picture, Extremes] = {}
+        for picture, result in convert_all(labels, form, deep):
             bar.update()
             if isinstance(result, bytes):
                 pixels_file.write(result)
                 labels_file.write(np.int32(labels[picture]).tobytes())
-                names_file.write(f"{picture}\n")
+                names_file.write(make_inert(str(picture)).replace("\n", "\\n") + "\n")
             elif lenient:
                 broken.append(f"{picture}: {result}")
             else:
@@ -118,16 +129,41 @@ def pack(classes: dict[ClassOf, list[Picture]], form: Form, lenient: bool, about
         "classes": list(classes),
         "form": asdict(form),
         "broken": {"count": len(broken), "first": broken[:SHOWN]},
+        "deep": {"count": len(deep), "range": "{:g} to {:g}".format(*find_range(deep.values())) if deep else ""},
+        **(facts or {}),
         **_summarise(folder, form),
     }
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
 
 
+def find_range(extremes: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """The values that become black and white, from the least and largest of each grey picture of more than 8 bits.
+
+    0 to 1 if they hold all, 0 to the largest value of the fewest bits that do, otherwise the least to the largest.
+    """
+    least, largest = (function(values) for function, values in zip((min, max), zip(*extremes)))
+    if least < 0 or largest > DEPTHS[-1]:
+        return least, largest
+    return 0.0, 1.0 if largest <= 1 else float(next(depth for depth in DEPTHS if largest <= depth))
+
+
 def convert(content: bytes | np.ndarray | Image.Image, form: Form) -> bytes | str:
-    """The pixels [C, S, S] of a picture, or the reason why it cannot be used.
+    """The pixels [C, S, S] of a single picture, or the reason why it cannot be used.
 
     content: a file's content; of a pickle, uint8 [H, W, 3], or [bytes] of an encoded file; or a picture as Pillow opens
     it.
+    """
+    result = _convert(content, form)
+    scaled = _convert(content, form, find_range([result])) if isinstance(result, tuple) else result
+    assert not isinstance(scaled, tuple)
+    return scaled
+
+
+def _convert(
+    content: bytes | np.ndarray | Image.Image, form: Form, scale: Extremes | None = None
+) -> bytes | str | Extremes:
+    """As `convert`. Without a `scale`, from black to white, a grey picture of more than 8 bits gives its least and its
+    largest value instead.
     """
     try:
         if isinstance(content, np.ndarray) and content.ndim == 1:
@@ -137,6 +173,16 @@ def convert(content: bytes | np.ndarray | Image.Image, form: Form) -> bytes | st
         image = Image.open(BytesIO(content)) if isinstance(content, bytes) else content
         if image.width * image.height > MOST_PIXELS:
             return f"{image.width} x {image.height} pixels are more than {MOST_PIXELS}"
+        if image.mode.startswith("I") or image.mode == "F":
+            image = ImageOps.exif_transpose(image)
+            values = np.asarray(image, dtype=np.float64)
+            if not np.isfinite(values).all():
+                return "some of its values are not finite"
+            if scale is None:
+                return float(values.min()), float(values.max())
+            low, high = scale
+            values = 255 * (values - low) / max(high - low, 1e-12)
+            image = Image.fromarray(values.round().astype(np.uint8))
         image = _convert_colours(image, form.channels)
         square, filter = (form.size, form.size), Image.Resampling[form.filter.upper()]
         image = image.resize(square, filter) if form.resize == "squeeze" else ImageOps.fit(image, square, filter)
@@ -149,22 +195,40 @@ def convert(content: bytes | np.ndarray | Image.Image, form: Form) -> bytes | st
 
 
 def _convert_colours(image: Image.Image, channels: int) -> Image.Image:
-    """Turn the picture upright, reduce 16 bits to 8, and put transparent ones on white."""
+    """Turn the picture upright, and put transparent ones on white."""
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits of grey
-        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return image.convert("RGB" if channels == 3 else "L")
 
 
-def convert_all(pictures: Iterable[Picture], form: Form) -> Iterator[tuple[Picture, bytes | str]]:
-    """Each picture with its pixels, or the reason why it cannot be used; a thread per core, block by block."""
+def convert_all(
+    pictures: Iterable[Picture], form: Form, deep: dict[Picture, Extremes] | None = None
+) -> Iterator[tuple[Picture, bytes | str]]:
+    """Each picture with its pixels, or the reason why it cannot be used.
+
+    Grey pictures of more than 8 bits come last, scaled by the range of all of them, and are added to `deep`.
+    """
+    deep = {} if deep is None else deep
+    for picture, result in _convert_blocks(pictures, form):
+        if isinstance(result, tuple):
+            deep[picture] = result
+        else:
+            yield picture, result
+    for picture, result in _convert_blocks(deep, form, find_range(deep.values())) if deep else ():
+        assert not isinstance(result, tuple)
+        yield picture, result
+
+
+def _convert_blocks(
+    pictures: Iterable[Picture], form: Form, scale: Extremes | None = None
+) -> Iterator[tuple[Picture, bytes | str | Extremes]]:
+    """Each picture as `_convert` gives it; a thread per core, block by block."""
     found = _read(pictures)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         while block := list(islice(found, BLOCK)):
-            results = pool.map(lambda content: convert(content, form), (content for _, content in block))
+            results = pool.map(lambda content: _convert(content, form, scale), (content for _, content in block))
             yield from zip((picture for picture, _ in block), results)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from metarun.core.types import Split
 from metarun.datasets.storage.archives import names
-from metarun.datasets.storage.layouts import SPLITS, Classes, Listing, Picture, group, is_picture, merge, read_rows
+from metarun.datasets.storage.listed import read_rows
 from metarun.datasets.storage.safe_pickle import read_pickle
+from metarun.datasets.storage.tree import SPLITS, Classes, Listing, Picture, group, is_picture, merge
 
 
 def find_cache_pickles(root: Path) -> Listing | None:

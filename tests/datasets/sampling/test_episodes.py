@@ -82,7 +82,7 @@ def test_the_same_generator_gives_the_same_tasks_and_another_gives_others() -> N
     ("shape", "message"),
     [
         (TaskShape(11, 1, 1), "ways is 11: this split has 10 classes"),
-        (TaskShape(5, 3, 6), "shots + queries is 3 + 6 = 9: each class has 8 examples"),
+        (TaskShape(5, 3, 6), "shots + queries is 3 + 6 = 9: each class of this split has 8 examples"),
     ],
 )
 def test_a_request_that_the_data_cannot_satisfy_is_refused_with_the_numbers(shape: TaskShape, message: str) -> None:

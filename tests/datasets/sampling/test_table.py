@@ -35,7 +35,9 @@ def test_every_picture_of_a_ragged_class_is_drawn_and_none_twice() -> None:
     assert values.unique().tolist() == [0, 1, 10, 11, 12, 13, 14, 20, 21, 22]
     counts = torch.stack([(values == value).sum() for value in range(10, 15)]) / (values // 10 == 1).sum()
     assert counts == pytest.approx([0.2] * 5, abs=0.04)
-    with pytest.raises(ConfigError, match=r"shots \+ queries is 2 \+ 1 = 3: its smallest class has 2 examples"):
+    with pytest.raises(
+        ConfigError, match=r"shots \+ queries is 2 \+ 1 = 3: the smallest class of this split has 2 examples"
+    ):
         EpisodeSampler(ragged(), TaskShape(3, 2, 1))
 
 

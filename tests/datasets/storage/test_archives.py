@@ -84,7 +84,7 @@ WRONG: dict[Callable[[Path], None], str] = {
     escaping_zip: r"val.zip holds '../../evil.png', a path that leads out of it",
     linking_tar: r"images-val.tar.xz holds images/evil.png, a link to /etc/passwd",
     linking_folder: r"elsewhere is a link that leads out of .*: put the files themselves there",
-    not_a_table: r"val.csv is no table of pictures: its first line must name the columns filename,label",
+    not_a_table: r"val.csv: its first line must name the columns filename,label, and is ",
     a_class_short: r"is not whole, val has 1 class, not 2: its pictures are ImageNet's",
 }
 

@@ -20,13 +20,13 @@ import os, signal, sys
 from pathlib import Path
 from metarun.datasets.storage import packing
 from tests.support.tiny_pictures import images
-convert, seen = packing.convert, []
-def convert_and_die(content, form):
-    seen.append(content)
-    if len(seen) > 13:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return convert(content, form)
-packing.convert, packing.BLOCK = convert_and_die, 5
+convert_all = packing.convert_all
+def convert_and_die(*asked):
+    for number, converted in enumerate(convert_all(*asked)):
+        if number > 13:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield converted
+packing.convert_all, packing.BLOCK = convert_and_die, 5
 images("folder", Path(sys.argv[1])).prepare()
 """
 

@@ -1,0 +1,87 @@
+"""Read tables as spreadsheets and scripts write them: with the usual delimiters, encodings and headers."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from metarun.config.errors import ConfigError
+from metarun.config.words import make_inert
+
+TABLES = (".csv", ".tsv")
+DELIMITERS = ",;\t|"
+
+
+class Column(NamedTuple):
+    """A column: its name in messages, and the headers by which it is known."""
+
+    name: str
+    headers: tuple[str, ...]
+
+
+class Row(NamedTuple):
+    """Where a row is in its file, and its cells, in the order of the columns that were asked for."""
+
+    line: int
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table: its name in messages, its header as found, and its lines."""
+
+    name: str
+    header: list[str]
+    lines: list[tuple[int, list[str]]]  # number in the file, cells
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> "Sheet":
+        """Read the content of a file; its first line is the header. Raises ConfigError."""
+        text = decode(content, name)
+        first = text.lstrip("\r\n").partition("\n")[0]
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
+        try:
+            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+        except csv.Error as error:
+            raise ConfigError(f"{name} cannot be read as a table: line {reader.line_num}: {error}") from error
+        if not lines:
+            raise ConfigError(f"{name} is empty")
+        return cls(name, lines[0][1], lines[1:])
+
+    def has(self, column: Column) -> bool:
+        return self._find(column) is not None
+
+    def read(self, *columns: Column) -> Iterator[Row]:
+        """The cells of these columns, line by line. Raises ConfigError if a column or a cell is missing."""
+        found = [self._find(column) for column in columns]
+        if None in found:
+            names, header = ",".join(column.name for column in columns), make_inert(",".join(self.header))
+            raise ConfigError(f"{self.name}: its first line must name the columns {names}, and is {header!r}")
+        for line, cells in self.lines:
+            values = tuple(cells[i] if i is not None and i < len(cells) else "" for i in found)
+            for column, value in zip(columns, values):
+                if not value:
+                    raise ConfigError(f"{self.name}: line {line} has no {column.name}")
+            yield Row(line, values)
+
+    def _find(self, column: Column) -> int | None:
+        """The place of the column, by the first of its headers that is there."""
+        header = [name.lower().strip("\"' ") for name in self.header]
+        return next((header.index(name) for name in column.headers if name in header), None)
+
+
+def decode(content: bytes, name: str) -> str:
+    """The text of a file in UTF-8, UTF-16 or, where it is neither, Windows-1252. Raises ConfigError."""
+    if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encodings = ["utf-16"]
+    elif b"\0" in content[:2]:
+        encodings = ["utf-16-be" if content[:1] == b"\0" else "utf-16-le"]
+    else:
+        encodings = ["utf-8-sig", "cp1252"]
+    for encoding in encodings:
+        try:
+            return content.decode(encoding)
+        except UnicodeDecodeError:
+            pass
+    raise ConfigError(f"{name} is no text in UTF-8, UTF-16 or Windows-1252: save it as UTF-8")

@@ -1,0 +1,125 @@
+"""Every picture below a folder or in an archive, with the folders that lead to it; what endings and names mean."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple, TypeVar, get_args
+
+from metarun.core.types import Split
+from metarun.datasets.storage.archives import ARCHIVES, is_archive, names
+from metarun.datasets.storage.tables import TABLES
+
+SPLITS: tuple[Split, ...] = get_args(Split)
+PICTURES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif",
+    ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
+)  # fmt: skip
+BESIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".db", ".ini", ".pdf", ".py", "")
+SPELLINGS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training", "meta-train", "meta_train", "metatrain"),
+    "val": ("val", "valid", "validation", "dev", "meta-val", "meta_val", "metaval", "meta-valid"),
+    "test": ("test", "testing", "meta-test", "meta_test", "metatest"),
+}
+
+
+class Picture(NamedTuple):
+    """Where a picture is: a file `name` in a folder or archive, or a row of the pickle of that name."""
+
+    place: Path
+    name: str
+    row: int | None = None
+
+    def __str__(self) -> str:
+        archive = f"{self.place.name}/" if self.place.name.lower().endswith(ARCHIVES) else ""
+        return archive + self.name + ("" if self.row is None else f", row {self.row}")
+
+
+Classes = dict[str, list[Picture]]  # class -> its pictures
+Listing = dict[Split, Classes]
+Member = TypeVar("Member")
+Parts = tuple[str, ...]
+
+
+def merge(parts: Iterable[Classes]) -> Classes | None:
+    """The classes of all parts; None if there are none."""
+    merged: Classes = {}
+    for part in parts:
+        for label, pictures in part.items():
+            merged.setdefault(label, []).extend(pictures)
+    return merged or None
+
+
+def group(rows: Iterable[tuple[Member, object]]) -> dict[str, list[Member]]:
+    """Members by label, from pairs of member and label."""
+    groups: dict[str, list[Member]] = {}
+    for member, label in rows:
+        groups.setdefault(str(label), []).append(member)
+    return groups
+
+
+def is_picture(name: str) -> bool:
+    """Whether the ending is a picture's; hidden files and those that macOS adds to zips are none."""
+    return PurePosixPath(name).suffix.lower() in PICTURES and not _is_hidden(name)
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Every picture below a root, with the folders that lead to it; an archive counts as a folder of its name."""
+
+    pictures: dict[Picture, Parts]
+    unread: Counter[str]  # endings, and archives, that are not read
+
+    @classmethod
+    def read(cls, root: Path) -> "Tree":
+        """Raises ConfigError if something cannot be read."""
+        pictures: dict[Picture, Parts] = {}
+        unread: Counter[str] = Counter()
+        for place, above in _find_places(root, unread):
+            for name in names(place):
+                path = PurePosixPath(name)
+                if is_picture(name):
+                    folders = path.parts[:-1]
+                    twice = above and folders[:1] == above  # birds.zip often holds one folder, birds
+                    pictures[Picture(place, name)] = folders if twice else (*above, *folders)
+                elif not _is_hidden(name) and path.suffix.lower() not in (*BESIDE, *ARCHIVES, *TABLES):
+                    unread[path.suffix.lower()] += 1
+        return cls(pictures, unread)
+
+    def list_unread(self) -> Iterator[str]:
+        """A line about the files that were not read, if there are any."""
+        if self.unread:
+            counts = ", ".join(f"{number} {ending}" for ending, number in self.unread.most_common())
+            yield f"files that are not read: {counts}"
+
+
+def _find_places(root: Path, unread: Counter[str]) -> Iterator[tuple[Path, Parts]]:
+    """Where pictures are, and what their paths begin with: the root, and archives in it.
+
+    Archives of splits are always read; others only if no picture is in a folder.
+    """
+    if not root.is_dir():
+        yield root, ()
+        return
+    yield root, ()
+    in_folders = any(is_picture(name) and PurePosixPath(name).parent.name for name in names(root))
+    archives = {path: _strip_endings(path.name) for path in sorted(root.iterdir()) if is_archive(path)}
+    for path, stem in archives.items():
+        if find_split(stem) is not None or not in_folders:
+            yield path, (stem,) if len(archives) > 1 or find_split(stem) else ()
+        else:
+            unread[path.name] += 1
+
+
+def _strip_endings(name: str) -> str:
+    ending = max((end for end in ARCHIVES if name.lower().endswith(end)), key=len, default="")
+    return name[: len(name) - len(ending)]
+
+
+def find_split(name: str) -> Split | None:
+    """The split that a name means, in the usual spellings; None for any other name."""
+    return next((split for split, spellings in SPELLINGS.items() if name.lower() in spellings), None)
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(name).parts)
