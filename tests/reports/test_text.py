@@ -114,8 +114,9 @@ def test_the_test_of_a_single_task_is_a_mean_without_an_interval(tmp_path: Path)
     result["test"]["test"] |= {"tasks": 1, "accuracy": {"mean": 0.8, "ci95": None}}
     steps = {"mean": [3.5, 0.7, 0.5], "ci95": None}
     regression["test"]["test"] |= {"tasks": 1, "mse": {"mean": None, "ci95": None}, "mse_by_step": steps}
-    write_run(tmp_path / "a", result, "[]")
-    write_run(tmp_path / "b", regression, "[]")
+    for folder, values in (("a", result), ("b", regression)):
+        values["config"]["backbone"] = {"name": "mlp"}
+        write_run(tmp_path / folder, values, "[]")
     report = Report(read_runs([tmp_path]))
     assert [line[HEADER.index("result")] for line in report.overview.rows] == ["80.00 %", "96.00 ± 0.30 %", "mse nan"]
     assert "| 1 | 0.7000 | 0.67 |" in to_markdown(report)
