@@ -52,6 +52,25 @@ def test_its_method_passes_the_generic_checks(metarun_process: Command, installe
     assert all(line.startswith("ok ") for line in answer.out.splitlines())
 
 
+@pytest.mark.integration
+def test_its_world_passes_the_generic_checks_and_a_policy_learns_in_it(
+    metarun_process: Command, place: Path, installed: None
+) -> None:
+    answer = metarun_process("check", "dataset=corridor")
+    assert (answer.code, answer.err) == (0, "")
+    assert len(answer.out.splitlines()) == 6
+    assert all(line.startswith("ok ") for line in answer.out.splitlines())
+    size = ("shots=0", "queries=2", "dataset.steps=2", "algo.hidden=16", "algo.entropy=0.5", "optimizer.lr=0.01")
+    length = ("trainer.steps=200", "trainer.tasks_per_step=16", "trainer.eval_every=200", "eval.tasks=100")
+    answer = metarun_process("algo=rl2", "dataset=corridor", *size, *length, "trainer.workers=1", "hydra.run.dir=run")
+    assert answer.code == 0, answer.err
+    rows = json.loads((place / "run/result.json").read_text(encoding="utf-8"))["test"]
+    told, learned = rows["told"]["return_by_episode"]["mean"], rows["test"]["return_by_episode"]["mean"]
+    assert told == [3, 3]  # at the treasure after 2 of 4 steps
+    assert learned[0] < 2.3  # half of the tasks are guessed right
+    assert learned[1] > 2.7  # and then it is known
+
+
 def test_it_is_listed_beside_metaruns(
     metarun_process: Command, installed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +84,7 @@ def test_it_is_listed_beside_metaruns(
 def test_without_the_package_there_is_no_such_method(metarun: Command) -> None:
     answer = metarun("algo=cosine_means", *TINY)
     assert answer.code == 2
-    assert answer.err.startswith("metarun: algo is 'cosine_means': choose from ")
+    assert answer.err.startswith("metarun: algo is 'cosine_means': the nearest of ")
 
 
 def test_of_two_files_of_one_name_metaruns_own_counts(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from torch.func import vmap
 
 from metarun.core.batch import unstack
 from metarun.core.inner import forward
-from metarun.core.recurrent import BiLSTM, LSTMCell, read
+from metarun.core.recurrent import BiLSTM, FastWeights, GRUCell, LSTMCell, read
 from metarun.core.sequences import make_sequence
 from metarun.core.sequences import read as sequence_read
 from tests.support.tiny import WAYS, algo_and_theta, episodes
@@ -23,6 +23,35 @@ def test_a_step_and_its_gradient_equal_pytorchs_cell() -> None:
         gradient = torch.autograd.grad((said * remembered).sum(), list(cell.parameters()))
         results.append((said, remembered, gradient))
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+def test_a_step_of_the_gated_unit_and_its_gradient_equal_pytorchs_cell() -> None:
+    theirs, ours = nn.GRUCell(3, 4).double(), GRUCell(3, 4).double()
+    ours.load_state_dict(theirs.state_dict())
+    x, h = (torch.randn(5, size, dtype=torch.float64) for size in (3, 4))
+    said = [ours(x, (h,))[0], theirs(x, h)]
+    gradients = [torch.autograd.grad(y.square().sum(), list(c.parameters())) for y, c in zip(said, (ours, theirs))]
+    torch.testing.assert_close(said[0], said[1], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-12, atol=1e-14)
+
+
+def test_fast_weights_find_what_followed_an_input_by_its_key() -> None:
+    """Two of three inputs say a place, as its key; the third is the value, doubled, which came after the last place."""
+    cell = FastWeights(3, 1, keys=2).double()
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.zero_()
+        cell.key.weight[:, :2] = torch.eye(2)
+        cell.value.weight[0, 2] = 2.0
+        cell.output.weight[0, 3] = 1.0  # of what is found
+    place, other = (1.0, 0.0), (0.0, 1.0)
+    steps = [(*place, 0.0), (*other, 5.0), (*place, 7.0), (*other, 0.5), (*other, 0.25)]
+    state, found = cell.start(torch.zeros(1, 3).double()), []
+    for step in steps:
+        state = cell(torch.tensor([step]).double(), state)
+        found.append(state[0].item())
+    # nothing; nothing after the other; 2 * 5 after the place; 2 * 7 after the other; that and 2 * 0.25
+    assert found == [0, 0, 10, 14, 14.5]
 
 
 def test_initial_weights_are_spread_as_pytorchs() -> None:

@@ -17,7 +17,8 @@ PAGE = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
 ROWS = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", PAGE, re.MULTILINE)
 LISTED = {module: re.findall(r"`(\w+)`", names) for module, names in ROWS}
 COMPONENTS = ("metarun.algos.", "metarun.backbones.", "metarun.datasets.")
-EXAMPLES = [ROOT / "tests/plugin/metarun_example/__init__.py", ROOT / "examples/own_loop.py"]
+WORLD = ROOT / "tests/plugin/metarun_example/corridor.py"
+EXAMPLES = [ROOT / "tests/plugin/metarun_example/__init__.py", WORLD, ROOT / "examples/own_loop.py"]
 
 
 def test_the_library_and_the_checks_are_listed_whole() -> None:
@@ -48,6 +49,11 @@ def test_the_page_shows_the_package_that_the_tests_install() -> None:
     shown = tomllib.loads(read_block("toml"))["project"]
     installed = tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert shown.items() <= installed.items()
+
+
+def test_the_page_on_agents_shows_the_world_that_the_tests_install() -> None:
+    page = (ROOT / "docs/agents.md").read_text(encoding="utf-8")
+    assert f"```python\n{WORLD.read_text(encoding='utf-8')}```\n" in page
 
 
 def list_imports(source: str) -> Iterator[tuple[str, str]]:
