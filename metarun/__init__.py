@@ -108,7 +108,7 @@ def collect(folder: str | Path = "outputs") -> list[dict[str, Any]]:
     """
     from metarun.reports.records import read_records
 
-    return read_records(Path(folder))
+    return read_records(folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -266,6 +266,29 @@ def test_inputs_of_another_form_are_refused(protonet: metarun.Model, x: Any, tex
         protonet.embed(x)
 
 
+PICTURES = torch.rand(2, 1, 28, 28)
+ASKED: dict[str, Callable[[metarun.Model], object]] = {
+    r"load\(None\): give the folder of a run": lambda model: metarun.load(cast(str, None)),
+    r"checkpoint is 'ensemble': load one model": lambda model: metarun.load("run", checkpoint="ensemble"),
+    r"run\(\['seed=1'\]\): give settings as texts": lambda model: metarun.run(cast(str, ["seed=1"])),
+    r"collect\(3\): give a folder": lambda model: metarun.collect(cast(str, 3)),
+    "the support is None: give": lambda model: model.adapt(cast(str, None)),
+    "the support is a list of 1: give": lambda model: model.adapt(cast(str, [PICTURES])),
+    "the labels are a int: give one for each input": lambda model: model.adapt((PICTURES, cast(str, 3))),
+    "the labels are a Tensor": lambda model: model.adapt((PICTURES, torch.tensor(3))),
+    "the support has no classes": lambda model: model.adapt({}),
+    "the inputs hold numbers that are not finite": lambda model: model.adapt({"a": PICTURES, "b": PICTURES / 0}),
+    "the inputs are None: give": lambda model: model.embed(cast(str, None)),
+}
+
+
+@pytest.mark.parametrize("text", ASKED)
+def test_what_nobody_can_mean_is_one_line(protonet: metarun.Model, text: str) -> None:
+    with pytest.raises(metarun.ConfigError, match=text) as told:
+        ASKED[text](protonet)
+    assert "\n" not in str(told.value)
+
+
 def test_labels_must_be_as_many_as_inputs(protonet: metarun.Model) -> None:
     with pytest.raises(metarun.ConfigError, match="has 4 inputs and 3 labels"):
         protonet.adapt((torch.rand(4, 1, 28, 28), [0, 1, 2]))

@@ -47,6 +47,8 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
     A finished run is returned at once. Raises ConfigError, Failed, Stopped.
     """
     for text in overrides:
+        if not isinstance(text, str):
+            raise ConfigError(f"run({text!r}): give settings as texts, run('algo=maml', 'seed=1')")
         if text.startswith("-") or not ("=" in text or text.startswith("~")):
             raise ConfigError(f"{text} is no setting: give name=value")
     request = Request.parse(overrides, ())

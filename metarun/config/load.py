@@ -33,6 +33,7 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
         meta_test = replace(settings.eval, variants=_convert_variants(settings, problems))
         _check_shots(replace(settings, eval=meta_test), problems)
         _check_ways(replace(settings, eval=meta_test), problems)
+        _check_precision(settings, problems)
         settings = replace(settings, eval=meta_test, **checked)
     if problems:
         raise ConfigError("\n".join(sorted(set(problems))))
@@ -63,6 +64,15 @@ def _check_ways(settings: Settings, problems: list[str]) -> None:
     }
     ones = [key for key, ways in asked.items() if ways == 1]
     problems += [f"{key} is 1: it must be at least 2, with one class any guess is right" for key in ones[:1]]
+
+
+def _check_precision(settings: Settings, problems: list[str]) -> None:
+    """Under vmap PyTorch applies no autocast to convolutions, so that the label would be false."""
+    if settings.trainer.precision == "bfloat16" and settings.trainer.execution != "loop":
+        problems.append(
+            f"trainer.precision is bfloat16 and trainer.execution is {settings.trainer.execution}: set "
+            "trainer.execution=loop, within vmap PyTorch computes convolutions in float32"
+        )
 
 
 def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:

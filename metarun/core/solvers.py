@@ -27,7 +27,12 @@ def ridge(x: Tensor, weighted_targets: Tensor, penalty: Tensor, weights: Tensor 
 
 
 def solve(matrix: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
-    """(matrix + penalty I)^-1 right. Does not check for a singular matrix, since that waits for the device."""
+    """(matrix + penalty I)^-1 right, at least in float32, also under autocast.
+
+    Does not check for a singular matrix, since that waits for the device.
+    """
+    kind = torch.promote_types(torch.promote_types(matrix.dtype, right.dtype), torch.float32)
+    matrix, right = matrix.to(kind), right.to(kind)
     identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
     solution: Tensor = torch.linalg.solve_ex(matrix + penalty * identity, right)[0]
     return solution

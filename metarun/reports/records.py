@@ -4,12 +4,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from metarun.config.errors import ConfigError
 from metarun.reports.collect import Run, read_runs
 
 
-def read_records(folder: Path) -> list[dict[str, Any]]:
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """Read every finished run below the folder; see `metarun.collect`. Raises ConfigError if there is none."""
-    return [record for run in read_runs([folder]) for record in list_records(run)]
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"collect({folder!r}): give a folder with runs")
+    return [record for run in read_runs([Path(folder)]) for record in list_records(run)]
 
 
 def list_records(run: Run) -> Iterator[dict[str, Any]]:

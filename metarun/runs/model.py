@@ -5,7 +5,7 @@ No dataset has to be there.
 """
 
 import copy
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,6 +150,11 @@ class Model:
         if not hasattr(lookup("algo", row.algo["name"]), "adapt"):
             raise ConfigError(f"algo={row.algo['name']} does not adapt to a support set: it cannot predict from one")
         given = self._sort(self.read(support)) if isinstance(support, Named | str | Path) else support
+        if not isinstance(given, Mapping) and not (isinstance(given, Sequence) and len(given) == 2):
+            raise ConfigError(
+                f"the support is {_describe(given)}: "
+                "give inputs and labels (x, y), a mapping {class: inputs} or a path"
+            )
         if self.spec.kind == "regression":
             if isinstance(given, Mapping):
                 raise ConfigError("the support is a mapping: in regression it is two arrays (x, y)")
@@ -180,6 +185,8 @@ class Model:
             return x
         if isinstance(x, str | Path):
             return self.preprocessing.read(Path(x))
+        if not hasattr(x, "__len__"):
+            raise ConfigError(f"the inputs are {_describe(x)}: give an array, a sequence of items or a path")
         return Named([str(item) if isinstance(item, Path) else str(i) for i, item in enumerate(x)], x, [None] * len(x))
 
     def embed(self, x: Given) -> Tensor:
@@ -262,6 +269,8 @@ class Model:
             raise ConfigError(
                 f"the inputs have shape {list(x.shape)}: this model reads [n, {', '.join(map(str, wanted))}]"
             )
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            raise ConfigError("the inputs hold numbers that are not finite (nan or infinity): take them out")
         kind = next(p.dtype for params in self.theta.values() for p in params.values())
         return x.to(self.device, kind if x.is_floating_point() else x.dtype)
 
@@ -296,15 +305,19 @@ class Model:
                 raise ConfigError("the support has no classes")
             return list(support), torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
         x = self._read(support[0])
+        _check_lengths(x, support[1])
         labels = support[1].tolist() if isinstance(support[1], Tensor | np.ndarray) else list(support[1])
         classes = _sort(labels)
-        _check_lengths(x, labels)
         number = {label: i for i, label in enumerate(classes)}
         return classes, x, torch.tensor([number[label] for label in labels])
 
 
 def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") -> Model:
     """Read a model from a run's folder, or from a checkpoint file; see `metarun.load`."""
+    if not isinstance(folder, str | Path):
+        raise ConfigError(f"load({folder!r}): give the folder of a run, or a checkpoint file")
+    if not isinstance(checkpoint, str) or checkpoint == "ensemble":
+        raise ConfigError(f"checkpoint is {checkpoint!r}: load one model by best, last or best-STEP")
     path, place = Path(folder), find_device(device)
     file = path if path.is_file() else RunFolder(path).checkpoint(checkpoint)
     tensors, facts = checkpoints.load(file, place)
@@ -343,7 +356,15 @@ def _sort(labels: Sequence[Any]) -> list[Label]:
         return distinct
 
 
+def _describe(given: object) -> str:
+    """The kind of something that cannot be read, with its length: "a list of 1"."""
+    size = f" of {len(given)}" if isinstance(given, Sequence) else ""
+    return f"{given!r}" if given is None else f"a {type(given).__name__}{size}"
+
+
 def _check_lengths(x: Tensor, y: Any) -> None:
+    if not isinstance(y, Sized) or getattr(y, "ndim", 1) == 0:
+        raise ConfigError(f"the labels are {_describe(y)}: give one for each input")
     if len(x) != len(y):
         raise ConfigError(f"the support has {len(x)} inputs and {len(y)} labels")
 

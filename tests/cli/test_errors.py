@@ -33,7 +33,7 @@ def files_of(group: str) -> str:
     return ", ".join(sorted(file.as_posix() for file in files))
 
 
-ALGO_FILES, EXPERIMENTS = files_of("algo").count(",") + 1, files_of("experiment").count(",") + 1
+ALGO_FILES, DATASETS, EXPERIMENTS = (files_of(g).count(",") + 1 for g in ("algo", "dataset", "experiment"))
 REGRESSION = ", ".join(name for name in known("algo") if "regression" in declaration("algo", name).traits.kinds)
 
 # What is asked for, and all that is answered after "metarun: ". None of these needs a run to exist.
@@ -46,7 +46,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("algo=[1,2]", f"algo is '[1,2]': the nearest of {ALGO_FILES} are ..."),
     ("--multirun algo=[1,2]", f"algo is '[1,2]': the nearest of {ALGO_FILES} are ..."),
-    ("algo=[maml,anil]", f"algo is '[maml,anil]': the nearest of {ALGO_FILES} are maml, anil, ..."),
+    ("algo=[maml,anil]", f"algo is '[maml,anil]': the nearest of {ALGO_FILES} are maml_rl, maml, anil, ..."),
     ("algo=[maml]", f"algo is '[maml]': the nearest of {ALGO_FILES} are maml, ..."),
     ("algo=[]", f"algo is '[]': the nearest of {ALGO_FILES} are ..."),
     ("algo={a:1}", f"algo is '{{a:1}}': the nearest of {ALGO_FILES} are ..."),
@@ -86,7 +86,7 @@ MISTAKES: list[tuple[str, str]] = [
         f"experiment is 'maml/omniglot5w1s': the nearest of {EXPERIMENTS} are maml/omniglot_5w1s, ...",
     ),
     ("experiment=unheard", f"experiment is 'unheard': the nearest of {EXPERIMENTS} are ..."),
-    ("data omnigot", f"dataset is 'omnigot': choose from {files_of('dataset')} (did you mean omniglot?)"),
+    ("data omnigot", f"dataset is 'omnigot': the nearest of {DATASETS} are omniglot, ..."),
     ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
     (
         "evalute outputs/x",
@@ -188,6 +188,11 @@ MISTAKES: list[tuple[str, str]] = [
     # what does not fit together
     ("device=cuda:99", "device is 'cuda:99': choose from auto, ..."),
     ("device=gpu", "device is 'gpu': choose from auto, ..."),
+    (
+        "glyphs trainer.precision=bfloat16",
+        "trainer.precision is bfloat16 and trainer.execution is vmap: set trainer.execution=loop, "
+        "within vmap PyTorch computes convolutions in float32",
+    ),
     ("glyphs ways=1", "ways is 1: it must be at least 2, with one class any guess is right"),
     ("glyphs ways=5 eval.ways=1", "eval.ways is 1: it must be at least 2, with one class any guess is right"),
     ("glyphs ways=1000", "ways is 1000: train has 20 classes"),
