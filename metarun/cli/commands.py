@@ -138,10 +138,10 @@ def profile(words: Sequence[str]) -> None:
 
 
 def predict(words: Sequence[str]) -> None:
-    """Tell the classes of pictures, from a few labelled examples.
+    """Tell the classes of pictures or texts from a few labelled examples.
 
     SUPPORT and QUERY are a folder or an archive of class folders, a folder with a labels.csv, or, for queries, pictures
-    without labels. DATASET:test in place of both draws a task of a dataset. If queries have labels, the accuracy is
+    without labels; of texts and molecules a CSV file of text and label, of a regression one of x and y. DATASET:test in place of both draws a task of a dataset. If queries have labels, the accuracy is
     shown, and the confusion matrix and the mistakes are drawn beside the predictions.
     """
     parser = Parser(predict)

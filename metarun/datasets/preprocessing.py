@@ -14,7 +14,7 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
 from metarun.datasets.sampling.augment import PictureTransform
-from metarun.datasets.storage.given import find_given
+from metarun.datasets.storage.given import find_given, read_points, read_texts
 from metarun.datasets.storage.ngrams import Bag
 from metarun.datasets.storage.packing import Form, convert, convert_all
 
@@ -126,7 +126,9 @@ class Strings:
         return {"kind": self.kind, **asdict(self)}
 
     def read(self, path: Path) -> Named:
-        raise ConfigError(f"{path}: give texts as a list of strings, metarun.load(RUN).adapt((texts, labels))")
+        """The rows of a table; a row is named by its text."""
+        texts, labels = map(list, zip(*read_texts(path)))
+        return Named(texts, texts, labels)
 
     def __call__(self, items: Items) -> Tensor:
         if isinstance(items, Tensor | np.ndarray) or not all(isinstance(item, str) for item in items):
@@ -144,7 +146,9 @@ class Numbers:
         return {"kind": self.kind}
 
     def read(self, path: Path) -> Named:
-        raise ConfigError(f"{path}: give numbers as arrays, metarun.load(RUN).adapt((x, y))")
+        """The rows of a table, x [n, columns] and y; a row is named by its x."""
+        points, labels = map(list, zip(*read_points(path)))
+        return Named([" ".join(f"{value:g}" for value in x) for x in points], np.array(points), labels)
 
     def __call__(self, items: Items) -> Tensor:
         return stack(items).float()

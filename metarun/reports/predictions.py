@@ -21,7 +21,7 @@ from metarun.reports.gallery import draw_map, make_cards, to_images
 from metarun.reports.statistics import wilson_interval
 from metarun.reports.tables import Table
 from metarun.reports.web import render
-from metarun.runs.model import Classifier, Model, Prediction
+from metarun.runs.model import Model, Prediction, Regressor
 
 MOST_SHOWN = 200  # queries, and pictures of the support, on a page
 MOST_MISTAKES = 48  # on the contact sheet
@@ -170,8 +170,9 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
     Raises ConfigError.
     """
     classifier = model.adapt(support)
-    if not isinstance(classifier, Classifier):
-        raise ConfigError("this model predicts values, not classes: use metarun.load(RUN).adapt((x, y)).predict(x)")
+    if isinstance(classifier, Regressor):
+        yield from write_values(classifier, query, request)
+        return
     prediction = classifier.predict(query)
     judgement, order = judge(prediction, query.labels), sort_by_doubt(prediction)
     top = request.top and min(request.top, len(prediction.classes))
@@ -193,6 +194,26 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
         write_text(request.page, _to_html(model, support, query, prediction, judgement, about))
         written.append(request.page)
     yield f"wrote {', '.join(map(str, written))}"
+
+
+def write_values(regressor: Regressor, query: Named, request: Request) -> Iterator[str]:
+    """Write a CSV file: x, the predicted values and, where there is one, y; and say how far they are apart."""
+    if request.page is not None or request.top is not None or request.doubtful_first:
+        raise ConfigError("--html, --top and --uncertain-first are for classes: this model predicts values")
+    found = regressor.predict(query).double().numpy()
+    labelled = [i for i, y in enumerate(query.labels) if y is not None]
+    header = ["x", *(f"prediction_{j}" for j in range(1, found.shape[1] + 1)), *(["y"] if labelled else [])]
+    lines = [header]
+    for name, values, y in zip(query.names, found.tolist(), query.labels):
+        label = [" ".join(f"{value:g}" for value in y or ())] if labelled else []
+        lines.append([name, *(f"{value:.7g}" for value in values), *label])
+    write_csv(request.to, lines)
+    if len(labelled) > 1:
+        wanted = np.array([query.labels[i] for i in labelled]).reshape(len(labelled), -1)
+        errors = ((found[labelled] - wanted) ** 2).mean(1)
+        half = 1.96 * errors.std(ddof=1) / len(errors) ** 0.5
+        yield f"mean squared error {errors.mean():.4g} ± {half:.2g}, of {count(len(errors), 'query')} with a y"
+    yield f"wrote {request.to}"
 
 
 def _draw_judgement(judgement: Judgement, prediction: Prediction, query: Named, to: Path) -> Iterator[Path]:

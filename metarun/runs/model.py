@@ -179,7 +179,8 @@ class Model:
 
         Pictures are files of any size and format: one, or those of a folder or an archive, in class folders or beside a
         `labels.csv` if they have labels. They are resized as those of the training were. Inputs of another kind are
-        named by their numbers. Raises ConfigError if there are no inputs, or one cannot be used.
+        named by their numbers. Texts and SMILES are the column `text` or `smiles` of a table, with their `label`;
+        numbers the columns `x` and `y`, or x1, x2, ... Raises ConfigError if there are no inputs, or one cannot be used.
         """
         if isinstance(x, Named):
             return x
@@ -280,7 +281,7 @@ class Model:
         if missing:
             raise ConfigError(
                 f"{count(len(missing), 'input')} of the support without a label, for example {missing[0]}: "
-                "pictures have that of their class folder, or of a labels.csv beside them"
+                "a picture has that of its class folder or of a labels.csv, a row of a table that of its column label"
             )
         if self.spec.kind == "regression":
             return support.items, support.labels

@@ -13,7 +13,7 @@ from PIL import Image
 
 from metarun.config.errors import ConfigError
 from metarun.datasets.omniglot_files import read_image
-from metarun.datasets.preprocessing import Pictures
+from metarun.datasets.preprocessing import Numbers, Pictures, Strings
 from tests.support.tiny_omniglot import png
 from tests.support.tiny_pictures import encoded, images, write
 
@@ -109,3 +109,31 @@ def test_what_is_no_picture_is_named(pictures: Path) -> None:
         form.read(pictures)
     with pytest.raises(ConfigError, match=r"the picture .*gone.png cannot be read \(No such file"):
         form([pictures / "gone.png"])
+
+
+def test_texts_and_their_labels_are_columns_of_a_table(tmp_path: Path) -> None:
+    file, form = tmp_path / "texts.csv", Strings(words=True, characters=[3], width=8)
+    file.write_text('label;Text\ngreet;"hello; you"\nleave;bye\n', encoding="utf-8")
+    named = form.read(file)
+    assert named == (["hello; you", "bye"], ["hello; you", "bye"], ["greet", "leave"])
+    assert torch.equal(form(named.items), form(["hello; you", "bye"]))
+    file.write_text("smiles\nCCO\n", encoding="utf-8")
+    assert form.read(file) == (["CCO"], ["CCO"], [None])
+    file.write_text("name\nCCO\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="must name the columns text, and is 'name'"):
+        form.read(file)
+    with pytest.raises(ConfigError, match=r"the table .* cannot be read \(No such file"):
+        form.read(tmp_path / "gone.csv")
+
+
+def test_the_points_of_a_regression_are_columns_of_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "points.csv"
+    file.write_text("x1,y,x2\n1,-3,2\n0.5,4,1e3\n", encoding="utf-8")
+    named = Numbers().read(file)
+    np.testing.assert_array_equal(np.asarray(named.items), [[1, 2], [0.5, 1000]])
+    assert named.labels == [[-3], [4]]
+    file.write_text("x\n1\n", encoding="utf-8")
+    assert Numbers().read(file).labels == [None]
+    file.write_text("x,y\n1,none\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2 has something else than a number"):
+        Numbers().read(file)

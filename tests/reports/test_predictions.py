@@ -2,6 +2,7 @@
 
 import csv
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from scipy.stats import binom
 
 import metarun
+from metarun.datasets.preprocessing import Named
 from metarun.reports import gallery, predictions
 from metarun.reports.statistics import wilson_interval
 from metarun.runs.model import Prediction
@@ -175,6 +177,25 @@ def test_features_are_written_as_arrays_or_a_table(metarun: Command, trained: Pa
 
 def load(trained: Path) -> metarun.Model:
     return metarun.load(trained / "run", device="cpu")
+
+
+def test_a_regression_has_values_and_their_error(tmp_path: Path) -> None:
+    """Twice the input is predicted: errors 0, 4 and 16, whose mean is 20 / 3 and standard deviation sqrt(208 / 3)."""
+    query = Named(["1", "2", "3", "4"], np.array([[1.0], [2.0], [3.0], [4.0]]), [[2.0], [2.0], [10.0], None])
+    regressor = metarun.Regressor(lambda named: query, lambda x: 2 * torch.as_tensor(x))
+    request = predictions.Request(tmp_path / "values.csv", None, False, None)
+    told = list(predictions.write_values(regressor, query, request))
+    half = 1.96 * (208 / 3) ** 0.5 / 3**0.5
+    assert told[0] == f"mean squared error 6.667 ± {half:.2g}, of 3 queries with a y"
+    assert read(tmp_path / "values.csv") == [
+        ["x", "prediction_1", "y"],
+        ["1", "2", "2"],
+        ["2", "4", "2"],
+        ["3", "6", "10"],
+        ["4", "8", ""],
+    ]
+    with pytest.raises(metarun.ConfigError, match="--html, --top and --uncertain-first are for classes"):
+        list(predictions.write_values(regressor, query, replace(request, top=3)))
 
 
 @in_a_browser
