@@ -20,7 +20,8 @@ from metarun.cli.sweep import plan
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, resolve
 
-CASES = int(os.environ.get("METARUN_FUZZ", "150"))
+CASES = int(os.environ.get("METARUN_FUZZ", "500"))
+PARTS = 4  # of the requests, which processes share
 INTERNAL = re.compile(
     r"Traceback|omegaconf|antlr|(Dict|List)Config\b|\w+Node\b|NoneType|<class|object at 0x|\w*Error\b"
 )
@@ -117,7 +118,24 @@ def set_option(group: str) -> st.SearchStrategy[str]:
     return st.builds("{}{}={}".format, SIGNS, st.just(group), values)
 
 
+def list_settings(values: Mapping[Any, Any], prefix: str = "") -> Iterator[str]:
+    """Every single value of a configuration as an override that changes nothing."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from list_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, bool | int | float) or value is None:
+            yield f"{prefix}{key}={'null' if value is None else str(value).lower()}"
+
+
+VALID = st.sampled_from(
+    [
+        *list_settings(VALUES),
+        *(f"{group}={option}" for group in OPTIONS if "/" not in group for option in OPTIONS[group]),
+    ]
+)
 OVERRIDES = st.one_of(
+    VALID,
+    VALID,
     st.builds("{}{}={}".format, SIGNS, PATHS, PLAIN),
     st.sampled_from(sorted(OPTIONS)).flatmap(set_option),
     st.builds("~{}".format, PATHS | st.sampled_from(sorted(OPTIONS))),
@@ -161,9 +179,10 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.chdir(before)
 
 
-@settings(max_examples=CASES, suppress_health_check=list(HealthCheck), print_blob=True)
-@given(st.one_of(SINGLE, SINGLE, SINGLE, MULTIRUN))
-def test_a_request_is_taken_or_refused_line_by_line(words: list[str]) -> None:
+@pytest.mark.parametrize("part", range(PARTS))
+@settings(max_examples=CASES // PARTS, suppress_health_check=list(HealthCheck), print_blob=True)
+@given(words=st.one_of(SINGLE, SINGLE, SINGLE, MULTIRUN))
+def test_a_request_is_taken_or_refused_line_by_line(part: int, words: list[str]) -> None:
     try:
         ask(words)
     except ConfigError as error:
@@ -171,7 +190,7 @@ def test_a_request_is_taken_or_refused_line_by_line(words: list[str]) -> None:
     assert list(Path().iterdir()) == []
 
 
-@settings(max_examples=CASES)
+@settings(max_examples=CASES // PARTS)
 @given(st.lists(OVERRIDES, max_size=2))
 def test_a_change_of_a_finished_run_is_taken_or_refused_line_by_line(words: list[str]) -> None:
     try:
