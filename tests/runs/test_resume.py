@@ -1,5 +1,6 @@
 """A run that was killed and continued ends in the same bits as one that never stopped."""
 
+import errno
 import os
 import random
 import signal
@@ -172,7 +173,7 @@ def test_a_checkpoint_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch
     checkpoint.save(path, {"w": torch.ones(3)}, {"step": 1})
 
     def fail(*_: object) -> None:
-        raise OSError("the disk is full")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(OSError, match="full"):
