@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
 from metarun.config import schema
 from metarun.config.errors import ConfigError, did_you_mean, find_reason, offer
 from metarun.config.schema import Range
-from metarun.config.traits import DECLARABLE, DatasetTraits, Metric, Traits
+from metarun.config.traits import DECLARABLE, DatasetTraits, Kind, Metric, Traits
 from metarun.config.validate import convert_fields
 
 GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")  # those that a configuration chooses from
@@ -108,6 +108,12 @@ def traits_of(algo: object) -> Traits:
     """The traits that an algorithm's class was registered with; the defaults for a class that is not registered."""
     traits: Traits = registered_traits(type(algo)) or Traits(kinds=())
     return traits
+
+
+def find_misfit(algo: str, kind: Kind) -> str | None:
+    """Say that a method cannot learn tasks of this kind; None if it can."""
+    fitting = [name for name in known("algo") if kind in declaration("algo", name).traits.kinds]
+    return None if algo in fitting else f"algo={algo} cannot learn {kind}: choose from {', '.join(fitting)}"
 
 
 def check(group: str, values: Mapping[str, Any], problems: list[str], key: str | None = None) -> dict[str, Any]:

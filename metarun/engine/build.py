@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.errors import ConfigError, did_you_mean
-from metarun.config.registry import build, declaration, known, traits_of
+from metarun.config.registry import build, declaration, find_misfit, known, traits_of
 from metarun.config.schema import EvalSettings, Settings
 from metarun.config.traits import BackboneTraits, Inputs, Traits
 from metarun.core.batch import unstack
@@ -234,9 +234,8 @@ def build_algorithm(
 
 def check_spec(algo: str, spec: TaskSpec) -> None:
     """Raise ConfigError if the method cannot learn tasks of this spec."""
-    if spec.kind not in _traits(algo).kinds:
-        fitting = [other for other in known("algo") if spec.kind in _traits(other).kinds]
-        raise ConfigError(f"algo={algo} cannot learn {spec.kind}: choose from {', '.join(fitting)}")
+    if misfit := find_misfit(algo, spec.kind):
+        raise ConfigError(misfit)
     if spec.ragged and not _traits(algo).ragged:
         fitting = [other for other in known("algo") if _traits(other).ragged]
         raise ConfigError(

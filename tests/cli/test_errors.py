@@ -207,6 +207,10 @@ MISTAKES: list[tuple[str, str]] = [
         "eval.ways is 3: this model has a last layer for ways=5; "
         "only methods without one (for example protonet) can be tested with other ways",
     ),
+    (
+        "--multirun algo=maml,protonet dataset=sinusoid",
+        f"algo=protonet cannot learn regression: choose from {REGRESSION}",
+    ),
     ("algo=protonet dataset=sinusoid", f"algo=protonet cannot learn regression: choose from {REGRESSION}"),
     (
         "dataset=sinusoid backbone=conv4",
