@@ -141,8 +141,9 @@ def predict(words: Sequence[str]) -> None:
     """Tell the classes of pictures or texts from a few labelled examples.
 
     SUPPORT and QUERY are a folder or an archive of class folders, a folder with a labels.csv, or, for queries, pictures
-    without labels; of texts and molecules a CSV file of text and label, of a regression one of x and y. DATASET:test in place of both draws a task of a dataset. If queries have labels, the accuracy is
-    shown, and the confusion matrix and the mistakes are drawn beside the predictions.
+    without labels; of texts and molecules a CSV file of text and label, of a regression one of x and y. DATASET:test in
+    place of both draws a task of a dataset. If queries have labels, the accuracy is shown, and the confusion matrix and
+    the mistakes are drawn beside the predictions.
     """
     parser = Parser(predict)
     parser.add_argument("run", type=Path, help="the folder of the run, or a checkpoint")

@@ -62,6 +62,7 @@ class Comparison:
     second: str
     difference: float
     ci95: float  # of the difference, paired: 1.96 std / sqrt(tasks)
+    p_mean: float  # the paired t-test of equal means; 1 if no task differs
     p: float  # Wilcoxon's signed-rank test of no difference, ties as in Pratt 1959; 1 if no task differs
     corrected: float  # p by Holm's method, over all comparisons of the table
 
@@ -71,7 +72,7 @@ def compare(scores: Mapping[str, Scores]) -> list[Comparison]:
 
     scores: name -> [tasks], all on the same tasks.
     """
-    from scipy.stats import wilcoxon
+    from scipy.stats import ttest_1samp, wilcoxon
 
     names, found = list(scores), []
     pairs = combinations(names, 2) if len(names) <= ALL_PAIRS else ((names[0], other) for other in names[1:])
@@ -79,9 +80,10 @@ def compare(scores: Mapping[str, Scores]) -> list[Comparison]:
         change = (scores[first] - scores[second]).round(9)  # rounding errors are ties
         # Most tasks may be ties. To share their ranks among the signs, as "zsplit" does, would hide differences.
         p = float(wilcoxon(change, zero_method="pratt").pvalue) if np.any(change) else 1.0
+        p_mean = float(ttest_1samp(change, 0.0).pvalue) if np.ptp(change) else float(not np.any(change))
         half = over_tasks(change)
         assert half is not None  # more than one task
-        found.append((first, second, float(change.mean()), float(half), p))
+        found.append((first, second, float(change.mean()), float(half), p_mean, p))
     corrected = correct_by_holm([entry[-1] for entry in found])
     return [Comparison(*entry, q) for entry, q in zip(found, corrected)]
 

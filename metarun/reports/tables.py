@@ -47,8 +47,9 @@ protocol; a note names each difference, and the sources what is not known. In th
 in brackets.
 
 Methods are compared on the same test tasks: up to eight methods in all pairs, more than eight each with the one of the
-best mean rank. The difference is positive if the first is better, with a paired 95 % interval. p is by Wilcoxon's
-signed-rank test with ties as in Pratt, corrected by Holm's method over all pairs of the table."""
+best mean rank. The difference is positive if the first is better, with a paired 95 % interval. The p of the mean is the
+paired t-test's. The p of the ranks is by Wilcoxon's signed-rank test with ties as in Pratt, corrected by Holm's method
+over all pairs of the table; where differences are skewed it may reject although the means are equal."""
 
 
 class Table(NamedTuple):
@@ -334,14 +335,15 @@ def _compare_group(group: list[Cell]) -> Section:
     order = dict(sorted(mean_ranks(scores).items(), key=lambda entry: entry[1]))
     by_rank = Table(("method", "mean rank"), [(name, f"{rank:.2f}") for name, rank in order.items()])
     pairs = [_format_pair(entry, shown.decimals) for entry in compare({name: scores[name] for name in order})]
-    by_pair = Table(("first", "second", "difference", "p", "p, corrected"), pairs)
+    by_pair = Table(("first", "second", "difference", "p of the mean", "p of the ranks", "corrected"), pairs)
     tasks = f"{group[0].summary.tasks} tasks: {group[0].dataset}, {group[0].task}"
     return Section(f"Compared on the same {tasks}", [by_rank, by_pair])
 
 
 def _format_pair(entry: Comparison, places: int) -> tuple[str, ...]:
     difference = f"{entry.difference:+.{places}f} ± {entry.ci95:.{places}f}"
-    return entry.first, entry.second, difference, _format_chance(entry.p), _format_chance(entry.corrected)
+    chances = map(_format_chance, (entry.p_mean, entry.p, entry.corrected))
+    return entry.first, entry.second, difference, *chances
 
 
 def _format_chance(p: float) -> str:

@@ -180,7 +180,8 @@ class Model:
         Pictures are files of any size and format: one, or those of a folder or an archive, in class folders or beside a
         `labels.csv` if they have labels. They are resized as those of the training were. Inputs of another kind are
         named by their numbers. Texts and SMILES are the column `text` or `smiles` of a table, with their `label`;
-        numbers the columns `x` and `y`, or x1, x2, ... Raises ConfigError if there are no inputs, or one cannot be used.
+        numbers the columns `x` and `y`, or x1, x2, ... Raises ConfigError if there are no inputs, or one cannot be
+        used.
         """
         if isinstance(x, Named):
             return x

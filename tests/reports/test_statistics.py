@@ -68,8 +68,19 @@ def test_methods_are_compared_task_by_task() -> None:
     low, high = stats.t.interval(0.95, 299, loc=change.mean(), scale=stats.sem(change))
     assert entry.ci95 == pytest.approx((high - low) / 2, rel=0.01)  # 1.96 for 1.968
     assert entry.p == pytest.approx(stats.wilcoxon(scores["a"], scores["b"]).pvalue)
-    assert (found["b", "c"].difference, found["b", "c"].p, found["b", "c"].corrected) == (0.0, 1.0, 1.0)
+    assert entry.p_mean == pytest.approx(stats.ttest_rel(scores["a"], scores["b"]).pvalue)
+    same = found["b", "c"]
+    assert (same.difference, same.p_mean, same.p, same.corrected) == (0.0, 1.0, 1.0, 1.0)
     assert found["a", "b"].corrected == pytest.approx(3 * entry.p)
+
+
+def test_skewed_differences_of_mean_zero_are_rejected_by_their_ranks_alone() -> None:
+    """Of 400 differences 300 are 1 and 100 are -3."""
+    change = np.array([1.0] * 300 + [-3.0] * 100)
+    (entry,) = compare({"a": change, "b": np.zeros(400)})
+    assert entry.difference == 0
+    assert entry.p_mean == pytest.approx(1)
+    assert entry.p < 0.05
 
 
 def test_wilcoxons_p_by_hand() -> None:
