@@ -18,6 +18,7 @@ from torch import Tensor
 
 import metarun
 from metarun.cli.compose import describe_options
+from metarun.config.registry import declaration, known
 from metarun.core.batch import map_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.objectives import adapt_to, predict_queries
@@ -31,8 +32,11 @@ from tests.conftest import TINY
 
 SHORT = ("trainer.steps=1", "eval.tasks=3", "eval.val_tasks=2", "trainer.workers=1")
 DEFAULT = ("protonet", "fomaml")  # the others are integration tests
+ACTING = [name for name in known("algo") if declaration("algo", name).traits.kinds == ("control",)]  # predict nothing
 METHODS = [
-    name if name in DEFAULT else pytest.param(name, marks=pytest.mark.integration) for name in describe_options("algo")
+    name if name in DEFAULT else pytest.param(name, marks=pytest.mark.integration)
+    for name in describe_options("algo")
+    if name not in ACTING
 ]
 
 

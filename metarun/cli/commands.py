@@ -159,6 +159,8 @@ def predict(words: Sequence[str]) -> None:
         raise ConfigError(f"--top is {arguments.top}: it must be at least 1")
     check_file("--to", arguments.to, ".csv")
     check_file("--html", arguments.html, ".html")
+    if arguments.to.resolve() in (Path(arguments.support).resolve(), Path(arguments.query).resolve()):
+        raise ConfigError(f"--to is {arguments.to}: that is what is to be read, and would be overwritten")
     from metarun.reports.predictions import Request, predict_queries
     from metarun.runs.model import load
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings
-from metarun.config.registry import build, declaration, known, lookup
+from metarun.config.registry import build, declaration, known
 from metarun.config.schema import EvalSettings, Settings
 from metarun.config.words import count
 from metarun.core.inner import one_by_one
@@ -147,8 +147,6 @@ class Model:
         that can.
         """
         row = self._row(per_query)
-        if not hasattr(lookup("algo", row.algo["name"]), "adapt"):
-            raise ConfigError(f"algo={row.algo['name']} does not adapt to a support set: it cannot predict from one")
         given = self._sort(self.read(support)) if isinstance(support, Named | str | Path) else support
         if not isinstance(given, Mapping) and not (isinstance(given, Sequence) and len(given) == 2):
             raise ConfigError(

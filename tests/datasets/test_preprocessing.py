@@ -115,7 +115,7 @@ def test_texts_and_their_labels_are_columns_of_a_table(tmp_path: Path) -> None:
     file, form = tmp_path / "texts.csv", Strings(words=True, characters=[3], width=8)
     file.write_text('label;Text\ngreet;"hello; you"\nleave;bye\n', encoding="utf-8")
     named = form.read(file)
-    assert named == (["hello; you", "bye"], ["hello; you", "bye"], ["greet", "leave"])
+    assert tuple(named) == (["hello; you", "bye"], ["hello; you", "bye"], ["greet", "leave"])
     assert torch.equal(form(named.items), form(["hello; you", "bye"]))
     file.write_text("smiles\nCCO\n", encoding="utf-8")
     assert form.read(file) == (["CCO"], ["CCO"], [None])
