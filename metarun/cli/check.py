@@ -31,10 +31,11 @@ def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str |
         hint = "" if group in GROUPS else instead(group, GROUPS)
         raise ConfigError(f"{component} cannot be checked{hint}: give a group and a name, for example algo=maml")
     where: tuple[str, ...] = () if group == "dataset" else GLYPHS
+    if group == "algo":
+        kinds = declaration("algo", compose([component], config_dir).algo.name).traits.kinds
+        if "classification" not in kinds:
+            where = SINUSOID if "regression" in kinds else BANDIT
     config = compose([*where, component, *SHORT, *overrides], config_dir)
-    kinds = declaration("algo", config.algo.name).traits.kinds
-    if group == "algo" and "classification" not in kinds:
-        where = SINUSOID if "regression" in kinds else BANDIT
     small = ["backbone.filters=4"] if where == GLYPHS and isinstance(config.backbone.get("filters"), int) else []
     config = compose([*where, component, *SHORT, *small, *overrides], config_dir)
     settings = load_settings(resolve(config))

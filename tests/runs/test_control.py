@@ -10,6 +10,7 @@ import torch
 import metarun as library
 from metarun.config.errors import ConfigError
 from metarun.engine import checkpoint
+from metarun.testing import check_algorithm
 from tests.cli.test_errors import assert_told
 from tests.conftest import Command
 
@@ -70,6 +71,23 @@ def test_two_workers_train_the_same_policy_as_one(
         assert done.code == 0, done.err
     one, two = (checkpoint.load(place / f"{workers}/checkpoints/last.pt")[0]["theta"] for workers in (1, 2))
     torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("rl2", ()),
+        ("rl2", ("algo.memory=fast_weights",)),
+        ("rl2", ("dataset=navigation", "dataset.horizon=3", "backbone.hidden=[4]")),
+        ("maml_rl", ()),
+        ("maml_rl", ("dataset=navigation", "dataset.horizon=3", "algo.curvature=path")),
+    ],
+    ids=str,
+)
+def test_the_generic_checks_hold(place: Path, name: str, overrides: tuple[str, ...]) -> None:
+    """Among them: a loop over tasks, vmap and chunks give one gradient, and a resumed training is bit-equal."""
+    check_algorithm(name, *overrides)
 
 
 @pytest.mark.integration
