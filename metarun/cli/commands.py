@@ -138,7 +138,7 @@ def profile(words: Sequence[str]) -> None:
 
 
 def predict(words: Sequence[str]) -> None:
-    """Tell the classes of pictures or texts from a few labelled examples.
+    """Tell the classes of pictures or texts from a few examples of each.
 
     SUPPORT and QUERY are a folder or an archive of class folders, a folder with a labels.csv, or, for queries, pictures
     without labels; of texts and molecules a CSV file of text and label, of a regression one of x and y. DATASET:test in
