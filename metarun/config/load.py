@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.errors import ConfigError, find_reason, instead
-from metarun.config.registry import GROUPS, check, declaration, find_misfit
+from metarun.config.registry import GROUPS, check, declaration
 from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
@@ -34,8 +34,6 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
         _check_shots(replace(settings, eval=meta_test), problems)
         _check_ways(replace(settings, eval=meta_test), problems)
         _check_precision(settings, problems)
-        kind = declaration("dataset", settings.dataset["name"]).traits.kind
-        problems += filter(None, [find_misfit(settings.algo["name"], kind)])
         settings = replace(settings, eval=meta_test, **checked)
     if problems:
         raise ConfigError("\n".join(sorted(set(problems))))
