@@ -21,7 +21,8 @@ from metarun.cli.grammar import expand
 from metarun.cli.hydra_app import Request, call, run_composed, search
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_error
 from metarun.config.load import identity, load_settings, resolve
-from metarun.config.registry import declaration, metric
+from metarun.config.registry import declaration, find_misfit, metric
+from metarun.config.schema import Settings
 from metarun.config.words import count
 from metarun.runs.folder import RunFolder
 
@@ -147,7 +148,7 @@ def plan(request: Request) -> tuple[list[Job], Path]:
     for number, overrides in enumerate(jobs):
         config = compose([*overrides, f"hydra.job.num={number}"], request.config_dir, request.config_name)
         values = resolve(config)
-        load_settings(values)
+        check_fit(load_settings(values))
         root = find_folder(config, "hydra.sweep.dir")
         folder = find_job_folder(config, root)
         RunFolder(folder or root).check_writable()
@@ -158,6 +159,12 @@ def plan(request: Request) -> tuple[list[Job], Path]:
         return [], root
     known = [(overrides, folder) for overrides, folder in found if folder is not None]
     return (label_jobs(known) if len(known) == len(found) else []), root
+
+
+def check_fit(settings: Settings) -> None:
+    """Raise ConfigError if a job's method cannot learn its dataset's kind of tasks, which would end it at its start."""
+    if misfit := find_misfit(settings.algo["name"], declaration("dataset", settings.dataset["name"]).traits.kind):
+        raise ConfigError(misfit)
 
 
 def find_job_folder(config: DictConfig, root: Path) -> Path | None:
