@@ -16,7 +16,8 @@ from metarun.runs.result import Row
 from metarun.runs.run import run
 from tests.support.tiny import nearest_by_pixels
 
-METHODS = sorted({path.stem for path in (CONFIGS / "algo").glob("*.yaml")} - {"nil"})  # which tests what others train
+OTHERS = {"nil", "maml_rl", "rl2", "rule"}  # which tests what others train, and which act: tests/runs/test_control.py
+METHODS = sorted({path.stem for path in (CONFIGS / "algo").glob("*.yaml")} - OTHERS)
 SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in configs/
     "anil": ("algo.inner_lr=0.4",),
     "baseline": ("backbone=conv4", "backbone.filters=32"),

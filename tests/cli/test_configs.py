@@ -18,7 +18,7 @@ from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings, resolve
-from metarun.config.registry import GROUPS
+from metarun.config.registry import GROUPS, declaration, known
 from metarun.datasets import texts
 from metarun.datasets.storage import known_sets
 from metarun.runs.folder import RunFolder
@@ -35,6 +35,10 @@ SAME_CODE = [  # experiments that only change values of another one of their met
     for name in (file.removeprefix("experiment/") for file in FILES if file.startswith("experiment/"))
     if re.search(rf"/({'|'.join(REAL)})_", name)
     and f"- /experiment/{name.partition('/')[0]}/" in Path(CONFIGS, "experiment", f"{name}.yaml").read_text("utf-8")
+]
+ACTING = [  # which need one another: tests/runs/test_control.py runs them
+    *(f"algo={name}" for name in known("algo") if "control" in declaration("algo", name).traits.kinds),
+    *(f"dataset={name}" for name in known("dataset") if declaration("dataset", name).traits.kind == "control"),
 ]
 TOGETHER = {"backbone=ngram": "dataset=clinc150"}  # what an option needs beside it
 PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
@@ -85,7 +89,7 @@ def test_a_file_composes_and_passes_the_check(place: Path, option: str) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in SAME_CODE])
+@pytest.mark.parametrize("option", [option for option in OPTIONS if option not in (*SAME_CODE, *ACTING)])
 def test_a_file_takes_a_step_and_a_test(
     data_folder: str | None, place: Path, monkeypatch: pytest.MonkeyPatch, option: str
 ) -> None:

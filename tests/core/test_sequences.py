@@ -243,7 +243,8 @@ def test_accuracy_by_instance_passes_through_a_run_into_its_files(metarun: Comma
     assert "accuracy by instance: " in answer.out
     assert (place / "run" / "scores" / "accuracy_by_instance.png").stat().st_size > 0
     header = (place / "run" / "scores" / "test.csv").read_text().splitlines()[0]
-    assert header == "task,accuracy," + ",".join(f"accuracy_by_instance_{i}" for i in range(5))
+    columns = [*(f"accuracy_by_instance_{i}" for i in range(5)), *(f"class_{i}" for i in range(3))]
+    assert header == ",".join(["task", "accuracy", *columns])
 
 
 @pytest.mark.integration

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -102,15 +101,11 @@ def test_workers_and_torchrun_train_as_one_process_does(metarun_process: Command
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run([*launch, *tiny, "hydra.run.dir=torchrun"], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("accuracy") == metarun_lines(done.stdout)
+    said = [line for line in done.stdout.splitlines() if "accuracy" in line]
+    assert len(said) == len(set(said)) > 3  # one process alone has spoken
     for folder in ("workers2", "torchrun"):
         assert results(place / folder)[1]["training"]["workers"] == 2
         assert_alike(place / folder, place / "workers1")
-
-
-def metarun_lines(output: str) -> int:
-    """Lines of two validations and a test: one process alone has spoken."""
-    return len(set(re.findall(r"^(?:step \d+: val|test\w*) .*accuracy", output, flags=re.MULTILINE)))
 
 
 @pytest.mark.integration
