@@ -305,6 +305,9 @@ def test_more_classes_than_in_training_where_the_method_can(protonet: metarun.Mo
     assert adapt(protonet, (x, y)).predict(x).logits.shape == (14, 7)
     with pytest.raises(metarun.ConfigError, match=r"7 classes: this model's last layer has 5 .*: baseline, .*protonet"):
         fomaml.adapt((x, y))
+    with pytest.raises(metarun.ConfigError) as told:
+        fomaml.adapt((x, y))
+    assert not {"rl2", "rule"} & set(re.findall(r"\w+", str(told.value)))  # which take no support
 
 
 @pytest.mark.parametrize("algo", METHODS)

@@ -228,7 +228,8 @@ class Model:
         if not has_fixed_ways(name):
             return self.spec._replace(output_size=ways, ways=None), torch.arange(ways)
         if ways > most:
-            others = ", ".join(other for other in known("algo") if not has_fixed_ways(other))
+            fitting = (other for other in known("algo") if self.spec.kind in declaration("algo", other).traits.kinds)
+            others = ", ".join(other for other in fitting if not has_fixed_ways(other))
             raise ConfigError(
                 f"the support has {ways} classes: this model's last layer has {most} (ways={most} in training); "
                 f"methods without such a layer take any number: {others}"
