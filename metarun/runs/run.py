@@ -31,7 +31,7 @@ from metarun.runs.session import check_ensemble, load_models, score_rows, train_
 from metarun.runs.warnings import find_warnings, read_last_loss
 from metarun.runs.worker import follow, start_workers
 
-SHOWN = 60  # characters of a value in a message
+SHOWN = 60  # characters of a value in a message, which a hash exceeds
 LONGEST = 120  # bytes of a folder's name: file systems allow 255
 
 
@@ -81,11 +81,17 @@ def check_data(folder: RunFolder, recorded: Mapping[str, Any], dataset: Dataset)
     differing = [key for key in recorded if key in found and found[key] != recorded[key]]
     if differing:
         key = differing[0]
-        before, now = (str(values[key])[:SHOWN] for values in (recorded, found))
+        before, now = (shorten(str(values[key])) for values in (recorded, found))
         raise ConfigError(
-            f"{folder.path} has read other data than is there now (its {key} was {before}, now {now}): "
+            f"{folder.path} has read other data than dataset={found.get('name')} holds now "
+            f"({key} was {before}, is {now}): "
             "put the first data back, or choose another folder by hydra.run.dir=..."
         )
+
+
+def shorten(text: str) -> str:
+    """A value for a message: of a long one, for instance a hash, the beginning and three dots."""
+    return text if len(text) <= SHOWN else f"{text[:12]}..."
 
 
 @speak()

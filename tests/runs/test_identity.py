@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -84,7 +85,11 @@ def test_a_finished_run_is_not_shown_for_other_data(metarun: Command, pics: Path
     write_pictures(pics, seed=1)
     refused = metarun(*SMALL)
     assert refused.code == 2
-    assert "has read other data than is there now (its sha256 was" in refused.err
+    hashes = re.search(
+        r"has read other data than dataset=folder holds now \(sha256 was (\w{12})\.\.\., is (\w{12})\.", refused.err
+    )
+    assert hashes is not None
+    assert hashes[1] != hashes[2]
     assert refused.err.count("\n") == 1
 
 
