@@ -16,10 +16,18 @@ class CommitHook(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable" or (Path(self.root) / NAME).exists():
             return
-        words = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-        described = subprocess.run(words, cwd=self.root, capture_output=True, text=True, check=False)
-        if described.returncode == 0:
+        if (commit := find_commit(self.root)) is not None:
             self.scratch = tempfile.TemporaryDirectory()
             file = Path(self.scratch.name) / "commit.txt"
-            file.write_text(described.stdout, encoding="utf-8")
+            file.write_text(commit, encoding="utf-8")
             build_data["force_include"][str(file)] = NAME
+
+
+def find_commit(root: str) -> str | None:
+    """The commit of the checkout that tracks `root`; None for a copy that another repository only surrounds."""
+    tracked = ["git", "ls-files", "--error-unmatch", "pyproject.toml"]
+    described = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    asked = [
+        subprocess.run(words, cwd=root, capture_output=True, text=True, check=False) for words in (tracked, described)
+    ]
+    return asked[1].stdout if all(answer.returncode == 0 for answer in asked) else None

@@ -31,8 +31,7 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
     if not problems:
         _check_logger(settings.logger["name"], problems)
         meta_test = replace(settings.eval, variants=_convert_variants(settings, problems))
-        _check_shots(replace(settings, eval=meta_test), problems)
-        _check_ways(replace(settings, eval=meta_test), problems)
+        _check_task(replace(settings, eval=meta_test), problems)
         _check_precision(settings, problems)
         settings = replace(settings, eval=meta_test, **checked)
     if problems:
@@ -40,30 +39,27 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
-def _check_shots(settings: Settings, problems: list[str]) -> None:
-    """Only in control may there be none: episodes that do not count."""
-    variants = {f"eval.variants.{name}": row.get("shots") for name, row in settings.eval.variants.items()}
-    shots = {"shots": settings.shots, "eval.shots": settings.eval.shots, **variants}
-    if declaration("dataset", settings.dataset["name"]).traits.kind != "control":
-        problems += [f"{key} is 0: it must be at least 1" for key, number in shots.items() if number == 0]
+def _check_task(settings: Settings, problems: list[str]) -> None:
+    """One class leaves nothing to tell apart. No shots are for control alone, where episodes may not count.
+
+    A test that has the training's number, as it does unless it is set, is not told of twice.
+    """
+    kind = declaration("dataset", settings.dataset["name"]).traits.kind
+    own = {"shots": settings.shots, "ways": settings.ways}
+    asked = {"": own, "eval.": {"shots": settings.eval.shots, "ways": settings.eval.ways}}
+    asked |= {f"eval.variants.{name}.": row for name, row in settings.eval.variants.items()}
+    for prefix, row in asked.items():
+        new = {name: row.get(name) for name in own if not prefix or row.get(name) != own[name]}
+        if kind != "control" and new.get("shots") == 0:
+            problems.append(f"{prefix}shots is 0: it must be at least 1")
+        if kind == "classification" and new.get("ways") == 1:
+            problems.append(f"{prefix}ways is 1: it must be at least 2, with one class any guess is right")
 
 
 def _check_logger(name: str, problems: list[str]) -> None:
     traits = declaration("logger", name).traits
     if traits and importlib.util.find_spec(traits.needs) is None:
         problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
-
-
-def _check_ways(settings: Settings, problems: list[str]) -> None:
-    """A task of one class has nothing to tell apart: any guess is right."""
-    if declaration("dataset", settings.dataset["name"]).traits.kind != "classification":
-        return
-    asked = {"ways": settings.ways, "eval.ways": settings.eval.ways}
-    asked |= {
-        f"eval.variants.{name}.ways": row["ways"] for name, row in settings.eval.variants.items() if "ways" in row
-    }
-    ones = [key for key, ways in asked.items() if ways == 1]
-    problems += [f"{key} is 1: it must be at least 2, with one class any guess is right" for key in ones[:1]]
 
 
 def _check_precision(settings: Settings, problems: list[str]) -> None:

@@ -31,15 +31,9 @@ LISTED = ("algo", "dataset", "backbone", "experiment")  # by `metarun list`
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
 RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Seed", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
-WIRING = (
-    "Backbone",
-    "TaskSpec",
-    "World",
-    "Path",
-    "nn.Linear",
-    "torch.device",
-    "tuple[int, ...]",
-)  # what the wiring gives
+WIRING = (  # what the wiring gives
+    "Backbone", "TaskSpec", "World", "Path", "nn.Linear", "torch.device", "tuple[int, ...]",
+)  # fmt: skip
 REQUIRED = {"algo": Traits, "dataset": DatasetTraits, "metric": Metric}  # the traits that a group cannot do without
 PLAIN = Metric(higher_is_better=False, worst=float("inf"), tolerance=0.0)
 T = TypeVar("T")

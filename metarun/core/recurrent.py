@@ -10,18 +10,25 @@ from metarun.core.types import Params
 State = tuple[Tensor, ...]  # the output [..., hidden] comes first; of an LSTM the cell state [..., hidden] follows
 
 
-class LSTMCell(nn.Module):
-    """One step of a long short-term memory; names, shapes and initial weights are those of `nn.LSTMCell`."""
+class _GatedCell(nn.Module):
+    """Names, shapes and initial weights of PyTorch's cells with `gates` times `hidden` rows."""
 
-    def __init__(self, inputs: int, hidden: int) -> None:
+    def __init__(self, gates: int, inputs: int, hidden: int) -> None:
         super().__init__()
         self.hidden = hidden
-        self.weight_ih = nn.Parameter(torch.empty(4 * hidden, inputs))
-        self.weight_hh = nn.Parameter(torch.empty(4 * hidden, hidden))
-        self.bias_ih = nn.Parameter(torch.empty(4 * hidden))
-        self.bias_hh = nn.Parameter(torch.empty(4 * hidden))
+        self.weight_ih = nn.Parameter(torch.empty(gates * hidden, inputs))
+        self.weight_hh = nn.Parameter(torch.empty(gates * hidden, hidden))
+        self.bias_ih = nn.Parameter(torch.empty(gates * hidden))
+        self.bias_hh = nn.Parameter(torch.empty(gates * hidden))
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+
+class LSTMCell(_GatedCell):
+    """One step of a long short-term memory, with the weights of `nn.LSTMCell`."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(4, inputs, hidden)
 
     def start(self, x: Tensor) -> State:
         """The state before the first step, all zeros, for inputs [..., inputs]."""
@@ -37,18 +44,11 @@ class LSTMCell(nn.Module):
         return leave.sigmoid() * c.tanh(), c
 
 
-class GRUCell(nn.Module):
-    """One step of a gated recurrent unit; names, shapes and initial weights are those of `nn.GRUCell`."""
+class GRUCell(_GatedCell):
+    """One step of a gated recurrent unit, with the weights of `nn.GRUCell`."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
-        super().__init__()
-        self.hidden = hidden
-        self.weight_ih = nn.Parameter(torch.empty(3 * hidden, inputs))
-        self.weight_hh = nn.Parameter(torch.empty(3 * hidden, hidden))
-        self.bias_ih = nn.Parameter(torch.empty(3 * hidden))
-        self.bias_hh = nn.Parameter(torch.empty(3 * hidden))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+        super().__init__(3, inputs, hidden)
 
     def start(self, x: Tensor) -> State:
         """The state before the first step, all zeros, for inputs [..., inputs]."""

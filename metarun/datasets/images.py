@@ -117,17 +117,11 @@ class Images:
         splits. Prepares the data.
         """
         about = self.packed.about
-        origin = [] if self._known else [f"split: {about['origin']}"]
-        scaled = [
-            f"{count(about['deep']['count'], 'picture')} of more than 8 bits, scaled from {about['deep']['range']}"
-        ]
-        return [
-            *origin,
-            *about["notes"],
-            *self._describe_broken(),
-            *(scaled if about["deep"]["count"] else []),
-            *self._describe_equals(),
-        ]
+        notes = [] if self._known else [f"split: {about['origin']}"]
+        notes += [*about["notes"], *self._describe_broken()]
+        if deep := about["deep"]["count"]:
+            notes.append(f"{count(deep, 'picture')} of more than 8 bits, scaled from {about['deep']['range']}")
+        return [*notes, *self._describe_equals()]
 
     def identity(self) -> dict[str, Any]:
         """The settings and counts in which two uses differ, and the hash of all pixels. Prepares the data."""

@@ -48,9 +48,7 @@ class Pictures:
 
     size: int
     channels: int
-    resize: Literal[
-        "squeeze", "crop"
-    ]  # of a picture of another size: squeeze, or crop the largest square in its middle
+    resize: Literal["squeeze", "crop"]  # of another size: the whole picture, or the largest square in its middle
     filter: str  # of the resizing, by Pillow's name
     ink: int | None = None  # the value of the strokes in a drawing; None: no drawings
     mean: Sequence[float] | None = None  # of each channel, subtracted from values in 0..1

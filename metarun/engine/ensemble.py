@@ -19,9 +19,7 @@ from metarun.core.types import Episode, FewShotAlgorithm, Metrics, TaskSpec, The
 class Ensemble:
     """Trained models of one method, for the meta-test alone."""
 
-    members: Sequence[
-        tuple[FewShotAlgorithm, Theta]
-    ]  # each algorithm with a network that has its own running statistics
+    members: Sequence[tuple[FewShotAlgorithm, Theta]]  # each with a network of its own running statistics
     spec: TaskSpec
 
     def probabilities(self, episode: Episode) -> Tensor:

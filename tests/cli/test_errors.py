@@ -194,6 +194,9 @@ MISTAKES: list[tuple[str, str]] = [
         "within vmap PyTorch computes convolutions in float32",
     ),
     ("glyphs ways=1", "ways is 1: it must be at least 2, with one class any guess is right"),
+    ("glyphs shots=0", "shots is 0: it must be at least 1"),
+    ("glyphs eval.shots=0", "eval.shots is 0: it must be at least 1"),
+    ("glyphs ++eval.variants.one.ways=1", "eval.variants.one.ways is 1: it must be at least 2, ..."),
     ("glyphs ways=5 eval.ways=1", "eval.ways is 1: it must be at least 2, with one class any guess is right"),
     ("glyphs ways=1000", "ways is 1000: train has 20 classes"),
     ("glyphs ways=15 algo=protonet", "ways is 15: val has 10 classes"),  # validation's, but not training's

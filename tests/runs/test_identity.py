@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import build_hook
 import numpy as np
 import pytest
 from PIL import Image
@@ -185,6 +186,14 @@ def test_the_commit_is_that_of_the_code_and_not_of_what_surrounds_it(tmp_path: P
     assert find_commit(package) == git("rev-parse", "HEAD")
     (package / "__init__.py").write_text("changed = 1\n")
     assert find_commit(package) == git("rev-parse", "HEAD") + "-dirty"
+
+    copy = tmp_path / "copy"  # of the sources, which this repository does not track
+    copy.mkdir()
+    (copy / "pyproject.toml").touch()
+    assert build_hook.find_commit(str(copy)) is None
+    git("add", "copy")
+    git("commit", "-qm", "sources")
+    assert build_hook.find_commit(str(copy)) == git("rev-parse", "HEAD") + "-dirty\n"
 
 
 def test_a_run_from_before_there_was_a_setting_is_still_the_same_run() -> None:

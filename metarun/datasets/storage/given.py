@@ -6,11 +6,11 @@ from pathlib import Path, PurePosixPath
 from metarun.config.errors import ConfigError
 from metarun.datasets.storage.archives import is_archive, names
 from metarun.datasets.storage.layouts import find_classes
+from metarun.datasets.storage.listed import LABEL
 from metarun.datasets.storage.tables import Column, Sheet
 from metarun.datasets.storage.tree import Picture, is_picture
 
 TEXT = Column("text", ("text", "smiles", "sentence", "utterance", "string"))
-LABEL = Column("label", ("label", "class", "category", "intent", "active"))
 
 
 def find_given(path: Path) -> dict[Picture, str | None]:

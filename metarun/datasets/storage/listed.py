@@ -15,7 +15,7 @@ from metarun.datasets.storage.tables import TABLES, Column, Sheet
 from metarun.datasets.storage.tree import Classes, Parts, Picture, Tree, find_split
 
 FILE = Column("filename", ("filename", "file", "image", "path", "filepath", "file_name", "image_name"))
-LABEL = Column("label", ("label", "class", "class_name", "category"))
+LABEL = Column("label", ("label", "class", "class_name", "category", "intent", "active"))
 SPLIT = Column("split", ("split", "set", "subset", "partition"))
 
 
