@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from metarun.analysis.device_checks import check_rows, check_step
 from metarun.analysis.problems import CLOSE, NEAR, Check, Problem, compare, leaves, require, zip_theta
 from metarun.config.errors import Failed
 from metarun.config.registry import declaration, traits_of
@@ -41,6 +42,7 @@ from metarun.engine.gradient import meta_gradient
 from metarun.runs.folder import RunFolder
 from metarun.runs.session import train_run
 
+ON_GPU = "{} would run on a GPU without waiting for it or copying to it"
 DISTANCES = (1e-6, 1e-8)  # of the points of finite differences from theta: the smaller if a ReLU changes sides
 
 
@@ -68,6 +70,14 @@ def list_algorithm_checks(settings: Settings) -> list[Check]:
         for kind in traits.kinds:
             check_init(functools.partial(Problem.of, settings, kind))
 
+    def check_steps() -> None:
+        for kind in traits.kinds:
+            check_step(functools.partial(Problem.of, settings, kind), settings.trainer)
+
+    def check_tests() -> None:
+        for kind in traits.kinds:
+            check_rows(settings, kind)
+
     training = functools.cache(lambda: Trained(settings))
     checks = [
         Check("all weights are drawn in init(), from the seed alone", check_inits),
@@ -87,6 +97,8 @@ def list_algorithm_checks(settings: Settings) -> list[Check]:
         ]
     return [
         *checks,
+        Check(ON_GPU.format("a step"), check_steps),
+        Check(ON_GPU.format("a test"), check_tests),
         Check("a training of a few steps stays finite", lambda: training().check_finite()),
         Check("a training that goes on from a checkpoint is bit-equal", lambda: training().check_resume()),
     ]
@@ -102,6 +114,7 @@ def list_backbone_checks(settings: Settings) -> list[Check]:
         Check("the meta-gradient of a batch equals that of a plain loop over tasks", lambda: check_batching(problem())),
         Check("vmap, a loop and chunks of tasks give the same meta-gradient", lambda: check_chunks(problem())),
         Check("the meta-gradient is the slope of the loss", lambda: check_slope(problem())),
+        Check(ON_GPU.format("a step"), lambda: check_step(problem, settings.trainer)),
     ]
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from metarun.analysis.device_checks import GPU, check_draws
 from metarun.analysis.problems import Check, require
 from metarun.config.registry import declaration
 from metarun.config.schema import Settings
@@ -18,6 +19,7 @@ from metarun.core.types import Dataset, Episode, Split, TaskShape
 from metarun.datasets.preprocessing import read_preprocessing
 from metarun.engine.build import build_dataset
 
+ON_GPU = "tasks would be drawn on a GPU without waiting for it, and nothing of them left on the host"
 TASKS = 40  # that are looked at in each split
 
 
@@ -36,6 +38,7 @@ def list_dataset_checks(settings: Settings) -> list[Check]:
         Check("tasks have the shapes and labels that are declared", lambda: check_tasks(dataset(), shape, draw)),
         Check("tasks follow from the generator alone", lambda: check_determinism(dataset(), shape, draw)),
         *([] if duplicates else distinct),
+        Check(ON_GPU, lambda: check_draws(build_dataset(settings, GPU), shape)),
     ]
 
 

@@ -1,11 +1,14 @@
 """Generic checks of a world: what its functions must fulfil. A check raises AssertionError with one line."""
 
 import functools
+from collections.abc import Sequence
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from metarun.analysis.data_checks import check_description
+from metarun.analysis.device_checks import GPU, draw_there, require_here, watch
 from metarun.analysis.problems import CLOSE, Check, DoubleTrials, require
 from metarun.config.registry import declaration
 from metarun.config.schema import Settings
@@ -21,12 +24,12 @@ TASKS, EPISODES, TRAJECTORIES = 5, 2, 3
 
 def list_world_checks(settings: Settings) -> list[Check]:
     """The checks of the world that the settings choose."""
-    dataset = functools.cache(lambda: build_dataset(settings))
+    dataset = functools.cache(functools.partial(build_dataset, settings))
     shape = TaskShape(settings.ways, settings.shots, settings.queries)
 
     @functools.cache
-    def source() -> Trials:
-        tasks = dataset().tasks("train", shape)
+    def source(device: torch.device | None = None) -> Trials:
+        tasks = dataset(device).tasks("train", shape)
         require(isinstance(tasks, Trials), "tasks() must return metarun.datasets.sampling.trials.Trials")
         assert isinstance(tasks, Trials)
         return tasks
@@ -38,6 +41,7 @@ def list_world_checks(settings: Settings) -> list[Check]:
         Check("states, observations and rewards have the shapes that are declared", lambda: check_shapes(source())),
         Check("an episode follows from the task alone", lambda: check_purity(source())),
         Check("many tasks at once, by vmap, are as one after another", lambda: check_batching(source())),
+        Check("tasks and episodes would be on a GPU, without waiting for it", lambda: check_gpu(source(GPU), rules)),
         *(Check(f"the rule {name} can act", functools.partial(check_rule, source, name)) for name in rules),
     ]
 
@@ -105,10 +109,21 @@ def check_batching(source: Trials) -> None:
         require(difference <= CLOSE, f"{name} differs by {difference:.1e} between vmap and a loop")
 
 
+def check_gpu(source: Trials, rules: Sequence[str]) -> None:
+    """`source` was built for the stand-in of a GPU."""
+    require_here(source.sample(TASKS, generator_for("check")))
+    world, tasks = source.world, draw_there(source)
+    for execution in get_args(Execution):
+        watch(functools.partial(play, source, execution, tasks))
+        for name in rules:
+            watch(functools.partial(map_tasks, functools.partial(follow, world, name), tasks, execution))
+
+
 def check_rule(source: "functools._lru_cache_wrapper[Trials]", name: str) -> None:
-    world = source().world
+    returns = map_tasks(functools.partial(follow, source().world, name), draw(source()), "vmap")
+    require(bool(returns.isfinite().all()), "its returns are not finite")
 
-    def returns(task: Trial) -> Tensor:
-        return roll_out(world, task, world.rule(name, task.latent, EPISODES), EPISODES, 1).returns
 
-    require(bool(map_tasks(returns, draw(source()), "vmap").isfinite().all()), "its returns are not finite")
+def follow(world: World, name: str, task: Trial) -> Tensor:
+    """The returns of an agent that follows the rule."""
+    return roll_out(world, task, world.rule(name, task.latent, EPISODES), EPISODES, 1).returns

@@ -92,7 +92,7 @@ class Counter:
         pulled = (paid + blank).sum(-1, keepdim=True)  # [P, 1]
         if self.rule == "gittins":
             left = (self.pulls - pulled).long().expand_as(paid)
-            return gittins_indices(self.pulls).to(paid)[left, paid.long(), blank.long()]
+            return gittins_indices(self.pulls, paid.device).to(paid.dtype)[left, paid.long(), blank.long()]
         if self.rule == "thompson":  # the a-th smallest of a + b - 1 uniform numbers has the distribution Beta(a, b)
             numbers = torch.arange(self.pulls, device=chance.device)
             ranked = torch.where(numbers <= (paid + blank)[..., None], chance, 2.0).sort(-1).values
@@ -105,17 +105,18 @@ class Counter:
 
 
 @cache
-def gittins_indices(pulls: int) -> Tensor:
+def gittins_indices(pulls: int, device: torch.device) -> Tensor:
     """[left, paid, blank]: the Gittins index of an arm, to 1 / LEVELS, with up to `pulls` pulls left.
 
     It is the largest sure payment per pull for which one would still pull the arm at least once more, if after that one
     may go over to the sure payment for good.
     """
-    paid, blank = torch.arange(pulls + 1.0)[:, None], torch.arange(pulls + 1.0)
+    blank = torch.arange(pulls + 1.0, device=device)
+    paid = blank[:, None]
     mean = (paid + 1) / (paid + blank + 2)
-    sure = ((torch.arange(LEVELS) + 0.5) / LEVELS)[:, None, None]
-    gain = torch.zeros(LEVELS, pulls + 2, pulls + 2)  # over the sure payment, with the best play of what is left
-    indices = [torch.zeros(pulls + 1, pulls + 1)]
+    sure = ((torch.arange(LEVELS, device=device) + 0.5) / LEVELS)[:, None, None]
+    gain = mean.new_zeros(LEVELS, pulls + 2, pulls + 2)  # over the sure payment, with the best play of what is left
+    indices = [torch.zeros_like(mean)]
     for _ in range(pulls):
         pull = mean - sure + mean * gain[:, 1:, :-1] + (1 - mean) * gain[:, :-1, 1:]
         indices.append((pull > 0).float().mean(0))

@@ -139,10 +139,11 @@ def allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
 
 
-def build_dataset(settings: Settings) -> Dataset:
-    """Build the configured dataset on the configured device. Raises ConfigError."""
+def build_dataset(settings: Settings, device: torch.device | None = None) -> Dataset:
+    """Build the configured dataset, on the configured device if no other is given. Raises ConfigError."""
     data_dir = Path(settings.data_dir).expanduser().absolute() if settings.data_dir else cache_dir()
-    dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=find_device(settings.device))
+    device = device or find_device(settings.device)
+    dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=device)
     check_methods(dataset, settings.dataset["name"])
     return dataset
 

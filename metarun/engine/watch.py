@@ -80,6 +80,8 @@ class _Operations(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if self.watch.kind == "meta" and "generator" in kwargs:
+            kwargs = {**kwargs, "generator": None}  # not all operations take one there, and no number is drawn
         if fault := self._judge(function, args, kwargs):
             self.watch.note(f"{function} {fault}")
         made = function(*args, **kwargs)

@@ -48,7 +48,7 @@ def test_its_method_trains_with_its_own_settings(metarun_process: Command, place
 def test_its_method_passes_the_generic_checks(metarun_process: Command, installed: None) -> None:
     answer = metarun_process("check", "algo=cosine_means")
     assert (answer.code, answer.err) == (0, "")
-    assert len(answer.out.splitlines()) == 8
+    assert len(answer.out.splitlines()) == 10
     assert all(line.startswith("ok ") for line in answer.out.splitlines())
 
 
@@ -58,7 +58,7 @@ def test_its_world_passes_the_generic_checks_and_a_policy_learns_in_it(
 ) -> None:
     answer = metarun_process("check", "dataset=corridor")
     assert (answer.code, answer.err) == (0, "")
-    assert len(answer.out.splitlines()) == 6
+    assert len(answer.out.splitlines()) == 7
     assert all(line.startswith("ok ") for line in answer.out.splitlines())
     size = ("shots=0", "queries=2", "dataset.steps=2", "algo.hidden=16", "algo.entropy=0.5", "optimizer.lr=0.01")
     length = ("trainer.steps=200", "trainer.tasks_per_step=16", "trainer.eval_every=200", "eval.tasks=100")

@@ -32,7 +32,7 @@ def returns_of(world: Any, rule: str, tasks: int, episodes: int) -> torch.Tensor
 
 
 def test_a_gittins_index_is_that_of_bisection() -> None:
-    table = gittins_indices(5)
+    table = gittins_indices(5, CPU)
     for left in range(1, 6):
         for paid in range(6 - left):
             for blank in range(6 - left - paid):

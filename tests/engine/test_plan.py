@@ -7,18 +7,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.core.batch import Execution
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
 from metarun.engine.compile import Compiled
 from metarun.engine.distributed import Ranks
 from metarun.engine.gradient import Part, meta_gradient, sum_tasks
-from metarun.engine.loop import descend
 from metarun.engine.plan import MetaGradient, Plan
-from metarun.engine.state import Window
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 TASKS = 6
@@ -166,31 +162,3 @@ def test_memory_that_is_too_small_for_one_task_is_an_error(monkeypatch: pytest.M
     algo, theta = algo_and_theta("maml", "mlp")
     with pytest.raises(RuntimeError, match="allocate memory"):
         MetaGradient(algo, make_settings())(theta, episodes(TASKS))
-
-
-class Readings(TorchDispatchMode):
-    """Counts the numbers that Python reads out of tensors: on a GPU each would wait for the device."""
-
-    count = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += function is torch.ops.aten._local_scalar_dense.default
-        return function(*args, **(kwargs or {}))
-
-
-@pytest.mark.parametrize("execution", ["vmap", "loop"])
-@pytest.mark.parametrize(("name", "backbone"), mark_slow(ONE_BACKBONE))
-def test_a_step_reads_nothing_back_from_the_device(name: str, backbone: str, execution: Execution) -> None:
-    algo, theta = algo_and_theta(name, backbone)
-    optimizer = torch.optim.SGD(
-        [p for c, params in theta.items() if c not in traits_of(algo).carried for p in params.values()]
-    )
-    run, window = MetaGradient(algo, make_settings(execution=execution, clip_norm=1.0)), Window()
-    with Readings() as readings:  # type: ignore[no-untyped-call]
-        for _ in range(2):
-            loss, metrics, gradient = run(theta, episodes(TASKS))
-            descend(theta, gradient, optimizer, run.settings, traits_of(algo).carried)
-            window.add({"loss": loss, **metrics})
-        assert readings.count == 0
-        loss.item()
-        assert readings.count == 1  # the counter counts

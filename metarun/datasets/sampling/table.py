@@ -19,22 +19,23 @@ class Table:
     """Rows of examples, for instance pictures, and the rows that belong to each class."""
 
     examples: Tensor  # [n, *example]; of pictures [n, C, H, W] uint8
-    rows: Tensor  # [m] of examples, those of a class next to each other
+    rows: Tensor  # [m] of examples, those of a class next to each other; where the examples are, as the next two
     starts: Tensor  # [classes], of each class in `rows`
     counts: Tensor  # [classes]
     device: torch.device  # where examples are wanted
     least: int  # examples of the smallest class
     most: int  # examples of the largest class
+    counted: Tensor  # counts on the host, where a test's tasks are drawn
     rotated: bool = False  # class 4c + q of the table is class c rotated by q quarter turns
 
     @classmethod
     def from_labels(cls, examples: Tensor, labels: Tensor, rows: Tensor, device: torch.device) -> "Table":
         """examples: [n, *example]; labels: [m] of their `rows` [m], 0 .. classes - 1, each at least once."""
-        counts = labels.bincount()
-        least, most = int(counts.min()), int(counts.max())
-        rows, starts = rows[labels.argsort(stable=True)], counts.cumsum(0) - counts
-        rows, starts, counts = (part.to(device) for part in (rows, starts, counts))
-        return cls(examples, rows, starts, counts, device, least, most)
+        counted = labels.bincount()
+        least, most = int(counted.min()), int(counted.max())
+        rows, starts = rows[labels.argsort(stable=True)], counted.cumsum(0) - counted
+        rows, starts, counts = (part.to(examples.device) for part in (rows, starts, counted))
+        return cls(examples, rows, starts, counts, device, least, most, counted)
 
     @classmethod
     def from_classes(cls, examples: Tensor) -> "Table":
@@ -57,35 +58,35 @@ class Table:
 
     def sizes(self, classes: Tensor) -> Tensor:
         """The number of examples of each of `classes`, on their device."""
-        return self.counts.to(classes.device)[classes // self._turns]
+        counts = self.counts if classes.device == self.counts.device else self.counted
+        return counts[classes // self._turns]
 
     def take(self, classes: Tensor, members: Tensor) -> Tensor:
         """The examples `members` [*s, k] of `classes` [*s]: [*s, k, *example], as stored, on the device."""
-        classes, members = classes.to(self.device), members.to(self.device)
+        classes, members = classes.to(self.starts.device), members.to(self.starts.device)
         if not self.rotated:
             return self._fetch(self.starts[classes][..., None] + members)
         upright = self._fetch(self.starts[classes // 4][..., None] + members)
-        return rotate(upright, (classes % 4)[..., None].expand(members.shape))
+        return rotate(upright, (classes % 4).to(self.device)[..., None].expand(members.shape))
 
     def at(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """The examples `index` [*s] in a list of all classes' [total], and their classes [*s], on the device."""
-        index, turns = index.to(self.device), self._turns
+        index, turns = index.to(self.starts.device), self._turns
         examples = self._fetch(index // turns)
         classes = torch.bucketize(index // turns, self.starts, right=True) - 1
         if self.rotated:
-            examples = rotate(examples, index % 4)
-        return examples, classes * turns + index % turns
+            examples = rotate(examples, (index % 4).to(self.device))
+        return examples, (classes * turns + index % turns).to(self.device)
 
     @property
     def _turns(self) -> int:
         return 4 if self.rotated else 1
 
     def _fetch(self, index: Tensor) -> Tensor:
-        rows = self.rows[index.flatten()].to(self.examples.device)
-        x = self.examples.index_select(0, rows).view(*index.shape, *self.example_shape)
+        x = self.examples.index_select(0, self.rows[index.flatten()]).view(*index.shape, *self.example_shape)
         if x.device.type == "cpu" and self.device.type == "cuda":
-            x = x.pin_memory()
-        return x.to(self.device, non_blocking=True)
+            return x.pin_memory().to(self.device, non_blocking=True)
+        return x.to(self.device)
 
 
 def rotate(x: Tensor, quarters: Tensor) -> Tensor:

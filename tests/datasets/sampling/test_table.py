@@ -87,7 +87,7 @@ def test_pictures_on_the_gpu_are_taken_from_there(name: str) -> None:
     with FakeTensorMode():
         rows, starts, counts = (torch.tensor(numbers, device=device) for numbers in ([0, 1, 2, 3], [0, 2], [2, 2]))
         pictures = torch.zeros(4, 3, 8, 8, dtype=torch.uint8, device=device)
-        table = Table(pictures, rows, starts, counts, device, 2, 2)
+        table = Table(pictures, rows, starts, counts, device, 2, 2, counts)
         index = torch.zeros(1, 2, 1, dtype=torch.long, device=device)
         assert table.take(index[..., 0], index).device == torch.device("cuda:0")
 
