@@ -1,14 +1,15 @@
-"""`metarun explain`: drawings of what a run has learned besides weights, and the numbers behind them."""
+"""`metarun explain`: how a policy acts, or what a run has learned besides weights, with the numbers behind it."""
 
 import csv
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from metarun.analysis.behaviour import draw_behaviour
 from metarun.config.errors import ConfigError
 from metarun.core.batch import unstack
 from metarun.core.learned import POINTS, Chart, average
 from metarun.core.seeding import generator_for
-from metarun.core.types import Episode, Theta
+from metarun.core.types import Episode, Theta, Visible
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.runs.folder import RunFolder
@@ -24,16 +25,20 @@ class Explainable(Protocol):
 
 
 def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
-    """Write `explained/<name>.png` and `.csv` of a run's best checkpoint: the mean over some validation tasks.
+    """Write `explained/<name>.png` and `.csv` of a run's best checkpoint: the mean over some validation tasks; of what
+    acts in a world that can be drawn, `explained/behaviour.png` and `.gif`.
 
-    Raises ConfigError if the method learns nothing but weights.
+    Raises ConfigError if there is neither.
     """
-    algo = experiment.algo
-    if not isinstance(algo, Explainable):
+    algo, acts = experiment.algo, isinstance(experiment.source.spec.world, Visible)
+    if not isinstance(algo, Explainable) and not acts:
         name = experiment.settings.algo["name"]
         raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
     tensors, _ = checkpoint.load(folder.best)
     theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
+    (folder.path / "explained").mkdir(exist_ok=True)
+    if not isinstance(algo, Explainable):
+        return draw_behaviour(experiment, theta, folder.path / "explained")
     tester = experiment.build_tester(experiment.plan_rows()["test"], "val")
     tasks = tester.source.sample(TASKS, generator_for(tester.row.seed, "explain"))
     each = [algo.explain(theta, task) for task in unstack(tasks)]
@@ -41,7 +46,6 @@ def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
     for name in each[0]:
         chart = average([charts[name] for charts in each])
         place = folder.path / "explained" / name
-        place.parent.mkdir(exist_ok=True)
         written += [_write_table(chart, place.with_suffix(".csv")), _draw(chart, name, place.with_suffix(".png"))]
     return written
 

@@ -206,9 +206,9 @@ def read_task(arguments: argparse.Namespace, model: "Model") -> "tuple[Named, Na
 
 
 def explain(words: Sequence[str]) -> None:
-    """Draw the loss or the rates that a run has learned.
+    """Draw the loss or the rates that a run has learned, or how its policy acts.
 
-    Drawings and the numbers behind them go to explained/ in the run's folder.
+    Drawings, and the numbers behind them or an animation, go to explained/ in the run's folder.
     """
     parser = Parser(explain)
     parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")

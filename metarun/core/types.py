@@ -140,6 +140,15 @@ class World(Protocol):
         ...
 
 
+@runtime_checkable
+class Visible(World, Protocol):
+    """A world that shows what happens in it; no world must."""
+
+    def draw(self, axes: Any, latent: Params, states: Any) -> None:
+        """Draw the last of the moments [t, ...] of an episode, and the way to it, on Matplotlib's axes."""
+        ...
+
+
 class TaskSpec(NamedTuple):
     """What a task asks for. `output_size` is the number of classes, or of regressed values.
 

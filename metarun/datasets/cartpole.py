@@ -1,7 +1,7 @@
 """A pole on a cart that is pushed to the left or to the right, of unknown masses and length, by an unknown motor."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -71,6 +71,15 @@ class CartPole(Simulated):
         angle, turning = angle + STEP * turning, turning + STEP * angular
         moved = Cart(place, speed, angle, turning, stands * ((angle.abs() < TILTED) & (place.abs() < AWAY)))
         return Cart(*(torch.where(stands > 0, new, old) for new, old in zip(moved, state))), stands
+
+    def draw(self, axes: Any, latent: Params, states: Cart) -> None:
+        """Cart and pole, and where the end of the pole was."""
+        place, angle, length = states.place, states.angle, 2 * latent["half"]
+        ends = torch.stack([place + length * angle.sin(), length * angle.cos()])  # [2, t]
+        axes.plot(*ends.numpy(), color="0.7")
+        axes.plot([float(place[-1])] * 2, [0, 0], "s", markersize=12, color="0.3")
+        axes.plot(*zip((float(place[-1]), 0.0), ends[:, -1].tolist()), linewidth=4)
+        axes.set(xlim=(-AWAY, AWAY), ylim=(-0.5, 2.5))
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
         """The sign of the linear quadratic regulator's force, for who knows the task, or takes it for the average of

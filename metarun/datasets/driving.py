@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,16 +10,15 @@ from torch import Tensor
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
-from metarun.core.control import Reflex
-from metarun.core.types import Agent, Params
+from metarun.core.types import Agent, Params, Seen
 from metarun.datasets.sampling.trials import Simulated
 
 STEP = 1.0  # metres that the car goes in a step
 WAVE = 2 * math.pi / 40  # of the road, in 1 / m
 AHEAD = 3.0  # metres from the car to where it sees how the road bends
-LOCK = 0.7  # radians, the largest angle of the wheels
+LOCK = 0.8  # radians, the largest angle of the wheels
 FAR = 5.0  # metres from the middle of the road; what is farther off costs no more
-STIFFNESS = 0.5  # of the hand controller, in 1 / m
+STIFFNESS = 0.7  # of the hand controller, in 1 / m
 
 
 class Car(NamedTuple):
@@ -35,10 +34,9 @@ class Car(NamedTuple):
 class Driving(Simulated):
     """A car that is to stay in the middle of a winding road (the kinematic bicycle).
 
-    Hidden are its wheelbase (2 to 4 m), the angle of the wheels at full action (0.3 to 0.6 rad, to either side: half of
-    all cars steer the wrong way round), their angle without any (up to 0.08 rad), and how much of the way to a new
-    angle the wheels turn within a step (0.4 to 1). The road is new in every episode. The reward is minus the distance
-    from its middle in metres, at most 5.
+    Hidden are its wheelbase (2 to 4 m), how far the wheels turn at full action (0.4 to 1.6 rad), which action it takes
+    to hold them straight (up to 0.5 to either side), and how much of the way to a new angle they turn within a step
+    (0.2 to 1). The road is new in every episode. The reward is minus the distance from its middle in metres, at most 5.
     """
 
     horizon: Count  # steps of 1 m
@@ -50,52 +48,78 @@ class Driving(Simulated):
     chances = 2
 
     def latent(self, tasks: int, generator: torch.Generator) -> Params:
-        """Drawn for every task, [T] each: wheelbase in m, gain and offset in rad, and the wheels' speed per step."""
-        u = torch.rand(5, tasks, generator=generator, device=generator.device)
-        side = torch.where(u[4] < 0.5, -1.0, 1.0)
+        """Drawn for every task, [T] each: wheelbase in m, gain in rad, offset of the action, and the wheels' speed per step."""
+        u = torch.rand(4, tasks, generator=generator, device=generator.device)
         return {
             "wheelbase": 2 + 2 * u[0],
-            "gain": side * (0.3 + 0.3 * u[1]),
-            "offset": 0.08 * (2 * u[2] - 1),
-            "speed": 0.4 + 0.6 * u[3],
+            "gain": 0.4 + 1.2 * u[1],
+            "offset": u[2] - 0.5,
+            "speed": 0.2 + 0.8 * u[3],
         }
 
     def reset(self, latent: Params, chance: Tensor) -> Car:
         """In the middle of the road, along it."""
         x = torch.zeros_like(chance[:, 0])
         width, phase = 0.5 + 1.5 * chance[:, 0], 2 * math.pi * chance[:, 1]
-        car = Car(torch.stack([x, x], -1), x, x + latent["offset"], width, phase)
+        car = Car(torch.stack([x, x], -1), x, x - latent["gain"] * latent["offset"], width, phase)
         y, slope, _ = follow_road(car, x)
         return car._replace(place=torch.stack([x, y], -1), heading=slope.atan())
 
     def observe(self, latent: Params, state: Car) -> Tensor:
-        """The distance from the middle to the left in units of 5 m, sine and cosine of the angle to the road, and ten
-        times its curvature a little ahead: [P, 4].
+        """Metres to the left of the middle, five times the sine of the angle to the road, its cosine, and ten times the
+        curvature of the road a little ahead: [P, 4].
         """
         left, angle = compare_to_road(state)
         bend = 10 * follow_road(state, state.place[:, 0] + AHEAD)[2]
-        return torch.stack([left / FAR, angle.sin(), angle.cos(), bend], -1)
+        return torch.stack([left, 5 * angle.sin(), angle.cos(), bend], -1)
 
     def step(self, latent: Params, state: Car, action: Tensor, chance: Tensor) -> tuple[Car, Tensor]:
         """action: [P, 1], of which -1 .. 1 counts."""
-        target = latent["gain"] * action[:, 0].clamp(-1, 1) + latent["offset"]
-        wheels = (state.wheels + latent["speed"] * (target - state.wheels)).clamp(-LOCK, LOCK)
+        wheels = turn_wheels(latent, state.wheels, action[:, 0])
         heading = state.heading + STEP * wheels.tan() / latent["wheelbase"]
         place = state.place + STEP * torch.stack([heading.cos(), heading.sin()], -1)
         state = state._replace(place=place, heading=heading, wheels=wheels)
         return state, -compare_to_road(state)[0].abs()
 
+    def draw(self, axes: Any, latent: Params, states: Car) -> None:
+        """The road and the way of the car, seen from above."""
+        x = torch.linspace(0, self.horizon * STEP, 200)
+        road = Car(*(field[-1] for field in states))
+        axes.plot(x.numpy(), follow_road(road, x)[0].numpy(), color="0.85", linewidth=10)
+        axes.plot(*states.place.T.numpy(), linewidth=2)
+        axes.plot(*states.place[-1].numpy(), "s", color="tab:red")
+        axes.set(xlim=(-5, self.horizon * STEP + 5), ylim=(-20, 20))
+
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
-        """A hand controller that knows this car, or takes every car for the average of those that steer rightly."""
-        average = {"wheelbase": 3.0, "gain": 0.45, "offset": 0.0}
+        """A hand controller that knows this car, or takes every car for the average one."""
+        average = {"wheelbase": 3.0, "gain": 1.0, "offset": 0.0, "speed": 0.6}
+        return Driver(latent if name == "known" else {key: torch.full_like(latent[key], x) for key, x in average.items()})
 
-        def react(observation: Tensor, chance: Tensor) -> Tensor:
-            car = latent if name == "known" else {key: torch.full_like(latent[key], x) for key, x in average.items()}
-            left, sine, _, bend = observation.unbind(-1)
-            curvature = bend / 10 - 2 * STIFFNESS * sine - STIFFNESS**2 * FAR * left  # critically damped
-            return (((car["wheelbase"] * curvature).atan() - car["offset"]) / car["gain"])[:, None]
 
-        return Reflex(react)
+@dataclass(frozen=True)
+class Driver:
+    """An agent that steers a car with these parameters; its memory is the angle that the wheels then have."""
+
+    car: Params
+    chances = 0
+
+    def start(self, trajectories: int) -> Tensor:
+        return self.car["gain"].new_zeros(trajectories)
+
+    def act(self, memory: Tensor, seen: Seen, chance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        car = self.car
+        wheels = torch.where(seen.begins > 0, -car["gain"] * car["offset"], memory)
+        left, sine, _, bend = seen.observation.unbind(-1)
+        curvature = bend / 10 - 2 * STIFFNESS * sine / 5 - STIFFNESS**2 * left  # critically damped
+        target = wheels + ((car["wheelbase"] * curvature).atan() - wheels) / car["speed"]
+        action = target / car["gain"] + car["offset"]
+        return turn_wheels(car, wheels, action), action[:, None], action
+
+
+def turn_wheels(car: Params, wheels: Tensor, action: Tensor) -> Tensor:
+    """The wheels' angle after a step. wheels, action: [P]."""
+    target = car["gain"] * (action.clamp(-1, 1) - car["offset"])
+    return (wheels + car["speed"] * (target - wheels)).clamp(-LOCK, LOCK)
 
 
 def follow_road(car: Car, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

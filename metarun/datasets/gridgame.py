@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +97,16 @@ class Game:
         after = Play(cell, key, state.solved | won)
         stays = Play(*(torch.where(state.solved, old, new) for old, new in zip(state, after)))
         return stays, won.to(latent["moves"].dtype)
+
+    def draw(self, axes: Any, latent: Params, states: Play) -> None:
+        """The board: keys on the left, doors on the right, green where they are the right ones, and the player."""
+        for row in range(ROWS):
+            for column, right, mark in ((0, latent["key"], "P"), (COLUMNS - 1, latent["door"], "s")):
+                axes.plot(column, row, mark, markersize=22, color="tab:green" if row == right else "0.8")
+        row, column = states.cell // COLUMNS, states.cell % COLUMNS
+        axes.plot(column.numpy(), row.numpy(), linewidth=2)
+        axes.plot(column[-1], row[-1], "*" if states.solved[-1] else "o", markersize=14, color="tab:red")
+        axes.set(xlim=(-0.5, COLUMNS - 0.5), ylim=(ROWS - 0.5, -0.5))
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
         """The shortest way for who knows the rules, or any control."""

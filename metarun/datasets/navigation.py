@@ -1,6 +1,7 @@
 """A point in the plane that has to find a goal it cannot see."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,6 +47,12 @@ class Navigation(Simulated):
     def step(self, latent: Params, state: Tensor, action: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
         state = state + action.clamp(-LONGEST, LONGEST)
         return state, -(state - latent["goal"]).norm(dim=-1)
+
+    def draw(self, axes: Any, latent: Params, states: Tensor) -> None:
+        """The way from the middle, and the goal."""
+        axes.plot(*states.T.numpy(), marker=".")
+        axes.plot(*latent["goal"].numpy(), "r*", markersize=12)
+        axes.set(xlim=(-0.75, 0.75), ylim=(-0.75, 0.75))
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
         """Straight to the goal."""

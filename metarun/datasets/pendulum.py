@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -66,6 +66,13 @@ class Pendulum(Simulated):
         pull = 1.5 * GRAVITY / length * state.angle.sin() + 3 / (mass * length.square()) * torque
         speed = (state.speed + STEP * pull).clamp(-FASTEST, FASTEST)
         return Swing(state.angle + STEP * speed, speed), -cost
+
+    def draw(self, axes: Any, latent: Params, states: Swing) -> None:
+        """The rod, as long and as thick as it is, and where it was."""
+        tips = latent["length"] * torch.stack([states.angle.sin(), states.angle.cos()])  # [2, t]
+        axes.plot(*tips.numpy(), color="0.7")
+        axes.plot(*zip((0, 0), tips[:, -1].tolist()), linewidth=4 * float(latent["mass"]), solid_capstyle="round")
+        axes.set(xlim=(-1.7, 1.7), ylim=(-1.7, 1.7))
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
         """Computed torque, for who knows mass and length, or takes 1.25 kg and 1 m for granted."""
