@@ -11,12 +11,12 @@ from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
 from metarun.core.control import Reflex
 from metarun.core.types import Agent, Params
-from metarun.datasets.sampling.trials import Simulated
+from metarun.datasets.sampling.trials import Simulated, assume
 
 STEP = 0.02  # seconds
 GRAVITY = 9.8  # m / s^2
 TILTED, AWAY = 0.2095, 2.4  # rad and m at which the pole counts as fallen
-SWEEPS = 200  # of the Riccati equation
+SWEEPS = 600  # of the Riccati equation
 
 
 class Cart(NamedTuple):
@@ -56,7 +56,8 @@ class CartPole(Simulated):
 
     def reset(self, latent: Params, chance: Tensor) -> Cart:
         """All four numbers between -0.05 and 0.05."""
-        return Cart(*(0.1 * chance - 0.05).unbind(-1), torch.ones_like(chance[:, 0]))
+        place, speed, angle, turning = (0.1 * chance - 0.05).unbind(-1)
+        return Cart(place, speed, angle, turning, stands=torch.ones_like(place))
 
     def observe(self, latent: Params, state: Cart) -> Tensor:
         """Place, speed, angle and its change, scaled to about 1; and whether the pole stands."""
@@ -87,8 +88,7 @@ class CartPole(Simulated):
         """
         if name == "random":
             return Reflex(lambda observation, chance: (2 * chance[:, 0]).long(), chances=1)
-        average = {"cart": 1.25, "pole": 0.275, "half": 0.625, "force": 10.0}
-        task = latent if name == "known" else {key: torch.full_like(latent[key], x) for key, x in average.items()}
+        task = latent if name == "known" else assume(latent, cart=1.25, pole=0.275, half=0.625, force=10.0)
         gains = regulate(task)
 
         def react(observation: Tensor, chance: Tensor) -> Tensor:

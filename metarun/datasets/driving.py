@@ -11,7 +11,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
 from metarun.core.types import Agent, Params, Seen
-from metarun.datasets.sampling.trials import Simulated
+from metarun.datasets.sampling.trials import Simulated, assume
 
 STEP = 1.0  # metres that the car goes in a step
 WAVE = 2 * math.pi / 40  # of the road, in 1 / m
@@ -48,7 +48,7 @@ class Driving(Simulated):
     chances = 2
 
     def latent(self, tasks: int, generator: torch.Generator) -> Params:
-        """Drawn for every task, [T] each: wheelbase in m, gain in rad, offset of the action, and the wheels' speed per step."""
+        """Drawn for every task, [T] each: wheelbase in m, gain in rad, offset of actions, speed of the wheels."""
         u = torch.rand(4, tasks, generator=generator, device=generator.device)
         return {
             "wheelbase": 2 + 2 * u[0],
@@ -92,8 +92,8 @@ class Driving(Simulated):
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
         """A hand controller that knows this car, or takes every car for the average one."""
-        average = {"wheelbase": 3.0, "gain": 1.0, "offset": 0.0, "speed": 0.6}
-        return Driver(latent if name == "known" else {key: torch.full_like(latent[key], x) for key, x in average.items()})
+        average = assume(latent, wheelbase=3.0, gain=1.0, offset=0.0, speed=0.6)
+        return Driver(latent if name == "known" else average)
 
 
 @dataclass(frozen=True)

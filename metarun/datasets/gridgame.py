@@ -103,9 +103,9 @@ class Game:
         for row in range(ROWS):
             for column, right, mark in ((0, latent["key"], "P"), (COLUMNS - 1, latent["door"], "s")):
                 axes.plot(column, row, mark, markersize=22, color="tab:green" if row == right else "0.8")
-        row, column = states.cell // COLUMNS, states.cell % COLUMNS
-        axes.plot(column.numpy(), row.numpy(), linewidth=2)
-        axes.plot(column[-1], row[-1], "*" if states.solved[-1] else "o", markersize=14, color="tab:red")
+        across, down = states.cell % COLUMNS, states.cell // COLUMNS
+        axes.plot(across.numpy(), down.numpy(), linewidth=2)
+        axes.plot(across[-1], down[-1], "*" if states.solved[-1] else "o", markersize=14, color="tab:red")
         axes.set(xlim=(-0.5, COLUMNS - 0.5), ylim=(ROWS - 0.5, -0.5))
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:

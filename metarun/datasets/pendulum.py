@@ -12,7 +12,7 @@ from metarun.config.schema import Count, Positive
 from metarun.config.traits import DatasetTraits
 from metarun.core.control import Reflex
 from metarun.core.types import Agent, Params
-from metarun.datasets.sampling.trials import Simulated
+from metarun.datasets.sampling.trials import Simulated, assume
 
 STEP = 0.05  # seconds
 GRAVITY = 10.0  # m / s^2
@@ -76,10 +76,9 @@ class Pendulum(Simulated):
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
         """Computed torque, for who knows mass and length, or takes 1.25 kg and 1 m for granted."""
-        average = {"mass": 1.25, "length": 1.0}
+        rod = latent if name == "known" else assume(latent, mass=1.25, length=1.0)
 
         def react(observation: Tensor, chance: Tensor) -> Tensor:
-            rod = latent if name == "known" else {key: torch.full_like(latent[key], x) for key, x in average.items()}
             cosine, sine, speed = observation.unbind(-1)
             wanted = -2 * STIFFNESS * FASTEST * speed - STIFFNESS**2 * torch.atan2(sine, cosine)  # critically damped
             inertia = rod["mass"] * rod["length"].square() / 3

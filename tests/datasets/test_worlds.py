@@ -1,15 +1,21 @@
 """The worlds: what every world must fulfil, and what each is, by hand."""
 
+import json
+import math
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.linalg
 import torch
 
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.control import Reflex, linear_baseline, roll_out
 from metarun.core.seeding import generator_for
-from metarun.core.types import TaskShape, Trial
+from metarun.core.types import Agent, TaskShape, Trial
 from metarun.datasets.bandit import Bandit, gittins_indices
+from metarun.datasets.cartpole import Cart, regulate
+from metarun.datasets.gridgame import GridGame
 from metarun.datasets.tabular import Tabular, best_choices
 from metarun.testing import check_dataset
 from tests.reference.worlds import gittins_index, optimal_return
@@ -21,14 +27,21 @@ def test_a_world_fulfils_what_every_world_must(name: str) -> None:
     check_dataset(name)
 
 
-def returns_of(world: Any, rule: str, tasks: int, episodes: int) -> torch.Tensor:
+def returns_of(dataset: Any, rule: str, tasks: int, episodes: int) -> torch.Tensor:
     """[T], the mean return of an episode."""
+    world = dataset.tasks("train", TaskShape(1, 1, 1)).world
 
     def play(task: Trial) -> torch.Tensor:
         return roll_out(world, task, world.rule(rule, task.latent, episodes), episodes, 1).returns.mean()
 
-    returns: torch.Tensor = map_tasks(play, draw_trials(world, tasks), "vmap")
+    returns: torch.Tensor = map_tasks(play, draw_trials(dataset, tasks), "vmap")
     return returns
+
+
+def act_as_told(actions: torch.Tensor) -> Agent:
+    """An agent that takes these actions [H, ...], one after another, on one trajectory."""
+    following = iter(actions)
+    return Reflex(lambda observation, chance: next(following)[None])
 
 
 def test_a_gittins_index_is_that_of_bisection() -> None:
@@ -101,6 +114,158 @@ def test_straight_to_a_goal_and_the_moves_are_limited() -> None:
     torch.testing.assert_close(returns, torch.tensor([[-0.2]]))
     away = roll_out(world, task, Reflex(lambda seen, chance: torch.tensor([[-7.0, 0.0]])), 1, 1).reward
     torch.testing.assert_close(away[0, :, 0], -torch.tensor([0.35, 0.45, 0.55, 0.65]))
+
+
+def plain_car(car: dict[str, float], actions: list[float], wave: float) -> list[float]:
+    """The rewards of a car on a road y = sin(wave * x), with the phase 0."""
+    x, y, heading, wheels, rewards = 0.0, 0.0, math.atan(wave), -car["gain"] * car["offset"], []
+    for action in actions:
+        wheels += car["speed"] * (car["gain"] * (min(1.0, max(-1.0, action)) - car["offset"]) - wheels)
+        heading += math.tan(wheels) / car["wheelbase"]
+        x, y = x + math.cos(heading), y + math.sin(heading)
+        rewards.append(-abs(y - math.sin(wave * x)) * math.cos(math.atan(wave * math.cos(wave * x))))
+    return rewards
+
+
+def test_a_car_turns_as_a_bicycle() -> None:
+    world, actions = WORLDS["driving"], [0.3, 0.1, -0.2, -7.0, 0.4]
+    car = {"wheelbase": 2.5, "gain": 0.7, "offset": 0.2, "speed": 0.6}
+    latent = {name: torch.tensor(value, dtype=torch.float64) for name, value in car.items()}
+    state, rewards = world.reset(latent, torch.tensor([[1 / 3, 0.0]], dtype=torch.float64)), []
+    for action in actions:
+        state, reward = world.step(latent, state, torch.tensor([[action]]), torch.zeros(1, 2))
+        rewards.append(float(reward))
+    assert rewards == pytest.approx(plain_car(car, actions, 2 * math.pi / 40))
+
+
+def test_a_pendulum_moves_and_costs_as_gymnasiums() -> None:
+    """Pendulum-v1's equations, with its rod of 1 m and another mass."""
+    world, mass = WORLDS["pendulum"], 0.8
+    latent = {"mass": torch.tensor(mass, dtype=torch.float64), "length": torch.tensor(1.0, dtype=torch.float64)}
+    state = world.reset(latent, torch.tensor([[0.9, 0.2]], dtype=torch.float64))
+    angle, speed = float(state.angle), float(state.speed)
+    for action in (0.5, -0.3, -2.0, 0.0, 0.1):
+        state, reward = world.step(latent, state, torch.tensor([[action]]), torch.zeros(1, 2))
+        torque = 16 * min(1.0, max(-1.0, action))
+        tilt = (angle + math.pi) % (2 * math.pi) - math.pi
+        assert float(reward) == pytest.approx(-(tilt**2 + 0.1 * speed**2 + 0.001 * torque**2))
+        speed += (3 * 10 / 2 * math.sin(angle) + 3 / mass * torque) * 0.05
+        speed = min(8.0, max(-8.0, speed))
+        angle += speed * 0.05
+        assert [float(state.angle), float(state.speed)] == pytest.approx([angle, speed])
+
+
+CARTPOLE = {"cart": 1.0, "pole": 0.1, "half": 0.5, "force": -10.0}
+
+
+def cartpole_latent() -> dict[str, torch.Tensor]:
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in CARTPOLE.items()}
+
+
+def test_a_pole_moves_as_gymnasiums_until_it_falls() -> None:
+    """CartPole-v1's equations with its masses, and a motor that pushes the wrong way."""
+    world, latent = WORLDS["cartpole"], cartpole_latent()
+    state = world.reset(latent, torch.tensor([[0.1, 0.7, 0.9, 0.4]], dtype=torch.float64))
+    x, v, angle, turning = (float(part) for part in state[:4])
+    for step in range(60):
+        force = -10.0 if step % 3 == 0 else 10.0
+        pushed = (force + 0.05 * turning**2 * math.sin(angle)) / 1.1
+        down = (9.8 * math.sin(angle) - math.cos(angle) * pushed) / (0.5 * (4 / 3 - 0.1 * math.cos(angle) ** 2 / 1.1))
+        linear = pushed - 0.05 * down * math.cos(angle) / 1.1
+        x, v, angle, turning = x + 0.02 * v, v + 0.02 * linear, angle + 0.02 * turning, turning + 0.02 * down
+        state, reward = world.step(latent, state, torch.tensor([int(force < 0)]), torch.zeros(1, 4))
+        assert float(reward) == 1
+        assert [float(part) for part in state[:4]] == pytest.approx([x, v, angle, turning])
+        if abs(angle) >= 12 * 2 * math.pi / 360:
+            break
+    after, reward = world.step(latent, state, torch.tensor([1]), torch.zeros(1, 4))
+    assert float(reward) == 0
+    assert after == state
+
+
+def test_the_regulator_solves_riccatis_equation() -> None:
+    """Against SciPy, for the dynamics linearised by finite differences."""
+    world, latent = WORLDS["cartpole"], cartpole_latent()
+
+    def step(state: np.ndarray, force: float) -> np.ndarray:
+        pushed = latent | {"force": torch.tensor(force, dtype=torch.float64)}
+        place, speed, angle, turning = torch.from_numpy(state)[:, None]
+        start = Cart(place, speed, angle, turning, stands=torch.ones(1))
+        after, _ = world.step(pushed, start, torch.tensor([1]), torch.zeros(1, 4))
+        return np.array([float(part) for part in after[:4]])
+
+    small = 1e-5
+    a = np.stack([(step(small * row, 0.0) - step(-small * row, 0.0)) / (2 * small) for row in np.eye(4)], -1)
+    b = ((step(np.zeros(4), small) - step(np.zeros(4), -small)) / (2 * small))[:, None]
+    worth = scipy.linalg.solve_discrete_are(a, b, np.eye(4), 0.01 * np.eye(1))
+    gains = np.linalg.solve(0.01 + b.T @ worth @ b, b.T @ worth @ a)[0]
+    np.testing.assert_allclose(regulate(latent).numpy(), gains, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "knows", "other", "least", "most"),
+    [
+        ("driving", "known", "average", -2.2, -8.0),
+        ("pendulum", "known", "average", -32.0, -36.0),
+        ("cartpole", "known", "average", 99.9, 65.0),
+        ("gridgame", "optimum", "random", 1.0, 0.1),
+    ],
+)
+def test_who_knows_the_task_does_well_and_others_do_not(
+    name: str, knows: str, other: str, least: float, most: float
+) -> None:
+    assert returns_of(WORLDS[name], knows, 300, 1).mean() >= least
+    assert returns_of(WORLDS[name], other, 300, 1).mean() <= most
+
+
+def games() -> list[tuple[list[list[float]], int, int, str]]:
+    """All rules of the game: what the controls do, the rows of key and door, and the split."""
+    found = []
+    for split in ("train", "val", "test"):
+        latent = WORLDS["gridgame"].tasks(split, TaskShape(1, 1, 1)).sample(2000, generator_for("games")).latent
+        rules = {
+            (str(moves.tolist()), int(key), int(door))
+            for moves, key, door in zip(latent["moves"], latent["key"], latent["door"])
+        }
+        found += [(json.loads(moves), key, door, split) for moves, key, door in rules]
+    return found
+
+
+def test_the_rules_of_a_game_are_in_one_split_each() -> None:
+    rules = games()
+    assert len({str(rule[:3]) for rule in rules}) == len(rules) == 72
+    assert [sum(rule[3] == split for rule in rules) for split in ("train", "val", "test")] == [48, 12, 12]
+
+
+def test_the_shortest_way_is_that_of_a_search_step_by_step() -> None:
+    world = WORLDS["gridgame"].tasks("train", TaskShape(1, 1, 1)).world
+    for moves, key, door, _ in games()[::7]:
+        latent = {"moves": torch.tensor(moves), "key": torch.tensor(float(key)), "door": torch.tensor(float(door))}
+        ways: dict[tuple[int, int, int | None], int] = {(1, 1, None): 0}
+        for place in (queue := list(ways)):  # which grows
+            for down, right in moves:
+                row, column = min(2, max(0, place[0] + int(down))), min(3, max(0, place[1] + int(right)))
+                after = (row, column, row if column == 0 else place[2])
+                if after not in ways:
+                    ways[after] = ways[place] + 1
+                    queue.append(after)
+        assert int(world.search(latent)[5 * 4].min()) == ways[door, 3, key]
+
+
+def test_a_door_shows_itself_and_opens_for_the_right_key_alone() -> None:
+    """Controls as on a compass, the key in the first row, the door in the last: the wrong key first, then the right."""
+    world = GridGame(horizon=18, device=CPU).tasks("train", TaskShape(1, 1, 1)).world
+    moves = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
+    task = Trial({"moves": moves, "key": torch.tensor(0.0), "door": torch.tensor(2.0)}, torch.tensor(1))
+    up, down, left, right = torch.arange(4)
+    wrong = [left, right, right, right, down]  # the middle key
+    fetched = [left, left, left, up, up, right, right, right, down, down, up, left, left]
+    played = roll_out(world, task, act_as_told(torch.stack(wrong + fetched)), 1, 1)
+    seen, rewards = played.observation[0, :, 0], played.reward[0, :, 0]
+    assert seen[5, -2:].tolist() == [1, 0]
+    assert rewards.nonzero().flatten().tolist() == [14]
+    assert seen[:, -1].nonzero().flatten().tolist() == [15, 16, 17]
+    assert seen[17].equal(seen[15])
 
 
 def test_a_world_has_other_tasks_in_every_split_and_the_same_for_a_seed() -> None:

@@ -9,7 +9,11 @@ from metarun.core.inner import draw_theta
 from metarun.core.seeding import generator_for
 from metarun.core.types import TaskShape, TaskSpec, Theta, Trial, World
 from metarun.datasets.bandit import Bandit
+from metarun.datasets.cartpole import CartPole
+from metarun.datasets.driving import Driving
+from metarun.datasets.gridgame import GridGame
 from metarun.datasets.navigation import Navigation
+from metarun.datasets.pendulum import Pendulum
 from metarun.datasets.tabular import Tabular
 from metarun.engine.build import build_algorithm, what_is_read
 
@@ -18,6 +22,10 @@ WORLDS: dict[str, Any] = {
     "bandit": Bandit(arms=3, bonus=0.2, device=CPU),
     "tabular": Tabular(states=3, choices=2, horizon=3, device=CPU),
     "navigation": Navigation(horizon=4, device=CPU),
+    "driving": Driving(horizon=60, device=CPU),
+    "pendulum": Pendulum(horizon=60, torque=16.0, device=CPU),
+    "cartpole": CartPole(horizon=100, device=CPU),
+    "gridgame": GridGame(horizon=16, device=CPU),
 }
 
 

@@ -7,7 +7,7 @@ import torch
 
 from metarun.config.registry import registered_traits
 from metarun.core.seeding import SALTS
-from metarun.core.types import Split, TaskShape, TaskSpec, Trial, World
+from metarun.core.types import Params, Split, TaskShape, TaskSpec, Trial, World
 from metarun.datasets.preprocessing import Numbers
 
 
@@ -44,6 +44,11 @@ class Simulated:
     def tasks(self, split: Split, shape: TaskShape) -> "Trials":
         metric = registered_traits(type(self)).metric
         return Trials(cast(World, self), shape, metric, self.device)
+
+
+def assume(latent: Params, **values: float) -> Params:
+    """Parameters that do not depend on the task, in place of its own."""
+    return {name: torch.full_like(latent[name], value) for name, value in values.items()}
 
 
 @dataclass(frozen=True)
