@@ -92,8 +92,9 @@ class CartPole(Simulated):
         gains = regulate(task)
 
         def react(observation: Tensor, chance: Tensor) -> Tensor:
-            scale = observation.new_tensor([AWAY, 2.0, TILTED, 2.0])
-            return (-(observation[:, :4] * scale) @ gains * task["force"] > 0).long()
+            place, speed, angle, turning, _ = observation.unbind(-1)
+            state = torch.stack([AWAY * place, 2 * speed, TILTED * angle, 2 * turning], -1)
+            return (-(state @ gains) * task["force"] > 0).long()
 
         return Reflex(react)
 

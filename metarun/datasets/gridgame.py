@@ -1,7 +1,6 @@
 """A small game whose rules are hidden: what the controls do, which key is the right one, and which door it opens."""
 
 from dataclasses import dataclass, replace
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -12,25 +11,21 @@ from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
 from metarun.core.control import Reflex
 from metarun.core.objectives import one_hot
-from metarun.core.seeding import generator_for
 from metarun.core.types import Agent, Params, Split, TaskShape
 from metarun.datasets.sampling.trials import Simulated, Trials
 
-ROWS, COLUMNS = 3, 4  # a key in each cell of the first column, a door in each of the last one
+ROWS, COLUMNS = 3, 3  # a key in each cell of the first column, a door in each of the last one
 FIRST = (1, 1)  # where an episode begins
-COMPASS = ((-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns): up, down, left, right
-CONTROLS = [  # what choices 0 .. 3 do: the compass turned and mirrored
-    [(vertical * a, horizontal * b) if straight else (horizontal * b, vertical * a) for a, b in COMPASS]
-    for straight, vertical, horizontal in product((True, False), (1, -1), (1, -1))
-]
-RULES = len(CONTROLS) * ROWS * ROWS
+CONTROLS = 8  # ways in which they can be turned and mirrored
+RULES = CONTROLS * ROWS * ROWS
+STRIDE = 7  # between rules that follow each other in a split: it has no divisor in common with their number
 SHARES = {"train": (0, RULES * 2 // 3), "val": (RULES * 2 // 3, RULES * 5 // 6), "test": (RULES * 5 // 6, RULES)}
 
 
 @register("dataset", "gridgame", DatasetTraits(kind="control", rules=("optimum", "random")))
 @dataclass(frozen=True)
 class GridGame(Simulated):
-    """A board of 3 by 4 cells: fetch the right key on the left, and carry it to the right door on the right.
+    """A board of 3 by 3 cells: fetch the right key on the left, and carry it to the right door on the right.
 
     Hidden are what the four controls do (turned or mirrored, 8 ways), the key (3) and the door (3): 72 rules, of which
     48 are for training, 12 for validation and 12 for the test. A key is taken by walking over it and lays down the one
@@ -65,11 +60,9 @@ class Game:
 
     def latent(self, tasks: int, generator: torch.Generator) -> Params:
         """Drawn for every task: moves [T, 4, 2] of the controls, and key and door [T], the rows where they are."""
-        first, stop = SHARES[self.split]
-        allowed = torch.randperm(RULES, generator=generator_for("gridgame"))[first:stop].to(generator.device)
-        rule = allowed[torch.randint(stop - first, (tasks,), generator=generator, device=generator.device)]
-        moves = torch.tensor(CONTROLS, device=rule.device)[rule // ROWS**2]
-        parts = {"moves": moves, "key": rule // ROWS % ROWS, "door": rule % ROWS}
+        number = torch.randint(*SHARES[self.split], (tasks,), generator=generator, device=generator.device)
+        rule = number * STRIDE % RULES
+        parts = {"moves": turn_controls(rule // ROWS**2), "key": rule // ROWS % ROWS, "door": rule % ROWS}
         return {name: part.to(torch.get_default_dtype()) for name, part in parts.items()}
 
     def reset(self, latent: Params, chance: Tensor) -> Play:
@@ -77,7 +70,7 @@ class Game:
         return Play(nothing + FIRST[0] * COLUMNS + FIRST[1], nothing, nothing > 0)
 
     def observe(self, latent: Params, state: Play) -> Tensor:
-        """The cell, the key in hand, whether this is the right door, and whether the game is solved: [P, 18]."""
+        """The cell, the key in hand, whether this is the right door, and whether the game is solved: [P, 15]."""
         marks = torch.stack([self.is_door(latent, state.cell), state.solved], -1)
         return torch.cat([one_hot(state.cell, ROWS * COLUMNS), one_hot(state.key, ROWS + 1), marks], -1).to(
             latent["moves"].dtype
@@ -134,3 +127,10 @@ class Game:
         for _ in range(len(places)):
             distance = torch.where(won, 1.0, 1 + distance.amin(-1)[following])
         return distance
+
+
+def turn_controls(way: Tensor) -> Tensor:
+    """What choices 0 .. 3 do, in (rows, columns), in each of the ways [T] to turn and mirror a compass: [T, 4, 2]."""
+    along, across, none = 1 - 2 * (way % 2), 1 - 2 * (way // 2 % 2), 0 * way
+    moves = torch.stack([-along, none, along, none, none, -across, none, across], -1).unflatten(-1, (4, 2))
+    return torch.where((way // 4 > 0)[:, None, None], moves.flip(-1), moves)

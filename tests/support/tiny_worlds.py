@@ -25,7 +25,7 @@ WORLDS: dict[str, Any] = {
     "driving": Driving(horizon=60, device=CPU),
     "pendulum": Pendulum(horizon=60, torque=16.0, device=CPU),
     "cartpole": CartPole(horizon=100, device=CPU),
-    "gridgame": GridGame(horizon=16, device=CPU),
+    "gridgame": GridGame(horizon=12, device=CPU),
 }
 
 
