@@ -34,6 +34,7 @@ from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.storage.cache import cache_dir
 from metarun.engine.evaluate import Tester, plan_rows
+from metarun.engine.optimizers import move_rates
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Experiment:
             raise ConfigError(f"optimizer={name} cannot work with its settings: {error}") from error
         for group in optimizer.param_groups:
             group["initial_lr"] = group["lr"]
-            if self.device.type == "cuda" and "capturable" in group:  # a CUDA graph reads the rate on the device
-                group |= {"capturable": True, "lr": torch.tensor(group["lr"], device=self.device)}
+        if self.device.type == "cuda":
+            move_rates(optimizer, self.device)
         return optimizer
 
     def measure_statistics(self, theta: Theta) -> Params:

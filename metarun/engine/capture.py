@@ -82,14 +82,15 @@ def _end_allocation(pool: Any) -> None:
 
 
 @functools.cache
-def _side_stream(device: int) -> torch.cuda.Stream:
+def side_stream(device: int) -> torch.cuda.Stream:
+    """The one stream of a device on which everything is recorded."""
     return torch.cuda.Stream(device)
 
 
 @contextlib.contextmanager
 def _aside() -> Iterator[None]:
     """Work on a stream that does nothing else, as CUDA asks of all that is recorded later."""
-    stream, here = _side_stream(torch.cuda.current_device()), torch.cuda.current_stream()
+    stream, here = side_stream(torch.cuda.current_device()), torch.cuda.current_stream()
     stream.wait_stream(here)
     try:
         with torch.cuda.stream(stream):

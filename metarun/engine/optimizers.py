@@ -49,3 +49,10 @@ class SGD:
             nesterov=self.nesterov,
             weight_decay=self.weight_decay,
         )
+
+
+def move_rates(optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Keep rates, and counts of steps, on the device where the optimiser can: a CUDA graph reads them there."""
+    for group in optimizer.param_groups:
+        if "capturable" in group:
+            group |= {"capturable": True, "lr": torch.tensor(group["lr"], device=device)}
