@@ -12,13 +12,24 @@ from workload import Gradient, Step, Work, make_algo, make_optimizer, make_tasks
 
 from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
-from metarun.core.types import Episode, Theta
+from metarun.core.types import Episode, Metrics, Theta
+from metarun.engine.build import allow_tf32
+from metarun.engine.capture import capture_step
 from metarun.engine.distributed import Ranks, join_ranks, start_ranks
 from metarun.engine.loop import descend
+from metarun.engine.optimizers import move_rates
 from metarun.engine.plan import MetaGradient
 from metarun.engine.process import prepare_cpu
-from metarun.engine.state import Window
+from metarun.engine.state import State, Window
 
+GRAPHS: dict[str, dict[str, Any]] = {  # metarun's settings on a CUDA device
+    "metarun, graph": {"cuda_graph": True},
+    "metarun, graph of loop": {"cuda_graph": True, "execution": "loop"},
+    "metarun, graph, tf32": {"cuda_graph": True, "precision": "tf32"},
+    "metarun, graph of loop, bfloat16": {"cuda_graph": True, "execution": "loop", "precision": "bfloat16"},
+    "metarun, graph, channels_last": {"cuda_graph": True, "channels_last": True},
+    "metarun, graph, compiled": {"cuda_graph": True, "compile": True},
+}
 OWN: dict[str, dict[str, Any]] = {  # metarun's settings
     "metarun": {},
     "metarun, loop": {"execution": "loop"},
@@ -33,13 +44,15 @@ OWN: dict[str, dict[str, Any]] = {  # metarun's settings
         "channels_last": True,
         "workers": 2,
     },
+    **GRAPHS,
 }
 
 
 def implementations(work: Work, device: str) -> list[str]:
     """The names of those that can do this work on this device, the plain loop first."""
-    shared = device == "cpu" and work.tasks > 1
-    return [*peers_for(work), *(name for name, how in OWN.items() if shared or how.get("workers", 1) == 1)]
+    shared, graphs = device == "cpu" and work.tasks > 1, device.startswith("cuda")
+    able = [name for name, how in OWN.items() if shared or how.get("workers", 1) == 1]
+    return [*peers_for(work), *(name for name in able if graphs or name not in GRAPHS)]
 
 
 def implementation(
@@ -75,6 +88,8 @@ class Metarun:
     workers: int = 1
     compile: bool = False
     channels_last: bool = False
+    cuda_graph: bool = False
+    precision: str = "float32"
 
     @contextlib.contextmanager
     def ready(self, work: Work, dtype: torch.dtype, device: str) -> Iterator[tuple[Step, Gradient]]:
@@ -83,6 +98,16 @@ class Metarun:
             carried, window = traits_of(meta_gradient.algo).carried, Window()
             learned = [list(theta[component].values()) for component in theta if component not in carried]
             optimizer = make_optimizer(work, [{"params": params} for params in learned if params])
+            if device.startswith("cuda"):
+                move_rates(optimizer, torch.device(device))
+            allow_tf32(self.precision == "tf32")
+
+            def take_step(tasks: Episode) -> Metrics:
+                loss, metrics, found = meta_gradient(theta, tasks)
+                descend(theta, found, optimizer, meta_gradient.settings, carried)
+                return {"loss": loss, **metrics}
+
+            taken = capture_step(take_step, State(theta, optimizer)) if self.cuda_graph else take_step
 
             def gradient() -> dict[str, Tensor]:
                 ranks.broadcast(True)
@@ -96,9 +121,7 @@ class Metarun:
                 The peers compute less: no metrics, and for Reptile no moments that outlive a task.
                 """
                 ranks.broadcast(True)
-                loss, metrics, found = meta_gradient(theta, tasks)
-                descend(theta, found, optimizer, meta_gradient.settings, carried)
-                window.add({"loss": loss, **metrics})
+                window.add(taken(tasks))
 
             yield step, gradient
             ranks.broadcast(False)
@@ -117,8 +140,8 @@ class Metarun:
             execution=self.execution,  # type: ignore[arg-type]
             workers=self.workers,
             compile=self.compile,
-            cuda_graph=True,
-            precision="float32",
+            cuda_graph=self.cuda_graph,
+            precision=self.precision,  # type: ignore[arg-type]
             channels_last=self.channels_last,
             clip_norm=None,
             clip_value=None,

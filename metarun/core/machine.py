@@ -27,6 +27,8 @@ def find_device(name: str) -> torch.device:
     here = available_devices()
     if name in ("auto", "cuda") and torch.cuda.is_available() and "LOCAL_RANK" in os.environ:  # torchrun's
         name = f"cuda:{os.environ['LOCAL_RANK']}"
+    elif name.startswith("cuda:") and int(os.environ.get("LOCAL_WORLD_SIZE", "1")) > 1:
+        raise ConfigError(f"device is {name!r}: all of the launcher's processes would use it: set device=cuda")
     if name == "auto":
         name = here[-1]
     if name not in {*here, *(device.partition(":")[0] for device in here)}:

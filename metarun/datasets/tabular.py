@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
@@ -30,6 +31,10 @@ class Tabular(Simulated):
 
     discrete = True
     chances = 2
+
+    def __post_init__(self) -> None:
+        if self.device.type == "mps":
+            raise ConfigError("dataset=tabular draws rewards by torch.special.ndtri, which device=mps lacks: use cpu")
 
     @property
     def observed(self) -> int:

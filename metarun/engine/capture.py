@@ -33,7 +33,10 @@ def choose_recording(
     settings: TrainerSettings, device: torch.device, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> Recording:
     """Return what of a step is recorded: all of it, or the gradient alone, and then the log says why."""
-    if not settings.cuda_graph or device.type != "cuda":
+    if not settings.cuda_graph:
+        return "nothing"
+    if device.type != "cuda":
+        say.info("trainer.cuda_graph has no effect: device=%s has no CUDA graphs", device.type)
         return "nothing"
     if ranks.count > 1:
         reason = "several processes share a step"

@@ -86,6 +86,8 @@ def count_workers(workers: int | str, tasks: int, device: torch.device) -> int:
     if launcher_rank() is not None:
         if workers not in ("auto", 1):
             raise ConfigError(f"trainer.workers is {workers}, and the launcher has started processes already: leave it")
+        if device.type == "mps":
+            raise ConfigError("device is mps: PyTorch has nothing that sums over processes there: no launcher, or cpu")
         return 1
     if workers == "auto":
         return max(1, min(torch.get_num_threads(), tasks // 2, MOST)) if device.type == "cpu" else 1

@@ -5,29 +5,13 @@ from typing import cast
 
 import torch
 
-from metarun.config.schema import TrainerSettings
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
 from metarun.engine.gradient import meta_gradient
 from metarun.engine.loop import descend
+from tests.support.steps import make_settings
 from tests.support.tiny import episodes
 
-SETTINGS = TrainerSettings(
-    steps=1,
-    tasks_per_step=1,
-    tasks_per_chunk=None,
-    execution="vmap",
-    workers=1,
-    compile=False,
-    cuda_graph=True,
-    precision="float32",
-    channels_last=False,
-    clip_norm=1e-3,
-    clip_value=None,
-    log_every=1,
-    eval_every=1,
-    patience=None,
-    keep_best=1,
-)
+SETTINGS = make_settings(clip_norm=1e-3)
 
 
 @dataclass(frozen=True)

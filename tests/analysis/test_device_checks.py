@@ -33,8 +33,8 @@ from metarun.datasets.sinusoid import Sinusoid
 from metarun.engine.loop import descend
 from metarun.engine.watch import watch_call
 from tests.engine.test_plan import SHORT as SHORT_SETTINGS
-from tests.engine.test_plan import make_settings
 from tests.reference import maml_rl, rl2
+from tests.support.steps import make_settings
 from tests.support.tiny import BACKBONES, ONE_BACKBONE, REFERENCES, episodes
 
 SHAPE = TaskShape(ways=3, shots=2, queries=2)

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import torch
 
+from metarun.config.errors import ConfigError
 from metarun.core.batch import map_tasks, unstack
 from metarun.core.control import Reflex, linear_baseline, roll_out
 from metarun.core.seeding import generator_for
@@ -284,3 +285,8 @@ def test_the_linear_baseline_explains_what_is_linear_in_its_features() -> None:
     noise = torch.randn(7, 40, generator=generator_for("noise"), dtype=torch.float64)
     rest = linear + 0.1 * noise - linear_baseline(seen, linear + 0.1 * noise)
     assert rest.std() == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_world_whose_rewards_a_device_cannot_draw_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"torch\.special\.ndtri, which device=mps lacks"):
+        Tabular(states=2, choices=2, horizon=2, device=torch.device("mps"))

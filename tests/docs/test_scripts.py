@@ -3,13 +3,17 @@
 import argparse
 import math
 import mmap
+import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import benchmark
 import contenders
+import gpu
+import gpu_checks
 import growth
 import methods
 import peers
@@ -24,6 +28,7 @@ from workload import WORK, maml
 from metarun.config.registry import known
 from metarun.core.types import Algorithm, TaskShape, Theta
 from metarun.reports.collect import make_cells, read_runs
+from tests.support.fake_cuda import FakeCuda, FakeGraph
 from tests.support.tiny_runs import omniglot_result, write_run
 
 SMALL: dict[str, Any] = {"backbone": {"name": "conv4_strided", "filters": 4}, "tasks": 2, "queries": 3}
@@ -165,3 +170,89 @@ def test_a_method_that_is_anothers_class_is_described_by_its_own_yaml() -> None:
     assert method.paper.startswith("[Finn et al. 2017, section 5.2](https")
     with pytest.raises(SystemExit, match=r"configs/algo/fomaml.yaml must begin with the comments"):
         methods.describe("fomaml", "FOMAML, without a source", [])
+
+
+GPU = Path(__file__).parents[2] / "scripts/gpu.py"
+QUICK = ["trainer.steps=2", "trainer.eval_every=2", "trainer.tasks_per_step=1", "eval.tasks=4", "eval.val_tasks=4"]
+
+
+def test_every_method_is_checked_on_a_card_and_left_out_are_those_without_a_gradient() -> None:
+    names = gpu_checks.list_checks(torch.device("cuda"))
+    for what in ("vmap: the gradient", "loop: the gradient", "vmap: the graph of a step", "loop: the graph of a step"):
+        checked = {name.split()[0] for name in names if name.endswith(what)}
+        assert set(known("algo")) - checked == {"rule"}
+    assert not any("graph" in name for name in gpu_checks.list_checks(torch.device("cpu")))
+
+
+def test_the_checks_of_a_card_see_what_is_right_and_what_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, with torch.cuda replaced."""
+    FakeCuda(monkeypatch)
+    cpu, problem = torch.device("cpu"), partial(gpu_checks.make, "maml", "mlp")
+    assert gpu_checks.replay(cpu) == "exact"
+    assert "float32" in gpu_checks.compare_step(problem, "vmap", cpu)
+    assert "from the eager one" in gpu_checks.compare_part(problem, cpu)
+    assert gpu_checks.compare_gradient(problem, "loop", cpu) == "0e+00 from the CPU's"
+    rates = iter([0.1, 0.1001])
+
+    def unequal(device: torch.device, dtype: torch.dtype) -> gpu_checks.Made:
+        algo, theta, tasks = problem(device, dtype)
+        return replace(algo, inner_lr=next(rates)), theta, tasks  # type: ignore[type-var]
+
+    with pytest.raises(AssertionError, match=r"the meta-gradient differs by .* of its norm; at most 1e-09 is rounding"):
+        gpu_checks.compare_gradient(unequal, "loop", cpu)
+    monkeypatch.setattr(FakeGraph, "elsewhere", True)
+    with pytest.raises(AssertionError, match="it was not recorded; the log says why"):
+        gpu_checks.replay(cpu)
+
+
+def run_gpu(*words: str) -> tuple[int, list[str]]:
+    done = subprocess.run([sys.executable, str(GPU), *words, "--device", "cpu"], capture_output=True, text=True)
+    return done.returncode, (done.stdout + done.stderr).splitlines()
+
+
+@pytest.mark.integration
+def test_checks_of_a_card_are_kept_and_not_done_again(tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path))
+    code, lines = run_gpu("check", "twice", *out)
+    assert (code, lines[1].split("  ")[:2], lines[2]) == (
+        0,
+        ["PASS", "tasks are drawn alike twice"],
+        "1 passed, 0 failed",
+    )
+    code, lines = run_gpu("check", "twice", *out)
+    assert (code, lines[1:]) == (0, ["1 passed before", "0 passed, 0 failed"])
+
+
+def test_what_passed_counts_for_one_card_and_one_state_of_the_code(tmp_path: Path) -> None:
+    kept = gpu.Ledger(tmp_path / "check.jsonl", "a card, torch 3")
+    kept.add("right", gpu.Outcome(True, 1.0, "equal"))
+    kept.add("wrong", gpu.Outcome(False, 1.0, "ValueError: 3"))
+    assert kept.passed() == {"right"}
+    assert replace(kept, about="a card, torch 4").passed() == set()
+
+
+@pytest.mark.integration
+def test_a_training_and_a_benchmark_on_a_card_pass_or_say_why(place: Path, tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path))
+    code, lines = run_gpu("train", "algo=protonet", "dataset=glyphs", "backbone.filters=4", *QUICK, *out)
+    assert (code, lines[-1]) == (0, "1 passed, 0 failed")
+    code, lines = run_gpu("train", "algo=protonets", *out)
+    assert (code, lines[-1]) == (1, "0 passed, 1 failed")
+    assert any("nearest" in line and "protonet" in line for line in lines)
+    code, lines = run_gpu("speed", "W4", *out, "--rounds", "1", "--only", "nothing else")
+    assert (code, lines[-1]) == (0, "1 passed, 0 failed")
+    assert any(line.startswith(f"| {peers.PLAIN} |") for line in lines)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("import os; os.abort()", "ended by SIGABRT: "),
+        ("import time; time.sleep(60)", "stopped after 2 s: "),
+        ("import sys; sys.exit('the last line')", "the last line"),
+    ],
+)
+def test_a_process_that_ends_badly_fails_alone(program: str, said: str) -> None:
+    outcome = gpu.run(gpu.Piece("name", [sys.executable, "-S", "-c", program]), limit=2 if "sleep" in program else 60)
+    assert (outcome.passed, outcome.said) == (False, said)

@@ -4,7 +4,6 @@
 
 import gc
 import weakref
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,24 +13,22 @@ import torch
 from metarun.backbones.resnet12 import drop_block
 from metarun.core.batch import Execution
 from metarun.core.types import Metrics
-from metarun.engine.capture import WARM_UP, Captured, capture_step, choose_recording, record, side_stream
+from metarun.engine.capture import WARM_UP, Captured, capture_step, choose_recording, record
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.gradient import sum_tasks
 from metarun.engine.plan import MetaGradient
 from metarun.runs.log import say
-from tests.engine.test_plan import make_settings, mark_slow
+from tests.engine.test_plan import mark_slow
 from tests.support.fake_cuda import FakeCuda, FakeGraph, FakeStream
-from tests.support.steps import STEPS, build_step, is_recorded, train
+from tests.support.steps import STEPS, build_step, is_recorded, make_settings, train
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 SETTINGS = make_settings(clip_norm=0.1)
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCuda]:
-    side_stream.cache_clear()
-    yield FakeCuda(monkeypatch)
-    side_stream.cache_clear()
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda(monkeypatch)
 
 
 @pytest.fixture
@@ -163,9 +160,10 @@ def test_what_is_recorded_depends_on_settings_device_optimiser_and_processes(tol
     adam, sgd = torch.optim.Adam([weight], lr=torch.tensor(0.1), capturable=True), torch.optim.SGD([weight], lr=0.1)
     settings = make_settings(cuda_graph=True)
     assert choose_recording(make_settings(cuda_graph=False), cuda, adam, ALONE) == "nothing"
-    assert choose_recording(settings, torch.device("cpu"), adam, ALONE) == "nothing"
     assert choose_recording(settings, cuda, adam, ALONE) == "step"
     assert not told.text
+    assert choose_recording(settings, torch.device("cpu"), adam, ALONE) == "nothing"
+    assert "trainer.cuda_graph has no effect: device=cpu has no CUDA graphs" in told.text
     assert choose_recording(settings, cuda, adam, Ranks(1, 2)) == "gradient"
     assert choose_recording(settings, cuda, sgd, ALONE) == "gradient"
     assert "several processes share a step" in told.text

@@ -76,6 +76,8 @@ def test_auto_gives_each_worker_two_tasks_and_a_thread(monkeypatch: pytest.Monke
     assert count_workers("auto", 64, cpu) == 1
     with pytest.raises(ConfigError, match="started processes already"):
         count_workers(2, 64, cpu)
+    with pytest.raises(ConfigError, match="device is mps: PyTorch has nothing that sums over processes there"):
+        count_workers("auto", 64, torch.device("mps"))
 
 
 def results(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from metarun.core.types import Episode, Examples, Metrics, Theta
 from metarun.engine.loop import train
 from metarun.engine.state import NonFiniteLoss, Progress, State, Window
-from tests.engine.test_plan import make_settings
+from tests.support.steps import make_settings
 
 SETTINGS = make_settings(steps=12, log_every=3, eval_every=4, tasks_per_step=2)
 

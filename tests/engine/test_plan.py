@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.config.schema import TrainerSettings
 from metarun.core.batch import Execution
 from metarun.core.types import Algorithm, Episode, Metrics, Theta
 from metarun.engine.compile import Compiled
 from metarun.engine.distributed import Ranks
 from metarun.engine.gradient import Part, meta_gradient, sum_tasks
 from metarun.engine.plan import MetaGradient, Plan
+from tests.support.steps import make_settings
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
 
 TASKS = 6
@@ -25,27 +25,6 @@ def mark_slow(pairs: Sequence[tuple[str, str]], quick: Collection[str] = ()) -> 
     """Leave the methods that are not quick, by default iMAML with its many steps, to the integration tests."""
     fast = quick or {name for name, _ in pairs} - {"imaml"}
     return [pytest.param(*pair, marks=() if pair[0] in fast else pytest.mark.integration) for pair in pairs]
-
-
-def make_settings(**changes: Any) -> TrainerSettings:
-    values: dict[str, Any] = {
-        "steps": 1,
-        "tasks_per_step": TASKS,
-        "tasks_per_chunk": None,
-        "execution": "vmap",
-        "workers": 1,
-        "compile": False,
-        "cuda_graph": True,
-        "precision": "float32",
-        "channels_last": False,
-        "clip_norm": None,
-        "clip_value": None,
-        "log_every": 1,
-        "eval_every": 1,
-        "patience": None,
-        "keep_best": 1,
-    }
-    return TrainerSettings(**{**values, **changes})
 
 
 @pytest.mark.parametrize("execution", ["vmap", "loop"])

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from metarun.engine.capture import side_stream
+
 
 def place(value: Any) -> Any:
     """A tensor's memory and its shape now, which may be changed in place."""
@@ -103,6 +105,7 @@ class FakeCuda:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, devices: int = 2) -> None:
         self.device, self.stream = 0, FakeStream("default")
+        side_stream.cache_clear()
         replaced: dict[str, Any] = {
             "device_count": lambda: devices,
             "current_device": lambda: self.device,

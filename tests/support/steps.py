@@ -6,6 +6,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from metarun.config.registry import traits_of
+from metarun.config.schema import TrainerSettings
 from metarun.core.types import Algorithm, Metrics, Task, Theta
 from metarun.engine.capture import WARM_UP, Captured
 from metarun.engine.loop import Step, descend, set_rates
@@ -14,6 +15,28 @@ from metarun.engine.plan import MetaGradient
 from metarun.engine.state import State
 
 STEPS = WARM_UP + 3
+
+
+def make_settings(**changes: Any) -> TrainerSettings:
+    """Of a training of one step, on one process."""
+    values: dict[str, Any] = {
+        "steps": 1,
+        "tasks_per_step": 1,
+        "tasks_per_chunk": None,
+        "execution": "vmap",
+        "workers": 1,
+        "compile": False,
+        "cuda_graph": True,
+        "precision": "float32",
+        "channels_last": False,
+        "clip_norm": None,
+        "clip_value": None,
+        "log_every": 1,
+        "eval_every": 1,
+        "patience": None,
+        "keep_best": 1,
+    }
+    return TrainerSettings(**{**values, **changes})
 
 
 def build_step(algo: Algorithm, theta: Theta, meta_gradient: MetaGradient) -> tuple[State, Step]:
