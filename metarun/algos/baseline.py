@@ -20,7 +20,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward, own_generator
-from metarun.core.objectives import episode_metrics, judge
+from metarun.core.objectives import class_means, episode_metrics, judge
 from metarun.core.seeding import hash_uniform
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
@@ -71,8 +71,7 @@ class Baseline:
         weight, bias = (hash_uniform(ways * (size + 1), z.new_zeros(())) / size**0.5).split([ways * size, ways])
         layer = {"weight": weight.view(ways, size)}
         if self.head_start == "class_means":
-            members = F.one_hot(y, ways).to(z.dtype)  # [n, N]
-            layer = {"weight": members.T @ z / members.sum(0)[:, None]}
+            layer = {"weight": class_means(z, y, ways)}
         return layer if self.cosine_scale is not None else {**layer, "bias": bias}
 
     def adapt(self, theta: Theta, support: Examples) -> Params:

@@ -13,7 +13,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
 from metarun.core.inner import draw_networks, forward
-from metarun.core.objectives import episode_metrics, judge, one_hot
+from metarun.core.objectives import class_means, episode_metrics, judge
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
@@ -35,8 +35,7 @@ class ProtoNet:
 
     def prototypes(self, z: Tensor, y: Tensor) -> Tensor:
         """c_k, the mean embedding of class k (Eq. 1). z: [n, D], y: [n] -> [N, D]."""
-        members = one_hot(y, self.spec.output_size).to(z.dtype)  # [n, N]
-        return members.T @ z / members.sum(0)[:, None]
+        return class_means(z, y, self.spec.output_size)
 
     def logits(self, prototypes: Tensor, z: Tensor) -> Tensor:
         """-||z - c_k||^2 (Eq. 2). [N, D], [n, D] -> [n, N]."""

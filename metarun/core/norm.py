@@ -59,7 +59,8 @@ def norm_names(network: nn.Module) -> set[str]:
 
 @torch.no_grad()
 def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
-    """Measure mean and variance of every norm layer's input over all batches that `run` sends through `network`.
+    """Measure mean and variance of every norm layer's input over all batches that `run` sends through `network`, and
+    the mean of the network's output, "centre".
 
     These are averages over whole batches with the current weights, not moving averages over past weights (the
     "precise" batch norm of Wu & Johnson 2021, https://arxiv.org/abs/2105.07576). `run` must not use vmap.
@@ -67,21 +68,26 @@ def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, BatchNorm)}
     for layer in layers.values():
         layer.seen = []
+    outputs: list[Tensor] = []
+    watch = network.register_forward_hook(lambda module, inputs, z: outputs.append(z.mean(0)))
     try:
         run()
-        statistics: Params = {}
+        statistics: Params = {"centre": torch.stack(outputs).mean(0)}
         for name, layer in layers.items():
             means, variances = (torch.stack(s) for s in zip(*layer.seen or []))
             statistics[f"{name}.mean"] = means.mean(0)
             statistics[f"{name}.var"] = variances.mean(0) + means.var(0, correction=0)
         return statistics
     finally:
+        watch.remove()
         for layer in layers.values():
             layer.seen = None
 
 
 def use_statistics(network: nn.Module, statistics: Params) -> None:
-    """Make the norm layers of `network` normalise by `statistics`, which `collect_statistics` returned."""
+    """Make the norm layers of `network` normalise by `statistics`, which `collect_statistics` returned, and give it its
+    `centre`.
+    """
     for name, value in statistics.items():
         layer, _, which = name.rpartition(".")
         setattr(network.get_submodule(layer), which, value)

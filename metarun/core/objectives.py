@@ -75,6 +75,12 @@ def one_hot(y: Tensor, classes: int) -> Tensor:
     return y[..., None] == torch.arange(classes, device=y.device)
 
 
+def class_means(z: Tensor, y: Tensor, classes: int) -> Tensor:
+    """Return the mean of each class's rows. z: [n, D], y: [n] -> [N, D]; padding is of no class."""
+    members = one_hot(y, classes).to(z.dtype)  # [n, N]
+    return members.T @ z / members.sum(0)[:, None]
+
+
 def judge(spec: TaskSpec, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
     """Return a differentiable loss, and the headline metric to log beside it."""
     return loss(spec.kind, prediction, y), measure(spec, prediction, y)

@@ -1,4 +1,4 @@
-"""Differentiable solvers of small linear models: ridge and logistic regression.
+"""Differentiable solvers of small linear models: ridge and logistic regression, of two classes or many.
 
 Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with differentiable closed-form solvers", ICLR 2019,
 https://arxiv.org/abs/1805.08136, section 3.
@@ -26,7 +26,7 @@ def ridge(x: Tensor, weighted_targets: Tensor, penalty: Tensor, weights: Tensor 
     return solve(x.T @ (weights * x), penalty, x.T @ weighted_targets)
 
 
-def solve(matrix: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
+def solve(matrix: Tensor, penalty: Tensor | float, right: Tensor) -> Tensor:
     """(matrix + penalty I)^-1 right, at least in float32, also under autocast.
 
     Does not check for a singular matrix, since that waits for the device.
@@ -55,3 +55,28 @@ def logistic_regression(x: Tensor, y: Tensor, penalty: Tensor, iterations: int) 
         return w[:, 0]
 
     return vmap(fit, in_dims=1, out_dims=1)(y)
+
+
+def multinomial_regression(
+    x: Tensor, members: Tensor, penalty: float | Tensor, iterations: int
+) -> tuple[Tensor, Tensor]:
+    """Minimise sum_i -log softmax(x_i W + b)[y_i] + penalty / 2 |W|^2 over W and b, from 0.
+
+    x: [n, d]; members: [n, N], 1 at the label; a row of zeros does not count -> W [d, N], b [N]. Every step minimises a
+    quadratic bound of the loss, whose curvature 1/2 x x^T is the same everywhere (Böhning 1992,
+    https://doi.org/10.1007/BF00048682): one matrix is inverted for all steps. It is n x n, because W = X^T A; with X
+    centred, the steps of W and of b are independent.
+    """
+    there = members.sum(1, keepdim=True)  # [n, 1]
+    count = there.sum()
+    mean = (there * x).sum(0) / count
+    centred = there * (x - mean)
+    kernel = centred @ centred.T
+    step = solve(kernel / 2, penalty, torch.eye(len(x), dtype=x.dtype, device=x.device))  # (K / 2 + penalty)^-1
+    a, b = torch.zeros_like(members), members.new_zeros(members.shape[1])
+    for _ in range(iterations):
+        excess = there * (kernel @ a + b).softmax(-1) - members
+        a = a - step @ (excess + penalty * a)
+        b = b - 2 / count * excess.sum(0)
+    weight = centred.T @ a
+    return weight, b - mean @ weight

@@ -278,6 +278,7 @@ class Backbone(nn.Module):
     feature_shape: tuple[int, ...]
     modulated: tuple[str, ...] = ()
     numbered: bool = False
+    centre: Tensor | None = None  # mean features [feature_size] over training tasks, where a test uses such averages
 
     def head(self, outputs: int) -> nn.Linear:
         """A last layer for these features: Xavier weights, zero biases."""
