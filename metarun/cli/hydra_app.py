@@ -35,7 +35,7 @@ Job = Callable[[DictConfig], float]
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # later versions know no other
-OPEN_TABLES = ("eval.algo", "eval.variants")  # any key may be new in them, without Hydra's "+"
+OPEN_TABLES = ("eval.algo", "eval.dataset", "eval.variants")  # any key may be new in them, without Hydra's "+"
 GLOBAL = "# @package _global_"  # without this line Hydra puts an experiment's values below a key of its own
 
 

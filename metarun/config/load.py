@@ -72,11 +72,13 @@ def _check_precision(settings: Settings, problems: list[str]) -> None:
 
 
 def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict[str, Any]]:
-    """Convert the variants to their declared types; check `eval.algo` as well, theirs and the common one."""
+    """Convert the variants to their declared types; check `algo` and `dataset` in them as well, and those of `eval`."""
     hints = get_type_hints(EvalSettings, include_extras=True)
     variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
     common = apply_test_changes(settings.algo, settings.eval.algo)
+    data = {**settings.dataset, **settings.eval.dataset}
     check("algo", common, problems, "eval.algo")
+    check("dataset", data, problems, "eval.dataset")
     converted = {}
     for name, changes in settings.eval.variants.items():
         key = f"eval.variants.{name}"
@@ -86,6 +88,7 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
         known = {setting: changes[setting] for setting in declared}
         converted[name] = convert_fields(known, declared, key, problems)
         check("algo", apply_test_changes(common, changes.get("algo", {})), problems, f"{key}.algo")
+        check("dataset", {**data, **changes.get("dataset", {})}, problems, f"{key}.dataset")
     return converted
 
 
@@ -123,8 +126,10 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     dataset = values["dataset"]
     where = {"placement", "path"} if is_published(dataset) else {"placement"}
     dataset = {key: value for key, value in dataset.items() if key not in where}
-    unset = ("init_from",) if values.get("init_from") is None else ()  # a setting that earlier runs do not have
-    return {key: value for key, value in values.items() if key not in {*WHERE, *unset}} | {"dataset": dataset}
+    unset = ("init_from",) if values.get("init_from") is None else ()  # settings that earlier runs do not have
+    test = {key: value for key, value in values.get("eval", {}).items() if (key, value) != ("dataset", {})}
+    kept = {key: value for key, value in values.items() if key not in {*WHERE, *unset}}
+    return kept | {"dataset": dataset, "eval": test}
 
 
 def is_published(dataset: Mapping[str, Any]) -> bool:

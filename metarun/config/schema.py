@@ -5,7 +5,7 @@ A setting's type is an ordinary annotation: `int`, `float`, `bool`, `str`, `Lite
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 
@@ -72,6 +72,7 @@ class EvalSettings:
     checkpoint: str
     algo: dict[str, Any]  # settings of the algorithm that differ at meta-test; or another algorithm's, by name
     variants: dict[str, dict[str, Any]]  # name -> settings of this table that differ
+    dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ at meta-test
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ class DatasetTraits:
     kind: Kind
     metric: str | None = None
     published: bool = False  # the same data wherever it lies: its path is no part of a run's identity
-    rules: tuple[str, ...] = ()  # of a world: what else acts there, each in a row of the result
+    rules: tuple[str, ...] = ()  # what else acts in a world, or predicts values: each has a row of the result
     duplicates: bool = False  # different examples may have equal inputs, and one may be in tasks of several splits
 
     @property

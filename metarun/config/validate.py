@@ -74,6 +74,7 @@ def _convert_dataclass(value: Any, kind: Any, key: str, problems: list[str]) -> 
     hints = get_type_hints(kind, include_extras=True)
     declared = {field.name: hints[field.name] for field in fields(kind)}
     defaults = {field.name: field.default for field in fields(kind) if field.default is not MISSING}
+    defaults |= {field.name: field.default_factory() for field in fields(kind) if field.default_factory is not MISSING}
     converted = convert_fields({**defaults, **value}, declared, key, problems)
     return kind(**converted) if len(problems) == before else value
 

@@ -12,6 +12,8 @@ from metarun.config.registry import lookup, register, traits_of
 from metarun.config.traits import HEADLINES, Kind, Metric
 from metarun.core.types import PADDING, Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
+TOP = 5  # places of a ranking that nDCG looks at
+
 
 def is_present(y: Tensor) -> Tensor:
     """Return where y is no padding."""
@@ -33,6 +35,35 @@ def mse(prediction: Tensor, y: Tensor) -> Tensor:
     """Mean squared error of values [n, *output]."""
     there = is_present(y)
     return torch.where(there, prediction - y, 0.0).square().sum() / there.sum()
+
+
+@register("metric", "mae", Metric(higher_is_better=False, worst=1e9, tolerance=0.02, relative=True))
+def mae(prediction: Tensor, y: Tensor) -> Tensor:
+    """Mean absolute error of values [n, *output]."""
+    there = is_present(y)
+    return torch.where(there, prediction - y, 0.0).abs().sum() / there.sum()
+
+
+@register("metric", "ndcg", Metric(higher_is_better=True, worst=0.0, tolerance=0.02))
+def ndcg(prediction: Tensor, y: Tensor) -> Tensor:
+    """How good the first TOP places are if values [n, 1] are ranked by their predictions; 1 for the order by y.
+
+    The discounted gain of a ranking (Järvelin and Kekäläinen 2002) is the sum of (2^y - 1) / log2(1 + place). Equal
+    predictions share their places: each has the mean discount of them. Takes n^2 comparisons instead of a sort.
+    """
+    there = is_present(y).flatten()
+    gain = torch.where(there, 2 ** torch.where(there, y.flatten(), 0.0) - 1, 0.0)
+    places = torch.arange(len(gain), device=y.device, dtype=gain.dtype)
+    discounts = torch.where(places < TOP, 1 / (places + 2).log2(), 0.0)
+    below = torch.cat([discounts.new_zeros(1), discounts.cumsum(0)])  # [n + 1]: the sum of the first discounts
+
+    def add_up(ranking: Tensor) -> Tensor:
+        higher = ((ranking > ranking[:, None]) & there).sum(1)
+        equal = ((ranking == ranking[:, None]) & there).sum(1)  # with itself
+        return (gain * (below[higher + equal] - below[higher]) / equal.clamp(min=1)).sum()
+
+    best = add_up(gain)
+    return add_up(prediction.flatten()) / torch.where(best > 0, best, 1.0)
 
 
 @register("metric", "delta_auprc", Metric(higher_is_better=True, worst=-1.0, tolerance=0.01, chance=0.0))
@@ -59,15 +90,10 @@ def loss(kind: Kind, prediction: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(prediction, y) if kind == "classification" else mse(prediction, y)
 
 
-def score(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Tensor:
-    """Return the headline metric of a task."""
-    figure: Tensor = lookup("metric", headline_metric(spec))(prediction, y)
-    return figure
-
-
 def measure(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
-    """Return the headline metric under its name, detached, to be logged."""
-    return {headline_metric(spec): score(spec, prediction, y).detach()}
+    """Return the headline metric, and those that the tasks have beside it, detached, to be logged."""
+    names = (headline_metric(spec), *spec.beside)
+    return {name: lookup("metric", name)(prediction, y).detach() for name in names}
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
@@ -82,7 +108,7 @@ def class_means(z: Tensor, y: Tensor, classes: int) -> Tensor:
 
 
 def judge(spec: TaskSpec, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
-    """Return a differentiable loss, and the headline metric to log beside it."""
+    """Return a differentiable loss, and the metrics to log beside it."""
     return loss(spec.kind, prediction, y), measure(spec, prediction, y)
 
 
@@ -121,7 +147,7 @@ def predict_queries(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Epi
 
 
 def episode_metrics(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
-    """Return the headline metric after adaptation."""
+    """Return the metrics after adaptation."""
     phi = adapt_to(algo, theta, episode)
     return measure(spec, predict_queries(algo, theta, phi, episode), episode.query.y)
 
@@ -129,12 +155,12 @@ def episode_metrics(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episod
 def metrics_by_step(
     algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode, states: Iterable[Any]
 ) -> Metrics:
-    """Return the headline metric after the last of an inner loop's states, and after each of them as a vector [J + 1].
+    """Return the metrics after the last of an inner loop's states, and the headline after each as a vector [J + 1].
 
     The vector is left out where queries are predicted one by one, because it would multiply a long test.
     """
     if algo.norm == "per_query":
         return episode_metrics(algo, spec, theta, episode)
-    scores = torch.stack([score(spec, predict_queries(algo, theta, phi, episode), episode.query.y) for phi in states])
+    found = [measure(spec, predict_queries(algo, theta, phi, episode), episode.query.y) for phi in states]
     name = headline_metric(spec)
-    return {name: scores[-1], f"{name}_by_step": scores}
+    return {**found[-1], f"{name}_by_step": torch.stack([metrics[name] for metrics in found])}

@@ -4,6 +4,7 @@ Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queri
 `n` examples, `D` features.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -149,6 +150,9 @@ class Visible(World, Protocol):
         ...
 
 
+Rule = Callable[[str, Examples, Tensor], Tensor]  # its name, support, x [n, *input] -> predictions [n, *output]
+
+
 class TaskSpec(NamedTuple):
     """What a task asks for. `output_size` is the number of classes, or of regressed values.
 
@@ -156,6 +160,8 @@ class TaskSpec(NamedTuple):
     its predictions are judged by, a registered one; None: accuracy, or mean squared error. `ways`
     is the number of classes in a task where there are more labels than that; None: `output_size`. `ragged` tasks have
     padding among their examples. Tasks of control have a `world`, with `episodes` that do not count and that do.
+    `beside` are further metrics. `rule` predicts by one of the rules in the dataset's traits, where those of regression
+    have some. `listed` is the number of tasks where they are a list: a test has each of them once.
     """
 
     kind: Kind
@@ -167,6 +173,9 @@ class TaskSpec(NamedTuple):
     ragged: bool = False
     world: World | None = None
     episodes: tuple[int, int] = (0, 0)
+    beside: tuple[str, ...] = ()
+    rule: Rule | None = None
+    listed: int | None = None
 
 
 class TaskSource(Protocol):
@@ -180,7 +189,7 @@ class TaskSource(Protocol):
 
         An Episode, or in control a Trial.
 
-        A source that is a list of fewer than `num_tasks` tasks returns all of them.
+        A source that is a list returns the first of it, at most all.
         """
         ...
 

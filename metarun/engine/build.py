@@ -1,7 +1,7 @@
 """The wiring: builds the components of a run from its settings. The only reader of all settings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +116,10 @@ class Experiment:
 
     def build_tester(self, row: EvalSettings, split: Split) -> Tester:
         """Build what tests on tasks of `split` with the settings of `row`. Raises ConfigError for a misfit."""
-        tasks = self.dataset.tasks(split, TaskShape(row.ways, row.shots, row.queries))
+        dataset = (
+            build_dataset(change_dataset(self.settings, row.dataset), self.device) if row.dataset else self.dataset
+        )
+        tasks = dataset.tasks(split, TaskShape(row.ways, row.shots, row.queries))
         source = put_in_order(tasks, row.algo)
         algo = build_algorithm(row.algo, self.backbone, source.spec, trained=self.source.spec)
         seed = self.settings.seed
@@ -138,6 +141,11 @@ class Experiment:
 def allow_tf32(allowed: bool) -> None:
     """Let matrix products and convolutions on a GPU round their inputs to TF32, or not."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
+
+
+def change_dataset(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """The settings of a run with some of the dataset's changed."""
+    return replace(settings, dataset={**settings.dataset, **changes})
 
 
 def build_dataset(settings: Settings, device: torch.device | None = None) -> Dataset:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from metarun.config.registry import declaration
 from metarun.config.schema import EvalSettings, Settings, apply_test_changes
-from metarun.core.batch import Execution, count_tasks, map_tasks
+from metarun.core.batch import Execution, count_tasks, map_tasks, take
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
 from metarun.core.seeding import generator_for
@@ -91,22 +91,30 @@ class Model(NamedTuple):
 
 def plan_rows(settings: Settings, has_norm: bool) -> dict[str, EvalSettings]:
     """Return the rows of a result, each with the whole of its `algo`: "test", each of the variants, and beside every
-    transductive row an `_inductive` one, in which queries are predicted one by one and have no part in adaptation; in
-    control also one for each rule of the world.
+    transductive row an `_inductive` one, in which queries are predicted one by one and have no part in adaptation; for
+    each of the dataset's rules also one on the tasks of "test", and of variants that differ in more than the method.
 
     `has_norm`: the backbone has norm layers.
     """
     test = replace(settings.eval, algo=apply_test_changes(settings.algo, settings.eval.algo))
     rows = {"test": test}
     for name, changes in settings.eval.variants.items():
-        rows[name] = replace(test, **{**changes, "algo": apply_test_changes(test.algo, changes.get("algo", {}))})
+        algo, dataset = apply_test_changes(test.algo, changes.get("algo", {})), changes.get("dataset", {})
+        rows[name] = replace(test, **{**changes, "algo": algo, "dataset": {**test.dataset, **dataset}})
     inductive = {
         f"{name}_inductive": replace(row, algo=make_inductive(row.algo))
         for name, row in rows.items()
         if is_transductive(row, has_norm)
     }
     rules = declaration("dataset", settings.dataset["name"]).traits.rules
-    beside = {name: replace(test, algo={"name": "rule", "rule": name, "trials": 1}) for name in rules}
+    others = [name for name, changes in settings.eval.variants.items() if changes.keys() - {"algo"}]
+    beside = {
+        rule if name == "test" else f"{name}_{rule}": replace(
+            rows[name], algo={"name": "rule", "rule": rule, "trials": 1}
+        )
+        for name in ("test", *others)
+        for rule in rules
+    }
     return rows | inductive | beside
 
 
@@ -184,13 +192,15 @@ def draw_fixed_tasks(
     """Draw the first `count` of an endless list of tasks that `seed` and `split` determine, block by block: those from
     block `first` on, or every `stride`-th of them.
 
-    Drawn on the CPU whatever the device, so that the list is the same on every machine. A source that has less than
-    a block of tasks gives each of them once.
+    Drawn on the CPU whatever the device, so that the list is the same on every machine. A source that is a list itself
+    gives each of its tasks once.
     """
+    if (listed := source.spec.listed) is not None:
+        tasks = take(source.sample(listed, generator_for(seed, split, 0)), 0, count)
+        yield from split_tasks(tasks, BLOCK)[first::stride]
+        return
     for block in range(first, math.ceil(count / BLOCK), stride):
         tasks = source.sample(BLOCK, generator_for(seed, split, block))
-        if block > 0 and count_tasks(tasks) < BLOCK:  # a short list, all of which is in block 0
-            return
         yield split_tasks(tasks, min(BLOCK, count - block * BLOCK))[0]
 
 

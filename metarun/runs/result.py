@@ -41,6 +41,7 @@ class Row:
     classes: int | None = None  # different ones in all tasks; None where tasks have none in common
     assays: int | None = None  # the same where a task is drawn from a list, as a whole
     ci95_over_classes: float | None = None  # or over assays, of the headline metric: where few, see `core.statistics`
+    dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ from training
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Row":
@@ -52,7 +53,8 @@ class Row:
         """The metrics beside the settings, as `result.json` has them."""
         values = asdict(self)
         metrics: dict[str, Any] = values.pop("metrics")
-        return metrics | {name: value for name, value in values.items() if (name, value) != ("ensemble", 1)}
+        usual = {"ensemble": 1, "dataset": {}}  # of which nothing is said
+        return metrics | {name: value for name, value in values.items() if (name, value) not in usual.items()}
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ class Session:
             "window": asdict(state.window),
         }
         validation = None if progress.best is None else self.sign * progress.best
-        spec = self.experiment.source.spec._replace(world=None)
+        spec = self.experiment.source.spec._replace(world=None, rule=None)
         facts = {
             "step": progress.step,
             "validation": validation,
@@ -274,6 +274,7 @@ def score_rows(
             transductive=is_transductive(row, experiment.has_norm),
             ensemble=len(models),
             seconds=round(time.perf_counter() - started, 1),
+            dataset=row.dataset,
             **measure_classes(scores, classes, headline_metric(tester.source.spec)),
         )
     if folder:

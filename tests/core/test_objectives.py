@@ -1,12 +1,15 @@
-"""Average precision above chance: by hand, against a slow form, and under vmap."""
+"""Metrics: by hand, against a slow form, and under vmap."""
 
+import math
+from collections.abc import Sequence
+from itertools import permutations
 from typing import Any
 
 import pytest
 import torch
 from torch.func import vmap
 
-from metarun.core.objectives import delta_auprc, measure
+from metarun.core.objectives import delta_auprc, mae, measure, ndcg
 from metarun.core.types import TaskSpec
 
 
@@ -55,3 +58,42 @@ def test_a_dataset_says_what_its_tasks_are_judged_by() -> None:
     assert measure(TaskSpec("classification", (1,), 2), prediction, y) == {"accuracy": pytest.approx(2 / 3)}
     judged = measure(TaskSpec("classification", (1,), 2, metric="delta_auprc"), prediction, y)
     assert judged == {"delta_auprc": pytest.approx(1 - 1 / 3)}
+
+
+def test_the_mean_absolute_error_passes_over_padding() -> None:
+    prediction, y = torch.tensor([[1.0], [2.0], [9.0]]), torch.tensor([[2.0], [-1.0], [float("nan")]])
+    assert mae(prediction, y) == pytest.approx((1 + 3) / 2)
+
+
+@pytest.mark.parametrize(
+    ("ranking", "y", "found"),
+    [
+        ([3, 2, 1], [2, 1, 0], 1),
+        ([1, 3, 2], [1, 0, 0], 1 / 2),  # the only gain, 1, in the third place: 1 / log2(4)
+        ([2, 1], [0, 0], 0),  # nothing to gain
+        ([1, 2, 3, 4, 5, 6], [1, 0, 0, 0, 0, 0], 0),  # sixth
+        ([0, 0], [1, 0], (1 + 1 / math.log2(3)) / 2),  # first or second, as likely
+        ([2, 1, 0], [2, 1, float("nan")], 1),  # padding
+    ],
+)
+def test_discounted_gain_by_hand(ranking: Any, y: Any, found: Any) -> None:
+    columns = (torch.tensor(values, dtype=torch.float64)[:, None] for values in (ranking, y))
+    assert ndcg(*columns).item() == pytest.approx(found)
+
+
+def slow_ndcg(ranking: list[float], y: list[float]) -> float:
+    """The mean over all orders of equal predictions, by sorting."""
+
+    def add_up(order: Sequence[int]) -> float:
+        return sum((2 ** y[i] - 1) / math.log2(2 + place) for place, i in enumerate(order[:5]))
+
+    ways = [sorted(order, key=lambda i: -ranking[i]) for order in permutations(range(len(y)))]  # stable
+    return sum(map(add_up, ways)) / len(ways) / add_up(sorted(range(len(y)), key=lambda i: -y[i]))
+
+
+def test_the_gain_of_many_tasks_at_once_is_that_of_sorting_in_every_order_of_ties() -> None:
+    generator = torch.Generator().manual_seed(0)
+    ranking = torch.randint(4, (10, 7, 1), generator=generator).double()
+    y = torch.randint(1, 11, (10, 7, 1), generator=generator).double() / 2
+    expected = [slow_ndcg(a.flatten().tolist(), b.flatten().tolist()) for a, b in zip(ranking, y)]
+    assert vmap(ndcg)(ranking, y).tolist() == pytest.approx(expected, rel=1e-12)

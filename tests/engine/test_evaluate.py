@@ -71,14 +71,15 @@ def test_vector_metrics_hold_a_score_per_inner_step_and_end_in_the_headline(sour
 
 
 def test_a_list_of_few_tasks_is_tested_once_however_many_are_asked_for(source: EpisodeSampler) -> None:
-    few = FixedEpisodes(source.sample(7, torch.Generator()), source.shape)
-    assert few.spec == source.spec
+    few = FixedEpisodes(source.sample(60, torch.Generator()), source.shape)
+    assert few.spec == source.spec._replace(listed=60)
     found = scores(few, tasks=2000)
-    assert found.tasks == 7
-    assert scores(few, tasks=3).tasks == 3
-    assert torch.equal(scores(few, tasks=3).per_task["accuracy"], found.per_task["accuracy"][:3])
-    blocks = [block for rank in range(2) for block in draw_fixed_tasks(few, 2000, 0, "test", rank, 2)]
-    assert [len(block.query.y) for block in blocks] == [7]
+    assert found.tasks == 60
+    for asked in (3, 55):
+        assert scores(few, tasks=asked).tasks == asked
+        assert torch.equal(scores(few, tasks=asked).per_task["accuracy"], found.per_task["accuracy"][:asked])
+    one, two = ([*draw_fixed_tasks(few, 2000, 0, "test", rank, 2)] for rank in range(2))
+    assert torch.equal(torch.cat([block.query.x for block in (*one, *two)]), few.tasks.query.x)
 
 
 def test_interval_by_hand() -> None:

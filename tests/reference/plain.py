@@ -77,6 +77,7 @@ def features(backbone_name: str, phi: Theta, x: Tensor) -> Tensor:
         "r2d2": r2d2,
         "resnet12": resnet12,
         "tanh": tanh,
+        "wide_deep": wide_deep,
     }
     return networks[backbone_name](w, x)
 
@@ -100,6 +101,14 @@ def conv4_relation(w: dict[str, Tensor], x: Tensor) -> Tensor:
         x = F.conv2d(x, w[f"convs.{i}.weight"], padding=1)
         x = batch_norm(x, w[f"norms.{i}.weight"], w[f"norms.{i}.bias"], eps=1e-5).clamp(min=0)
     return x.flatten(1)
+
+
+def wide_deep(w: dict[str, Tensor], x: Tensor) -> Tensor:
+    """A linear map, and layers each with ReLU."""
+    x = deep = x.flatten(1)
+    for i in range(2):
+        deep = F.relu(deep @ w[f"layers.{i}.weight"].T + w[f"layers.{i}.bias"])
+    return torch.cat([x @ w["map.weight"].T, deep], 1)
 
 
 def tanh(w: dict[str, Tensor], x: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "r2d2": {"filters": [3, 2, 4, 3]},
     "resnet12": {"filters": [3, 4, 4, 5], "drop_rate": 0.0, "drop_size": 5},
     "tanh": {"hidden": [6, 5]},
+    "wide_deep": {"wide": 3, "hidden": [6, 5]},
     "torchvision": {"model": "resnet18", "weights": None},
 }
 UNPAIRED = ("torchvision",)  # too slow with every algorithm: tests/backbones/test_torchvision.py stands in

@@ -106,7 +106,8 @@ class FixedEpisodes:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", tuple(self.tasks.support.x.shape[2:]), self.shape.ways)
+        shape, listed = tuple(self.tasks.support.x.shape[2:]), len(self.tasks.query.y)
+        return TaskSpec("classification", shape, self.shape.ways, listed=listed)
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """The first `num_tasks`, or all where there are fewer."""
