@@ -1,5 +1,7 @@
 """Write the tables of methods: one line per method into docs/methods.md, one line per family into README.md.
 
+And the speeds of the published runs into metarun/cli/speeds.yaml, from which the duration of others is told.
+
 The facts come from the YAML files under configs/algo, the docstrings under metarun/algos and the runs under
 docs/results.
 
@@ -11,13 +13,15 @@ import re
 from collections.abc import Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from metarun.cli.compose import compose, describe_options
 from metarun.cli.hydra_app import CONFIGS
+from metarun.cli.outlook import SPEEDS
+from metarun.cli.plain import NONE
 from metarun.config.load import resolve
 from metarun.config.registry import declaration
-from metarun.reports.collect import Cell, make_cells, read_runs
+from metarun.reports.collect import Cell, Run, make_cells, read_runs
 from metarun.reports.text import format_table
 
 ROOT = Path(__file__).parents[1]
@@ -76,7 +80,7 @@ def describe(algo: str, comment: str, tested: list[Cell]) -> Method:
         raise SystemExit(f"configs/algo/{algo}.yaml must begin with the comments {wanted}")
     if facts["family"] not in FAMILIES:
         raise SystemExit(f"configs/algo/{algo}.yaml: {facts['family']} is not a family of {Path(__file__).name}")
-    values = resolve(compose([f"algo={algo}"]))["algo"]
+    values = resolve(compose([f"algo={algo}", NONE]))["algo"]
     return Method(
         f"`{algo}`",
         facts["family"],
@@ -126,11 +130,29 @@ def insert(document: str, content: str) -> str:
     return f"{before}{START}\n{content}\n{END}{after}"
 
 
+def list_speeds(runs: Iterable[Run]) -> str:
+    """Experiment -> training tasks per second and device, of the longest run of each with tasks of its size."""
+    lines = {}
+    for run in sorted(runs, key=lambda run: run.result.training.seconds):
+        name, config, training = run.result.choices["experiment"], run.result.config, run.result.training
+        if name and has_size(config, resolve(compose([f"experiment={name}"]))):
+            rate = training.steps * config["trainer"]["tasks_per_step"] / training.seconds
+            lines[name] = f'{name}: [{rate:.3g}, "{run.result.device}"]\n'
+    head = "# Written by scripts/methods.py from docs/results: training tasks per second, and where\n"
+    return head + "".join(lines[name] for name in sorted(lines))
+
+
+def has_size(config: dict[str, Any], wanted: dict[str, Any]) -> bool:
+    return all(config[key] == wanted[key] for key in ("ways", "shots", "queries"))
+
+
 def documents() -> dict[Path, str]:
-    """Both documents with their tables as they should be now."""
-    methods = list_methods(list(make_cells(read_runs([RESULTS]))))
+    """The documents with their tables, and the speeds, as they should be now."""
+    runs = read_runs([RESULTS])
+    methods = list_methods(list(make_cells(runs)))
     tables = {README: table_of_families(methods), PAGE: table_of_methods(methods)}
-    return {path: insert(path.read_text(encoding="utf-8"), content) for path, content in tables.items()}
+    found = {path: insert(path.read_text(encoding="utf-8"), content) for path, content in tables.items()}
+    return {**found, SPEEDS: list_speeds(runs)}
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from metarun.cli.compose import compose
+from metarun.cli.plain import NONE
 from metarun.config.errors import ConfigError, instead
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from metarun.analysis.problems import Check
 
 GROUPS = ("algo", "dataset", "backbone")
-SHORT = ("trainer.tasks_per_step=2", "eval.tasks=10", "eval.val_tasks=4", "device=cpu")
+SHORT = (NONE, "trainer.tasks_per_step=2", "eval.tasks=10", "eval.val_tasks=4", "device=cpu")
 GLYPHS = (
     "dataset=glyphs",
     "dataset.classes_train=20",
@@ -32,7 +33,7 @@ def find_checks(component: str, overrides: Sequence[str] = (), config_dir: str |
         raise ConfigError(f"{component} cannot be checked{hint}: give a group and a name, for example algo=maml")
     where: tuple[str, ...] = () if group == "dataset" else GLYPHS
     if group == "algo":
-        kinds = declaration("algo", compose([component], config_dir).algo.name).traits.kinds
+        kinds = declaration("algo", compose([component, NONE], config_dir).algo.name).traits.kinds
         if "classification" not in kinds:
             where = SINUSOID if "regression" in kinds else BANDIT
     config = compose([*where, component, *SHORT, *overrides], config_dir)

@@ -16,6 +16,7 @@ from metarun.cli.compose import change, compose
 from metarun.cli.grammar import show
 from metarun.cli.hydra_app import Request, check_folder
 from metarun.cli.overview import wrap, write_group, write_overview
+from metarun.cli.plain import NONE
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
@@ -97,7 +98,9 @@ def data(words: Sequence[str]) -> None:
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a few tasks into this file")
     arguments = parser.read(words)
     check_file("--preview", arguments.preview, ".png")
-    config = compose([f"dataset={arguments.name}", *arguments.overrides], arguments.config_dir)
+    named = any(text.startswith("experiment=") for text in arguments.overrides)
+    words = [f"dataset={arguments.name}", *([] if named else [NONE]), *arguments.overrides]
+    config = compose(words, arguments.config_dir)
     settings = load_settings(resolve(config))
     from metarun.engine.build import build_dataset
 
@@ -201,7 +204,9 @@ def read_task(arguments: argparse.Namespace, model: "Model") -> "tuple[Named, Na
 
     (name, split), test = found[0].groups(), model.settings.eval
     other = name != model.dataset
-    settings = load_settings(resolve(compose([f"dataset={name}"], arguments.config_dir))) if other else model.settings
+    settings = (
+        load_settings(resolve(compose([f"dataset={name}", NONE], arguments.config_dir))) if other else model.settings
+    )
     return draw_task(settings, cast("Split", split), TaskShape(test.ways, test.shots, test.queries))
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NoReturn
 
 import hydra
-from hydra._internal.core_plugins.file_config_source import FileConfigSource  # internal, as is the next one:
-from hydra._internal.utils import get_args_parser  # Hydra's reader of files, and its options
+from hydra._internal import hydra as internal  # as are the next two: where Hydra finds its loader,
+from hydra._internal.core_plugins.file_config_source import FileConfigSource  # its reader of files,
+from hydra._internal.utils import get_args_parser  # and its options
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
@@ -22,6 +23,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.cli.grammar import show
+from metarun.cli.plain import Loader
 from metarun.config.errors import ConfigError, did_you_mean, explain_os_error, find_reason
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import config_folders
@@ -89,7 +91,7 @@ def _refuse(message: str) -> NoReturn:
 class ConfigFolders(SearchPathPlugin):
     """Where Hydra finds YAML files besides metarun's own, which count where two have the same name."""
 
-    own: ClassVar[str | None] = None  # the user's folder, within `add_folder`
+    own: ClassVar[str | None] = None  # the user's folder, within `prepare_loader`
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         for folder in config_folders():
@@ -134,20 +136,23 @@ for plugin in (ConfigFolders, YamlFiles):
 
 
 @contextmanager
-def add_folder(config_dir: str | None) -> Iterator[None]:
-    """Let Hydra find the user's YAML files. Raises ConfigError."""
+def prepare_loader(config_dir: str | None) -> Iterator[None]:
+    """Let Hydra find the user's YAML files, and complete plain commands. Raises ConfigError."""
     ConfigFolders.own = str(check_folder(config_dir).absolute()) if config_dir is not None else None
+    before = vars(internal)["ConfigLoaderImpl"]
+    vars(internal)["ConfigLoaderImpl"] = Loader
     try:
         yield
     finally:
         ConfigFolders.own = None
+        vars(internal)["ConfigLoaderImpl"] = before
 
 
 @contextmanager
 def search(config_dir: str | None = None) -> Iterator[ConfigLoader]:
     """Let `hydra.compose` find the YAML files of metarun, of packages and of the user. Raises ConfigError."""
     GlobalHydra.instance().clear()
-    with add_folder(config_dir), hydra.initialize_config_dir(str(CONFIGS), job_name="metarun", **BASE):
+    with prepare_loader(config_dir), hydra.initialize_config_dir(str(CONFIGS), job_name="metarun", **BASE):
         yield GlobalHydra.instance().config_loader()
 
 
@@ -177,7 +182,7 @@ def call(request: Request, job: Job) -> None:
     before = os.environ.get("HYDRA_FULL_ERROR")
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints a traceback, and exits
     try:
-        with set_argv(request), add_folder(request.config_dir):
+        with set_argv(request), prepare_loader(request.config_dir):
             hydra.main(config_path=str(CONFIGS), config_name="config", **BASE)(job)()
     except Exception as error:
         if before == "1" or isinstance(error, ConfigError):

@@ -8,6 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun.cli.compose import compose, find_folder
 from metarun.cli.hydra_app import Job, Request, call, run_composed
+from metarun.cli.outlook import announce
 from metarun.cli.sweep import show_jobs, sweep
 from metarun.config.errors import ConfigError, report_error
 from metarun.config.load import load_settings, resolve
@@ -37,8 +38,11 @@ def launch(request: Request) -> None:
         settings = load_settings(resolve(config))
         if launcher_rank():
             _follow(config, settings)
+        elif shows:
+            call(request, run_composed)
         else:
-            call(request, run_composed if shows else _prepare(config, settings))
+            _say_first(config, request.config_dir)
+            call(request, _prepare(config, settings))
 
 
 def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
@@ -56,6 +60,7 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
     values, folder = resolve(config), RunFolder(find_folder(config, "hydra.run.dir"))
     settings = load_settings(values)
     if (result := folder.result()) is None:
+        _say_first(config, None)
         prepare_cpu()
         from metarun.runs.run import run
 
@@ -73,6 +78,13 @@ def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:
     if result is None:
         raise ConfigError("under torchrun only the first process has a result: use the command metarun there")
     return folder.path, result
+
+
+def _say_first(config: DictConfig, config_dir: str | None) -> None:
+    """Say whose settings a run takes and how long that will be, unless it is finished."""
+    folder = RunFolder(find_folder(config, "hydra.run.dir"))
+    if folder.result() is None and (line := announce(resolve(config), config.hydra, folder.path, config_dir)):
+        print(line, flush=True)
 
 
 def _prepare(config: DictConfig, settings: Settings) -> Job:

@@ -36,7 +36,7 @@ def check_choice(override: Override, loader: ConfigLoader) -> None:
     group, value = override.key_or_group, override.value()
     if group == "hydra":
         raise ConfigError("hydra itself cannot be set: set what is in it, for example hydra.run.dir=FOLDER")
-    if override.is_delete() or not (known := list_options(loader, group)):
+    if override.is_delete() or (group == "experiment" and value is None) or not (known := list_options(loader, group)):
         return
     if override.is_add() or override.is_force_add():
         raise ConfigError(f"{override.input_line}: {group} has an option already: write {group}=NAME to replace it")

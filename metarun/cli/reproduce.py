@@ -1,22 +1,20 @@
 """`metarun reproduce`: the experiments of a paper's table, and how long those that are missing would take."""
 
-import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from metarun.cli.compose import compose, describe_options
+from metarun.cli.outlook import find_rates, identify
+from metarun.cli.plain import find_table
 from metarun.cli.sweep import Job
 from metarun.config.errors import ConfigError, offer
 from metarun.config.load import resolve
 from metarun.config.words import count
-from metarun.runs.folder import RunFolder
-from metarun.runs.result import Training
 
 Length = Literal["paper", "short", "smoke"]
 SMOKE = ("trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "eval.tasks=8", "eval.val_tasks=4")
-SETTLED = 10.0  # seconds of a training, below which its speed is that of its first steps
 
 
 def read(arguments: Sequence[str]) -> tuple[Length, list[str], list[str]]:
@@ -54,13 +52,6 @@ def choose(table: str, length: Length, patterns: Sequence[str], config_dir: str 
     return [f"{name}_paper" for name in chosen]
 
 
-def find_table(experiment: str, datasets: Collection[str]) -> str:
-    """The dataset that an experiment is on, by its name: "omniglot" of "maml/omniglot_5w1s"; "" if there is none."""
-    cell = experiment.partition("/")[2]
-    fitting = [name for name in datasets if cell == name or cell.startswith(f"{name}_")]
-    return max(fitting, key=len, default="")
-
-
 def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> Iterator[str]:
     """For each job whether it is done or how long it will take on this machine; and the sum. Nothing is run.
 
@@ -85,20 +76,3 @@ def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> 
     known = [f"together about {format_duration(total)}"] if total or not unknown else []
     rest = [f"{count(unknown, 'job')} not timed yet"] if unknown else []
     yield " and ".join(known + rest)
-
-
-def find_rates(root: Path) -> dict[str, float]:
-    """Setting -> training tasks per second, validation included, of the longest run of it below a folder."""
-    longest: dict[str, Training] = {}
-    for file in root.rglob("result.json"):
-        with contextlib.suppress(ConfigError, KeyError):  # damaged; of a later test
-            result = RunFolder(file.parent).result()
-            if result is not None and result.training.seconds >= SETTLED:
-                key = identify(result.config)
-                longest[key] = max(result.training, longest.get(key, result.training), key=lambda run: run.seconds)
-    return {key: training.tasks_per_second for key, training in longest.items()}
-
-
-def identify(values: dict[str, Any]) -> str:
-    """What the duration of a task depends on."""
-    return repr([values[key] for key in ("algo", "backbone", "dataset", "ways", "shots", "queries", "device")])

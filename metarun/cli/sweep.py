@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from metarun.cli.compose import compose, find_folder
 from metarun.cli.grammar import expand
 from metarun.cli.hydra_app import Request, call, run_composed, search
+from metarun.cli.outlook import announce
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_error
 from metarun.config.load import identity, load_settings, resolve
 from metarun.config.registry import declaration, find_misfit, metric
@@ -94,6 +95,8 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
                 folder.forget_error()
                 return keep_finite(result.validation.best if result.validation else None, worst)
             print(job.label, flush=True)
+            if line := announce(resolve(config), HydraConfig.get(), folder.path):
+                print(line, flush=True)
             if config.device in ("auto", "cuda"):
                 claim_gpu()
             score = run_composed(config)

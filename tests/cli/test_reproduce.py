@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from metarun.cli.compose import compose
-from metarun.cli.reproduce import Length, choose, estimate, find_rates, read
+from metarun.cli.outlook import find_rates
+from metarun.cli.reproduce import Length, choose, estimate, read
 from metarun.cli.sweep import label_jobs
 from metarun.config.errors import ConfigError
 from metarun.config.load import resolve
@@ -56,7 +57,7 @@ def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Pa
 
     Other settings have other rates, and runs that were shorter or too short do not count.
     """
-    common = ["trainer.tasks_per_step=4", "dataset=sinusoid"]
+    common = ["trainer.tasks_per_step=4", "dataset=sinusoid", "experiment=null"]
     jobs = label_jobs(
         [([f"trainer.steps={steps}", *common], tmp_path / name) for steps, name in ((9, "a"), (300, "b"), (900, "c"))]
     )
@@ -71,7 +72,7 @@ def test_the_time_is_told_of_what_is_not_done_from_what_is_recorded(tmp_path: Pa
     assert sorted(find_rates(tmp_path).values()) == [10.0, 99.0]
     unknown = label_jobs([([*common, "ways=9"], tmp_path / "d")])
     assert list(estimate([jobs[1], *unknown], tmp_path))[1:] == [
-        "[1/1] trainer.tasks_per_step=4 dataset=sinusoid ways=9: not timed yet",
+        "[1/1] trainer.tasks_per_step=4 dataset=sinusoid experiment=null ways=9: not timed yet",
         "together about 2 min and 1 job not timed yet",
     ]
     assert list(estimate(jobs, tmp_path)) == [
