@@ -17,8 +17,10 @@ from metarun.engine.evaluate import Model
 from metarun.engine.loop import descend
 from metarun.engine.plan import MetaGradient
 from metarun.engine.state import Window
+from metarun.runs.log import say, speak
 
-STEPS = 10  # timed; two more warm up
+STEPS = 10  # timed, after one that warms up,
+SECONDS = 2.0  # as far as they take no longer than this together
 
 
 class Profile(NamedTuple):
@@ -28,8 +30,10 @@ class Profile(NamedTuple):
     execution: str
 
 
+@speak()
 def measure(settings: Settings) -> Profile:
-    """Time the parts of a run in this one process, over a few steps and one validation."""
+    """Time the parts of a run in this one process, over a few steps and a part of a validation; say what is timed."""
+    say.info("preparing data and network")
     experiment = Experiment.build(settings)
     algo, trainer, source, device = experiment.algo, settings.trainer, experiment.source, experiment.device
     theta = experiment.draw_theta()
@@ -40,14 +44,17 @@ def measure(settings: Settings) -> Profile:
 
     tasks = sample()
     meta_gradient = MetaGradient(algo, trainer)
-    meta_gradient.choose_plan(theta, lambda: tasks)
+    say.info("choosing how to execute a step, which takes at most 3 % of the time of %d steps", trainer.steps)
+    meta_gradient.choose_plan(theta, lambda: tasks, experiment.pixels)
+    plan = meta_gradient.plan
+    say.info("timing a step")
     loss, metrics, gradient = meta_gradient(theta, tasks)
     row = experiment.plan_rows()["test"]
-    tester = experiment.build_tester(row, "val")
+    tester, scored = experiment.build_tester(row, "val"), min(row.tasks_per_chunk, settings.eval.val_tasks)
 
     def adapt() -> None:
         with torch.no_grad():
-            map_tasks(lambda task: algo.task_loss(theta, task)[0], tasks, meta_gradient.plan.execution)
+            map_tasks(lambda task: algo.task_loss(theta, task)[0], tasks, plan.execution)
 
     def log() -> None:
         window.add({"loss": loss, **metrics})
@@ -57,24 +64,24 @@ def measure(settings: Settings) -> Profile:
         return experiment.measure_statistics(theta)
 
     def validate() -> None:
-        tester.score([Model(theta, statistics)], settings.eval.val_tasks, meta_gradient.plan.execution)
+        tester.score([Model(theta, statistics)], scored, plan.execution)
 
     def descend_once() -> None:
         descend(theta, gradient, optimizer, trainer, traits_of(algo).carried)
 
-    statistics = collect()
-    validation = _milliseconds(collect, device, 1) + _milliseconds(validate, device, 1)
     parts = {
-        "sampling": _milliseconds(sample, device, STEPS),
-        "loss after adaptation": _milliseconds(adapt, device, STEPS),
-        "its gradient": _milliseconds(lambda: meta_gradient(theta, tasks), device, STEPS),
-        "optimiser": _milliseconds(descend_once, device, STEPS),
-        "logging": _milliseconds(log, device, STEPS) / trainer.log_every,
-        "validation": validation / trainer.eval_every,
+        "sampling": _milliseconds(sample, device),
+        "loss after adaptation": _milliseconds(adapt, device),
+        "its gradient": _milliseconds(lambda: meta_gradient(theta, tasks), device),
+        "optimiser": _milliseconds(descend_once, device),
+        "logging": _milliseconds(log, device) / trainer.log_every,
     }
+    say.info("timing %d of the %d tasks of a validation", scored, settings.eval.val_tasks)
+    statistics = collect()
+    validation = _milliseconds(collect, device) + _milliseconds(validate, device) * settings.eval.val_tasks / scored
+    parts["validation"] = validation / trainer.eval_every
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
-    chunk = meta_gradient.plan.tasks_per_chunk or "all"
-    return Profile(parts, f"{meta_gradient.plan.execution}, tasks_per_chunk: {chunk}")
+    return Profile(parts, plan.name)
 
 
 def describe(settings: Settings) -> list[str]:
@@ -92,16 +99,19 @@ def describe(settings: Settings) -> list[str]:
     ]
 
 
-def _milliseconds(part: Callable[[], object], device: torch.device, steps: int) -> float:
-    """Return the mean over some calls, with the work that they leave to the device."""
-    for _ in range(min(2, steps)):
-        part()
-    _wait(device)
-    started = time.perf_counter()
-    for _ in range(steps):
-        part()
-    _wait(device)
-    return 1000 * (time.perf_counter() - started) / steps
+def _milliseconds(part: Callable[[], object], device: torch.device) -> float:
+    """Return the mean over some calls, with the work that they leave to the device; one call alone if it is long."""
+
+    def time_calls(number: int) -> float:
+        started = time.perf_counter()
+        for _ in range(number):
+            part()
+        _wait(device)
+        return (time.perf_counter() - started) / number
+
+    first = time_calls(1)
+    number = min(STEPS, int(SECONDS / first))
+    return 1000 * (time_calls(number) if number else first)
 
 
 def _wait(device: torch.device) -> None:

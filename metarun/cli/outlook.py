@@ -14,6 +14,7 @@ from metarun.cli.compose import compose
 from metarun.cli.plain import LIKE
 from metarun.config.errors import ConfigError
 from metarun.config.load import resolve
+from metarun.config.words import format_duration
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Training
 
@@ -32,8 +33,6 @@ def announce(
     name, like = choices.get("experiment"), choices.get(LIKE)
     if not isinstance(name or like, str):
         return None
-    from metarun.reports.tables import format_duration
-
     whose = f"settings of {name}" if name else f"trained as in {like}"
     rate, where = find_rate(values, name, folder, config_dir) if name else (None, "")
     seconds = trainer["steps"] * trainer["tasks_per_step"] / rate if rate else 0

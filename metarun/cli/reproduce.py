@@ -11,7 +11,7 @@ from metarun.cli.plain import find_table
 from metarun.cli.sweep import Job
 from metarun.config.errors import ConfigError, offer
 from metarun.config.load import resolve
-from metarun.config.words import count
+from metarun.config.words import count, format_duration
 
 Length = Literal["paper", "short", "smoke"]
 SMOKE = ("trainer.steps=4", "trainer.eval_every=2", "trainer.log_every=1", "eval.tasks=8", "eval.val_tasks=4")
@@ -57,8 +57,6 @@ def estimate(jobs: Sequence[Job], root: Path, config_dir: str | None = None) -> 
 
     root: the folder in which runs of the same setting are looked for; without any a job is "not timed yet".
     """
-    from metarun.reports.tables import format_duration
-
     recorded, total, unknown = find_rates(root), 0.0, 0
     for job in jobs:
         if job.outcome == "done":

@@ -24,7 +24,7 @@ from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_err
 from metarun.config.load import identity, load_settings, resolve
 from metarun.config.registry import declaration, find_misfit, metric
 from metarun.config.schema import Settings
-from metarun.config.words import count
+from metarun.config.words import count, format_duration
 from metarun.runs.folder import RunFolder
 
 OVERRIDES = ".hydra/overrides.yaml"  # in the folder of each job
@@ -109,8 +109,6 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
     except Exception as error:
         report_error(error)
         outcome = "failed after"
-    from metarun.reports.tables import format_duration
-
     print(f"{number} {outcome} {format_duration(time.monotonic() - started)}", flush=True)
     return keep_finite(score, worst)
 

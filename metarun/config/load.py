@@ -64,10 +64,10 @@ def _check_logger(name: str, problems: list[str]) -> None:
 
 def _check_precision(settings: Settings, problems: list[str]) -> None:
     """Under vmap PyTorch applies no autocast to convolutions, so that the label would be false."""
-    if settings.trainer.precision == "bfloat16" and settings.trainer.execution != "loop":
+    if settings.trainer.precision == "bfloat16" and settings.trainer.execution == "vmap":
         problems.append(
-            f"trainer.precision is bfloat16 and trainer.execution is {settings.trainer.execution}: set "
-            "trainer.execution=loop, within vmap PyTorch computes convolutions in float32"
+            "trainer.precision is bfloat16 and trainer.execution is vmap: set trainer.execution=loop, "
+            "within vmap PyTorch computes convolutions in float32"
         )
 
 

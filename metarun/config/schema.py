@@ -48,7 +48,7 @@ class TrainerSettings:
     compile: bool
     cuda_graph: bool  # record the step once and launch it as one, on a GPU
     precision: Literal["float32", "tf32", "bfloat16"]
-    channels_last: bool  # memory order of convolution weights
+    channels_last: bool | Literal["auto"]  # memory order of convolution weights
     clip_norm: Positive | dict[str, Positive] | None  # of the whole gradient, or per component of theta
     clip_value: Positive | dict[str, Positive] | None
     log_every: Count

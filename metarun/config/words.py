@@ -25,3 +25,11 @@ def printable(text: str) -> str:
     except UnicodeEncodeError:
         return text.replace("±", "+-").encode(encoding, "backslashreplace").decode(encoding)
     return text
+
+
+def format_duration(seconds: float) -> str:
+    """Seconds as a person reads them: "12 s", "3 min", "1 h 29 min"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

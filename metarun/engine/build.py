@@ -1,12 +1,12 @@
 """The wiring: builds the components of a run from its settings. The only reader of all settings."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import build, declaration, find_misfit, known, traits_of
@@ -78,13 +78,14 @@ class Experiment:
         return self.make_trainable(draw_theta(self.algo, self.settings.seed))
 
     def make_trainable(self, theta: Theta) -> Theta:
-        """Copy theta to the device, in the configured memory order, and let it require gradients."""
+        """Copy theta to the device and let it require gradients."""
+        return {c: {n: p.to(self.device).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
 
-        def place(p: Tensor) -> Tensor:
-            order = self.settings.trainer.channels_last and p.dim() == 4
-            return p.to(self.device, memory_format=torch.channels_last if order else torch.preserve_format)
-
-        return {c: {n: place(p).requires_grad_() for n, p in params.items()} for c, params in theta.items()}
+    @property
+    def pixels(self) -> int:
+        """How many pixels has a picture that the network convolves; 0 if it convolves none."""
+        shape, weights = self.source.spec.input_shape, self.backbone.parameters()
+        return math.prod(shape[1:]) if len(shape) == 3 and any(p.dim() == 4 for p in weights) else 0
 
     def build_optimizer(self, theta: Theta) -> torch.optim.Optimizer:
         """Build the outer optimiser, with one parameter group per component. Raises ConfigError."""

@@ -1,6 +1,7 @@
 """How a run computes its meta-gradients: what was asked for, or what proved fastest, within the memory there is."""
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +20,9 @@ from metarun.engine.gradient import Part, average, sum_chunks, sum_tasks
 
 say = logging.getLogger(__name__)
 TIMINGS = 2  # steps that each candidate of `auto` is timed for, after one that warms up
+SHARE = 0.03  # of the time of a run's steps, for timing
+LARGE = 64 * 64  # pixels from which the pictures of several tasks at once exceed a CPU's cache
+SETUP = 0.5  # seconds that a first step may take longer than the others
 
 
 @dataclass(frozen=True)
@@ -27,10 +31,44 @@ class Plan:
 
     execution: Execution
     tasks_per_chunk: int | None  # None: all at once
+    channels_last: bool = False  # memory order of the weights of convolutions
     seconds: dict[str, float] | None = None  # of a step, for each candidate that `auto` timed
+
+    @property
+    def name(self) -> str:
+        size = f" of {self.tasks_per_chunk}" if self.tasks_per_chunk and self.execution == "vmap" else ""
+        return f"{self.execution}{size}{', channels_last' if self.channels_last else ''}"
 
     def to_json(self) -> dict[str, Any]:
         return {name: value for name, value in asdict(self).items() if name != "seconds" or value is not None}
+
+
+def list_plans(settings: TrainerSettings, tasks: int, pixels: int, on_cpu: bool) -> list[Plan]:
+    """List the plans that the settings leave open, the most promising first.
+
+    tasks: a process's share of a step; pixels: of a picture that the network convolves, 0 where it convolves none.
+    """
+    chunk, order = settings.tasks_per_chunk, settings.channels_last
+    orders = ([True, False] if on_cpu and pixels else [False]) if order == "auto" else [order]
+    loops = [Plan("loop", None, one) for one in orders]
+    sizes = [chunk, -(-tasks // 4)] if tasks > 4 and settings.execution == "auto" else [chunk]
+    vmaps = [Plan("vmap", size, order is True) for size in sizes]
+    if settings.precision == "bfloat16" or settings.execution == "loop":
+        return loops
+    if settings.execution == "vmap":
+        return vmaps
+    if on_cpu and (tasks == 1 or pixels >= LARGE):
+        return [loops[0], *vmaps[1:], *loops[1:], vmaps[0]]
+    return [vmaps[0], loops[0], *vmaps[1:], *loops[1:]]
+
+
+def arrange(theta: Theta, channels_last: bool) -> None:
+    """Give the weights of convolutions a memory order; their values stay."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    for params in theta.values():
+        for p in params.values():
+            if p.dim() == 4:
+                p.data = p.data.to(memory_format=order)
 
 
 class MetaGradient:
@@ -49,58 +87,73 @@ class MetaGradient:
     ) -> None:
         self.algo, self.settings, self.ranks, self.recording = algo, settings, ranks, recording
         self._plan = plan
-        if plan is None and settings.execution != "auto":
-            self._plan = Plan(settings.execution, settings.tasks_per_chunk)
+        if plan is None and settings.execution != "auto" and settings.channels_last != "auto":
+            self._plan = Plan(settings.execution, settings.tasks_per_chunk, settings.channels_last)
         self._sums: dict[tuple[Execution, int | None, bool], Part] = {}
 
     @property
     def plan(self) -> Plan:
-        """Raises RuntimeError if `auto` has chosen nothing yet."""
+        """Raises RuntimeError if none is chosen yet."""
         if self._plan is None:
-            raise RuntimeError("trainer.execution=auto: choose a plan first")
+            raise RuntimeError("no plan is chosen yet")
         return self._plan
 
-    def choose_plan(self, theta: Theta, draw: Callable[[], Task]) -> None:
-        """Replace `auto` by the fastest way for the drawn tasks: vmap over all or over a quarter of them, or a loop.
+    def choose_plan(self, theta: Theta, draw: Callable[[], Task], pixels: int) -> None:
+        """Settle on a plan, unless there is one, and give theta its memory order.
 
-        Where a run records CUDA graphs, those of the three are compared.
+        Times, with the drawn tasks, as many plans as that is worth. Where a run records CUDA graphs, those are timed.
+        pixels: see `list_plans`.
         """
-        if self._plan is not None:
-            return
-        tasks = draw()
-        total = count_tasks(tasks)
-        mine = take(tasks, *self.ranks.share(total))
-        size = self.settings.tasks_per_chunk or -(-total // self.ranks.count)  # the same on every rank
-        candidates = {
-            "vmap": Plan("vmap", self.settings.tasks_per_chunk),
-            f"vmap of {-(-size // 4)}": Plan("vmap", -(-size // 4)),
-            "loop": Plan("loop", None),
-        }
-        if self.recording != "nothing":
-            candidates = {f"graph of {name}": plan for name, plan in candidates.items()}
-        seconds = {}
-        for name, plan in candidates.items():
+        if self._plan is None:
+            device = next(p.device for params in theta.values() for p in params.values())
+            total, worth = self.settings.tasks_per_step, SHARE * self.settings.steps  # of the time of so many steps
+            size = self.settings.tasks_per_chunk or -(-total // self.ranks.count)  # the same on every rank
+            plans = list_plans(self.settings, size, pixels, device.type == "cpu")
+            self._plan, seconds = plans[0], {}
+            if len(plans) > 1 and worth > 2 * (1 + TIMINGS) and not self.settings.compile:  # that takes minutes
+                seconds = self.compare(plans, theta, take(draw(), *self.ranks.share(total)), worth)
+                best = self.ranks.broadcast(min(seconds, key=lambda name: seconds[name]))
+                self._plan = replace(next(plan for plan in plans if plan.name == best), seconds=seconds)
+            told = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
+            say.info("execution: %s%s", self._plan.name, f" ({told} per step)" if told else "")
+            self._sums.clear()
+        arrange(theta, self._plan.channels_last)
+
+    def compare(self, plans: list[Plan], theta: Theta, tasks: Task, worth: float) -> dict[str, float]:
+        """Return the seconds of a step by the name of each plan that was timed.
+
+        worth: how many steps of the fastest plan all this may last. Raises torch.OutOfMemoryError if no plan fits.
+        """
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
+        for plan in plans:
+            best = min(seconds.values(), default=math.inf)
+            if seconds and time.perf_counter() - started > best * (worth - 1 - TIMINGS):
+                break
             try:
-                seconds[name] = self.measure(plan, theta, mine)
+                arrange(theta, plan.channels_last)
+                seconds[plan.name] = self.measure(plan, theta, tasks, best)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
         if not seconds:
             raise torch.OutOfMemoryError("no way to execute a step fits in memory")
-        best = self.ranks.broadcast(min(seconds, key=lambda name: seconds[name]))
-        self._sums.clear()
-        self._plan = replace(candidates[best], seconds=seconds)
-        say.info("execution: %s (%s)", best, ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items()))
+        return seconds
 
-    def measure(self, plan: Plan, theta: Theta, tasks: Task) -> float:
-        """Return the seconds of the fastest of a few steps; nothing is descended."""
-        found = []
+    def measure(self, plan: Plan, theta: Theta, tasks: Task, best: float = math.inf) -> float:
+        """Return the seconds of the fastest of a few steps; nothing is descended.
+
+        best: of another plan. A plan that is far slower is not timed as often.
+        """
+        found: list[float] = []
         record = self.recording != "nothing"
         for _ in range((WARM_UP + 1 if record else 1) + TIMINGS):
             started = time.perf_counter()
             loss, _, _ = self._compute(plan, theta, tasks, ALONE, record)
             loss.item()  # waits for the device
             found.append(time.perf_counter() - started)
+            if not record and found[-1] > 2 * best + (SETUP if len(found) == 1 else 0):
+                break
         return min(found[-TIMINGS:])
 
     def __call__(self, theta: Theta, tasks: Task) -> tuple[Tensor, Metrics, Theta]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from metarun.config.registry import metric
 from metarun.config.traits import Metric
-from metarun.config.words import count
+from metarun.config.words import count, format_duration
 from metarun.core.statistics import FEW
 from metarun.reports.collect import Cell, Run, find_differences, make_cells
 from metarun.reports.published import READ, Figure, find_entries, read_figures, read_sources
@@ -192,13 +192,6 @@ def _format_classes(cell: Cell) -> str:
 def _format_number(metric: Metric, value: float) -> str:
     """A value in shown units, without the unit."""
     return f"{metric.scale * value:.{metric.decimals}f}"
-
-
-def format_duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def _abbreviate(commit: str | None) -> str:

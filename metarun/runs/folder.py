@@ -22,6 +22,8 @@ from metarun.config.load import identity
 from metarun.core.files import remove_scratch, write_text
 from metarun.runs.result import Evaluation, Result
 
+PLAN = "plan"  # in choices.json, beside the options of groups
+
 
 @dataclass(frozen=True)
 class RunFolder:
@@ -129,7 +131,7 @@ class RunFolder:
         self.check_same(config)
         self.forget_error()
         write_text(self.path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)))
-        write_text(self.path / "choices.json", json.dumps(choices, indent=2) + "\n")
+        self._write_choices(choices, self.plan())
         with self.record_failure():
             yield
 
@@ -153,7 +155,22 @@ class RunFolder:
 
     def choices(self) -> dict[str, Any]:
         """Read which option of each config group was chosen: `fomaml` where the component is MAML."""
-        return _read_json(self.path / "choices.json")
+        values = _read_json(self.path / "choices.json")
+        return {key: value for key, value in values.items() if key != PLAN}
+
+    def plan(self) -> dict[str, Any] | None:
+        """Read how the run executes its steps; None if it has not chosen yet."""
+        there = (self.path / "choices.json").is_file()
+        return _read_json(self.path / "choices.json").get(PLAN) if there else None
+
+    def keep_plan(self, plan: dict[str, Any]) -> None:
+        """Write how the run executes its steps, so that it does so to its last step, whatever stops it meanwhile."""
+        if plan != self.plan():
+            self._write_choices(self.choices(), plan)
+
+    def _write_choices(self, choices: dict[str, Any], plan: dict[str, Any] | None) -> None:
+        values = {**choices, **({PLAN: plan} if plan else {})}
+        write_text(self.path / "choices.json", json.dumps(values, indent=2) + "\n")
 
     def result(self) -> Result | None:
         """Read the result; None before the end. Raises ConfigError if the file is damaged."""

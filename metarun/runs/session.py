@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_map
 from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, metric, traits_of
 from metarun.config.schema import Settings
-from metarun.config.words import count
+from metarun.config.words import count, format_duration
 from metarun.core.inner import draw_theta
 from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
@@ -68,7 +68,8 @@ class Session:
     state: State
 
     def __post_init__(self) -> None:
-        trainer, plan = self.experiment.settings.trainer, self.state.progress.plan
+        trainer, progress = self.experiment.settings.trainer, self.state.progress
+        plan = progress.plan or self.ranks.broadcast(self.folder and self.folder.plan())
         self.headline = headline_metric(self.experiment.source.spec)
         self.sign = 1 if metric(self.headline).higher_is_better else -1  # scores are compared by "more is better"
         self.tester = self.experiment.build_tester(self.experiment.plan_rows()["test"], "val")
@@ -88,8 +89,12 @@ class Session:
         log = open_log(experiment.settings, self.folder, self.about, progress.step)
         try:
             started = time.perf_counter()
-            self.meta_gradient.choose_plan(state.theta, functools.partial(tasks_of, progress.step))
+            draw = functools.partial(tasks_of, progress.step)
+            self.meta_gradient.choose_plan(state.theta, draw, experiment.pixels)
             progress.seconds += time.perf_counter() - started
+            if self.folder:
+                self.folder.keep_plan(self.meta_gradient.plan.to_json())
+                self.tell_duration()
             train(
                 state,
                 tasks_of,
@@ -105,6 +110,13 @@ class Session:
             )
         finally:
             log.close()
+
+    def tell_duration(self) -> None:
+        """Say how long the steps will take, if they were timed."""
+        plan, steps = self.meta_gradient.plan, self.experiment.settings.trainer.steps - self.state.progress.step
+        if (seconds := (plan.seconds or {}).get(plan.name)) and steps > 0:
+            told = format_duration(steps * seconds)
+            say.info("%s in about %s, validations not counted", count(steps, "step"), told)
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Score the weights on the validation tasks: a score, of which more is better, and what to log."""
