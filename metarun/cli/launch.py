@@ -41,8 +41,9 @@ def launch(request: Request) -> None:
         elif shows:
             call(request, run_composed)
         else:
+            job = _prepare(config, settings)
             _say_first(config, request.config_dir)
-            call(request, _prepare(config, settings))
+            call(request, job)
 
 
 def run_here(overrides: Sequence[str]) -> tuple[Path, Result]:

@@ -14,7 +14,7 @@ from metarun.cli.compose import compose
 from metarun.cli.plain import LIKE
 from metarun.config.errors import ConfigError
 from metarun.config.load import resolve
-from metarun.config.words import format_duration
+from metarun.config.words import count, format_duration
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Training
 
@@ -38,7 +38,7 @@ def announce(
     seconds = trainer["steps"] * trainer["tasks_per_step"] / rate if rate else 0
     expected = f"about {format_duration(seconds)} of training, {where}" if rate else "not timed yet"
     typed = any(text.startswith("trainer.steps=") for text in hydra.overrides.task)
-    return f"{whose}: {trainer['steps']} steps, {expected}" + ("" if typed else "; trainer.steps=300 is shorter")
+    return f"{whose}: {count(trainer['steps'], 'step')}, {expected}" + ("" if typed else "; trainer.steps=300 is shorter")
 
 
 def find_rate(

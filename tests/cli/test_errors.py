@@ -191,7 +191,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("device=cuda:99", "device is 'cuda:99': choose from auto, ..."),
     ("device=gpu", "device is 'gpu': choose from auto, ..."),
     (
-        "glyphs trainer.precision=bfloat16",
+        "glyphs trainer.precision=bfloat16 trainer.execution=vmap",
         "trainer.precision is bfloat16 and trainer.execution is vmap: set trainer.execution=loop, "
         "within vmap PyTorch computes convolutions in float32",
     ),

@@ -10,6 +10,7 @@ from pathlib import Path
 import build_hook
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from metarun.cli.compose import compose
@@ -20,7 +21,7 @@ from metarun.engine import checkpoint
 from metarun.reports.collect import Run
 from metarun.runs.folder import RunFolder
 from metarun.runs.run import LONGEST, name_test
-from tests.conftest import Command
+from tests.conftest import TINY, Command
 
 SMALL = (
     "algo=protonet", "backbone=conv4", "backbone.filters=2", "dataset=folder", "dataset.path=pics",
@@ -72,7 +73,7 @@ def test_only_paths_are_made_absolute_and_a_published_sets_path_is_no_part_of_a_
 
 
 def test_tasks_of_regression_have_no_ways_in_their_folder() -> None:
-    assert "/maml-sinusoid-1s/" in compose(["dataset=sinusoid"]).hydra.run.dir
+    assert "/maml-sinusoid-5s/" in compose(["dataset=sinusoid"]).hydra.run.dir
     assert "/maml-glyphs-5w1s/" in compose([]).hydra.run.dir
 
 
@@ -202,3 +203,20 @@ def test_a_run_from_before_there_was_a_setting_is_still_the_same_run() -> None:
     assert load_settings(before) == load_settings(now)
     assert identity(before) == identity(now)
     assert identity(before) != identity({**now, "init_from": "best.pt"})
+
+
+@pytest.mark.integration
+def test_a_run_keeps_the_execution_that_it_once_chose(metarun: Command, place: Path) -> None:
+    """A sitting that ended before the first checkpoint has left its choice, which is not the one of a short run."""
+    chosen = {"execution": "loop", "tasks_per_chunk": None, "channels_last": True}
+    folder = RunFolder(place / "run")
+    with folder.lock(), folder.start(resolve(compose([*TINY, "hydra.run.dir=run"])), {"algo": "maml"}):
+        folder.keep_plan(chosen)
+    answer = metarun(*TINY, "hydra.run.dir=run")
+    assert answer.code == 0, answer.err
+    result = folder.result()
+    assert result is not None
+    assert result.training.plan == chosen == folder.plan()
+    assert "plan" not in folder.choices()
+    weights = checkpoint.load(folder.last)[0]["theta"]["backbone"].values()
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights if w.dim() == 4)
