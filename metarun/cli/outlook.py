@@ -38,7 +38,9 @@ def announce(
     seconds = trainer["steps"] * trainer["tasks_per_step"] / rate if rate else 0
     expected = f"about {format_duration(seconds)} of training, {where}" if rate else "not timed yet"
     typed = any(text.startswith("trainer.steps=") for text in hydra.overrides.task)
-    return f"{whose}: {count(trainer['steps'], 'step')}, {expected}" + ("" if typed else "; trainer.steps=300 is shorter")
+    return f"{whose}: {count(trainer['steps'], 'step')}, {expected}" + (
+        "" if typed else "; trainer.steps=300 is shorter"
+    )
 
 
 def find_rate(
