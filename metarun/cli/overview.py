@@ -24,7 +24,7 @@ EXAMPLES = """\
 Examples
   metarun                             MAML on generated characters, in a minute
   metarun algo=protonet dataset=omniglot ways=5 shots=1 device=cuda
-  metarun experiment=maml/omniglot_5w1s seed=1
+  metarun experiment=maml/omniglot_5w1s_paper seed=1
   metarun --multirun algo=maml,fomaml,anil seed=1,2,3
   metarun algo=anil --cfg job         print every setting of a run; run nothing
 
@@ -57,6 +57,7 @@ def write_overview(config_dir: str | None = None) -> str:
             lines += _align({family: ", ".join(names) for family, names in _group_by_family(options).items()})
         elif group == "experiment":
             lines += wrap(f"metarun list {group} 'maml/*' lists those of one method, '*_5w1s' of one setting")
+            lines += wrap("metarun algo=maml dataset=omniglot takes its own without being told")
         else:
             lines += wrap(", ".join(options))
     broken = [line for text in broken_packages() for line in wrap(text, "")]

@@ -71,7 +71,7 @@ def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(cuda: Fa
 
 def test_auto_compares_graphs_where_a_run_records_them(cuda: FakeCuda) -> None:
     algo, theta = algo_and_theta("maml", "mlp")
-    run = MetaGradient(algo, make_settings(execution="auto", steps=10_000), recording="step")
+    run = MetaGradient(algo, make_settings(execution="auto", steps=10_000_000, tasks_per_step=6), recording="step")
     run.choose_plan(theta, lambda: episodes(6), pixels=0)
     assert run.plan.seconds is not None
     assert set(run.plan.seconds) == {"vmap", "vmap of 2", "loop"}

@@ -68,7 +68,7 @@ def choose(
     algo: Algorithm, theta: Theta, ranks: Ranks = ALONE, recording: Recording = "nothing", **changes: Any
 ) -> Plan:
     """The plan of a run that is long enough to time all candidates, unless `changes` say otherwise."""
-    asked = {"execution": "auto", "channels_last": "auto", "steps": 10_000, **changes}
+    asked = {"execution": "auto", "channels_last": "auto", "steps": 10_000_000, "tasks_per_step": TASKS, **changes}
     run = MetaGradient(algo, make_settings(**asked), ranks, recording=recording)
     run.choose_plan(theta, lambda: episodes(TASKS), pixels=0)
     return run.plan
