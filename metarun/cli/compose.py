@@ -20,7 +20,7 @@ from metarun.cli.hydra_app import CONFIGS, check_folder, search
 from metarun.cli.mistakes import check_choice, explain, refuse_value
 from metarun.config.errors import ConfigError, find_reason
 from metarun.config.load import identity, resolve
-from metarun.config.registry import config_folders, declaration
+from metarun.config.registry import config_folders, dataset_traits
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None, config_name: str = "config") -> DictConfig:
@@ -72,7 +72,7 @@ def name_run(*, _root_: DictConfig) -> str:
     """The folder of a run: what it is, in words, and a hash of its identity."""
     choices, values = _root_.hydra.runtime.choices, identity(resolve(_root_))
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:8]
-    traits = declaration("dataset", values["dataset"]["name"]).traits
+    traits = dataset_traits(values["dataset"])
     ways = f"{values['ways']}w" if traits.kind == "classification" else ""
     size = f"{values['shots']}+{values['queries']}" if traits.kind == "control" else f"{ways}{values['shots']}s"
     return f"{choices.algo}-{choices.dataset}-{size}/seed{values['seed']}-{digest}"

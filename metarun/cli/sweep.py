@@ -22,7 +22,7 @@ from metarun.cli.hydra_app import Request, call, run_composed, search
 from metarun.cli.outlook import announce
 from metarun.config.errors import Busy, ConfigError, Failed, Stopped, report_error
 from metarun.config.load import identity, load_settings, resolve
-from metarun.config.registry import declaration, find_misfit, metric
+from metarun.config.registry import dataset_traits, find_misfit, metric
 from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
 from metarun.runs.folder import RunFolder
@@ -84,7 +84,7 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
 
     A job that fails counts as the worst score, so that the others go on.
     """
-    worst = metric(declaration("dataset", config.dataset.name).traits.headline).worst
+    worst = metric(dataset_traits(config.dataset).headline).worst
     number, started, score = job.label.partition(" ")[0], time.monotonic(), worst
     try:
         with job.folder.record_failure():
@@ -164,7 +164,7 @@ def plan(request: Request) -> tuple[list[Job], Path]:
 
 def check_fit(settings: Settings) -> None:
     """Raise ConfigError if a job's method cannot learn its dataset's kind of tasks, which would end it at its start."""
-    if misfit := find_misfit(settings.algo["name"], declaration("dataset", settings.dataset["name"]).traits.kind):
+    if misfit := find_misfit(settings.algo["name"], dataset_traits(settings.dataset).kind):
         raise ConfigError(misfit)
 
 

@@ -10,13 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.errors import ConfigError, find_reason, instead
-from metarun.config.registry import GROUPS, check, declaration
+from metarun.config.registry import GROUPS, check, dataset_traits, declaration
 from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
 PATHS = ("data_dir", "dataset.path", "eval.checkpoint", "init_from")  # settings that are paths of the user's
-OWN = "folder"  # the collection of a user's own data
+OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
 
@@ -44,7 +44,7 @@ def _check_task(settings: Settings, problems: list[str]) -> None:
 
     A test that has the training's number, as it does unless it is set, is not told of twice.
     """
-    kind = declaration("dataset", settings.dataset["name"]).traits.kind
+    kind = dataset_traits(settings.dataset).kind
     own = {"shots": settings.shots, "ways": settings.ways}
     asked = {"": own, "eval.": {"shots": settings.eval.shots, "ways": settings.eval.ways}}
     asked |= {f"eval.variants.{name}.": row for name, row in settings.eval.variants.items()}
@@ -135,4 +135,4 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
 def is_published(dataset: Mapping[str, Any]) -> bool:
     """Whether the data is the same wherever it lies, so that its path only says where; one's own path counts."""
     traits = declaration("dataset", dataset["name"]).traits
-    return bool(traits and traits.published) and dataset.get("collection") != OWN
+    return bool(traits and traits.published) and dataset.get("collection") not in OWN

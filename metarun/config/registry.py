@@ -104,6 +104,14 @@ def traits_of(algo: object) -> Traits:
     return traits
 
 
+def dataset_traits(values: Mapping[str, Any]) -> DatasetTraits:
+    """The traits of a dataset with these settings, whose tasks may be of regression. Raises ConfigError."""
+    traits: DatasetTraits = declaration("dataset", values["name"]).traits
+    if traits.continuous and values.get("values") == "continuous":
+        return dataclasses.replace(traits, kind="regression", metric=None)
+    return traits
+
+
 def find_misfit(algo: str, kind: Kind) -> str | None:
     """Say that a method cannot learn tasks of this kind; None if it can."""
     fitting = [name for name in known("algo") if kind in declaration("algo", name).traits.kinds]

@@ -3,7 +3,6 @@
 The first run packs them into the cache, all of one size; later runs map that file.
 """
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,8 +28,8 @@ from metarun.datasets.storage.download import download
 from metarun.datasets.storage.known_sets import KNOWN_SETS, KnownSet
 from metarun.datasets.storage.layouts import find
 from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
-from metarun.datasets.storage.splits import Found
-from metarun.datasets.storage.tree import SPLITS
+from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits
+from metarun.datasets.storage.tree import SPLITS, Picture
 
 PACKING = 2  # raise it when packing changes: then files of older versions are not used
 
@@ -60,11 +59,7 @@ class Images:
     device: torch.device
 
     def __post_init__(self) -> None:
-        if len(self.split_fractions) != 3 or abs(sum(self.split_fractions) - 1) > 1e-6:
-            raise ConfigError(
-                f"dataset.split_fractions is {self.split_fractions}: it must be three numbers, of train, val and test, "
-                "that sum to 1"
-            )
+        check_fractions(self.split_fractions)
         for name, values in (("mean", self.mean), ("std", self.std)):
             if (self.mean is None) != (self.std is None) or (values is not None and len(values) != self.channels):
                 raise ConfigError(
@@ -182,7 +177,7 @@ class Images:
         facts = {"origin": found.origin, "notes": found.notes}
         pack(classes, self._form, lenient=self._known is None, about=self.collection, folder=folder, facts=facts)
 
-    def _find(self) -> Found:
+    def _find(self) -> Found[Picture]:
         """The pictures by split and class. Raises ConfigError if there are none, or a published set is not whole."""
         if self._known is not None:
             listing = self._known.find(self._root)
@@ -203,43 +198,16 @@ class Images:
         """The numbers of each split's packed classes. What is not given is drawn by `split_seed`: all splits, or val
         from the classes of train.
         """
-        given = {split: [i for i, (where, _) in enumerate(self.packed.classes) if where == split] for split in SPLITS}
-        rng = random.Random(self.split_seed)
-
-        def shuffle(classes: list[int]) -> list[int]:
-            return sorted(classes, key=lambda _: rng.random())  # Python guarantees the numbers of random() only
-
-        if given["train"] and not given["val"]:
-            train, val, _ = self.split_fractions
-            number = max(1, round(len(given["train"]) * val / (train + val))) if val else 0
-            drawn = shuffle(given["train"])
-            return given | {"val": sorted(drawn[:number]), "train": sorted(drawn[number:])}
-        free = shuffle([i for i, (where, _) in enumerate(self.packed.classes) if where is None])
-        ends = [round(len(free) * sum(self.split_fractions[:i])) for i in range(4)]
-        return {split: sorted([*given[split], *free[ends[i] : ends[i + 1]]]) for i, split in enumerate(SPLITS)}
+        return draw_splits([where for where, _ in self.packed.classes], self.split_fractions, self.split_seed)
 
     def _choose_classes(self, split: Split, shape: TaskShape) -> list[int]:
         """The classes with enough pictures for a task. Raises ConfigError if they are too few, or others are not to be
         skipped.
         """
-        classes, needed, sizes = self.split_classes()[split], shape.shots + shape.queries, self.packed.sizes()
-        if not classes:
-            raise ConfigError(f"{split} has no classes: dataset.split_fractions is {self.split_fractions}")
-        small = sorted((sizes[number], number) for number in classes if sizes[number] < needed)
-        if small and self.small_classes == "refuse":
-            size, number = small[0]
-            raise ConfigError(
-                f"shots + queries is {shape.shots} + {shape.queries} = {needed}: {len(small)} of the {len(classes)} "
-                f"classes of {split} have fewer pictures, {self.packed.classes[number].name} only {size}: "
-                "ask for fewer, or set dataset.small_classes=skip"
-            )
-        left = [number for number in classes if sizes[number] >= needed]
-        if small and len(left) < shape.ways:
-            raise ConfigError(
-                f"ways is {shape.ways}: {len(left)} of the {len(classes)} classes of {split} are left, the others have "
-                f"fewer than shots + queries = {needed} pictures and dataset.small_classes is skip"
-            )
-        return left
+        classes = self.split_classes()[split]
+        names, skip = [name for _, name in self.packed.classes], self.small_classes == "skip"
+        choice = Choice(self.packed.sizes(), names, ("class", "picture"), self.split_fractions, skip)
+        return choice.choose(split, classes, shape, shape.ways)
 
     def _describe_splits(self) -> Iterator[str]:
         sizes = self.packed.sizes()

@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
 from metarun.datasets.sampling.augment import PictureTransform
+from metarun.datasets.storage.arrays import load_features
 from metarun.datasets.storage.given import find_given, read_points, read_texts
 from metarun.datasets.storage.ngrams import Bag
 from metarun.datasets.storage.packing import Form, convert, convert_all
@@ -118,6 +119,7 @@ class Strings:
     words: bool
     characters: Sequence[int]
     width: int
+    measured: bool = False  # labels are numbers, as in regression
     kind: ClassVar[str] = "strings"
 
     def to_json(self) -> dict[str, Any]:
@@ -125,7 +127,7 @@ class Strings:
 
     def read(self, path: Path) -> Named:
         """The rows of a table; a row is named by its text."""
-        texts, labels = map(list, zip(*read_texts(path)))
+        texts, labels = map(list, zip(*read_texts(path, self.measured)))
         return Named(texts, texts, labels)
 
     def __call__(self, items: Items) -> Tensor:
@@ -144,7 +146,11 @@ class Numbers:
         return {"kind": self.kind}
 
     def read(self, path: Path) -> Named:
-        """The rows of a table, x [n, columns] and y; a row is named by its x."""
+        """The rows of a table, x [n, columns] and y, named by their x; or, of an npz file, vectors and their labels."""
+        if path.suffix.lower() == ".npz":
+            features, classes, arrays = load_features(path)
+            names = [str(name) for name in arrays.get("files", range(len(features)))]
+            return Named(names, features, [None] * len(names) if classes is None else classes.tolist())
         points, labels = map(list, zip(*read_points(path)))
         return Named([" ".join(f"{value:g}" for value in x) for x in points], np.array(points), labels)
 

@@ -95,7 +95,9 @@ class Experiment:
             if params and component not in traits_of(self.algo).carried
         ]
         if not groups:
-            raise ConfigError(f"algo={self.settings.algo['name']} learns nothing: test it beside a method that does")
+            bare = self.source.spec.kind != "control" and not list(self.backbone.parameters())
+            hint = ", its network has no weights: choose another backbone, or" if bare else ":"
+            raise ConfigError(f"algo={self.settings.algo['name']} learns nothing{hint} test it beside a method that does")
         try:
             optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
         except ValueError as error:
@@ -174,9 +176,10 @@ def training_tasks(settings: Settings, dataset: Dataset) -> TaskSource:
     source = dataset.tasks("train", TaskShape(settings.ways, settings.shots, settings.queries))
     if _traits(settings.algo["name"]).supervised and source.spec.kind == "classification":
         if not isinstance(source, EpisodeSampler):
+            data = settings.dataset.get("collection", settings.dataset["name"])
             raise ConfigError(
                 f"algo={settings.algo['name']} learns to tell all training classes apart: "
-                f"the tasks of dataset={settings.dataset['name']} have none in common"
+                f"the tasks of dataset={data} have none in common"
             )
         source = source.minibatches(settings.algo["batch_size"])
     return put_in_order(source, settings.algo)

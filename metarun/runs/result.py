@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
-from metarun.config.registry import declaration, metric
+from metarun.config.registry import dataset_traits, metric
 from metarun.config.traits import Kind, Metric
 from metarun.config.validate import convert
 from metarun.config.words import count
@@ -136,7 +136,7 @@ class Result(Evaluation):
         rest = dict(values)
         validation = rest.pop("validation", None)
         result = cls(
-            kind=declaration("dataset", rest["config"]["dataset"]["name"]).traits.kind,
+            kind=dataset_traits(rest["config"]["dataset"]).kind,
             rows={name: Row.from_json(row) for name, row in rest.pop("test").items()},
             checkpoint=Checkpoint(**rest.pop("checkpoint")),
             validation=Validation(**validation) if validation else None,

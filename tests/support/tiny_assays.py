@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from metarun.config.registry import build
-from metarun.datasets.fs_mol import FSMol
+from metarun.datasets.assays import Assays
 from tests.support.shipped import read_settings
 
 ASSAYS = {  # folder, name -> active and inactive molecules
@@ -45,10 +45,10 @@ def write_assays(root: Path, times: int = 1) -> Path:
     return root
 
 
-def dataset(path: Path | None, **changes: Any) -> FSMol:
+def dataset(path: Path | None, **changes: Any) -> Assays:
     """The shipped configs/dataset/fs_mol.yaml, with n-grams of 2 and 3 characters."""
-    values = read_settings("fs_mol") | {"characters": [2, 3], "path": path and str(path), **changes}
+    values = read_settings("assays", "fs_mol") | {"characters": [2, 3], "path": path and str(path), **changes}
     data_dir = values.pop("data_dir", Path("nowhere"))
     built = build("dataset", values, data_dir=data_dir, device=torch.device("cpu"))
-    assert isinstance(built, FSMol)
+    assert isinstance(built, Assays)
     return built

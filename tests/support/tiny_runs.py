@@ -63,7 +63,7 @@ def drug_result() -> dict[str, Any]:
     del row["accuracy"]
     return result | {
         "headline": "delta_auprc",
-        "config": {"ways": 2, "shots": 16, "seed": 0, "dataset": {"name": "fs_mol"}},
+        "config": {"ways": 2, "shots": 16, "seed": 0, "dataset": {"name": "assays", "collection": "fs_mol"}},
         "choices": {"experiment": "protonet/fs_mol", "algo": "protonet"},
         "test": {"test": row | {"delta_auprc": {"mean": 0.1333, "ci95": 0.0074}}},
     }

@@ -43,7 +43,7 @@ def write_texts(root: Path, name: str, per_class: int, monkeypatch: pytest.Monke
 
 def dataset(name: str, path: Path | None, **changes: Any) -> Texts:
     """The shipped configs/dataset/NAME.yaml."""
-    values = read_settings("clinc150", name) | {"path": path and str(path), **changes}
+    values = read_settings("texts", name) | {"path": path and str(path), **changes}
     built = build("dataset", values, data_dir=Path("nowhere"), device=torch.device("cpu"))
     assert isinstance(built, Texts)
     return built

@@ -27,12 +27,10 @@ class Transform(Protocol):
 
 
 @dataclass(frozen=True)
-class NgramTransform:
-    """Rows of n-grams stay as they are stored."""
+class AsStored:
+    """Rows that stay as they are stored."""
 
-    @property
-    def inputs(self) -> Inputs:
-        return "ngrams"
+    inputs: Inputs
 
     def __call__(self, examples: Tensor, generator: torch.Generator) -> Tensor:
         return examples

@@ -1,15 +1,19 @@
 """Find what a person gives to a trained model: pictures, or the rows of a table; with labels if they have some."""
 
+import math
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from metarun.config.errors import ConfigError
 from metarun.datasets.storage.archives import is_archive, names
 from metarun.datasets.storage.layouts import find_classes
 from metarun.datasets.storage.listed import LABEL
-from metarun.datasets.storage.tables import Column, Sheet
+from metarun.datasets.storage.tables import Column, Row, Sheet, normalise
 from metarun.datasets.storage.tree import Picture, is_picture
 
+VALUE = Column("value", ("value", "property", "active", "activity", "label", "y"))
 TEXT = Column("text", ("text", "smiles", "sentence", "utterance", "string"))
 
 
@@ -35,12 +39,16 @@ def find_given(path: Path) -> dict[Picture, str | None]:
     return dict(sorted(found.items()))
 
 
-def read_texts(path: Path) -> list[tuple[str, str | None]]:
-    """Text, or SMILES, and label of each row of a table; None if it has no column of labels. Raises ConfigError."""
-    sheet = _read_sheet(path)
-    if sheet.has(LABEL):
-        return [(row.cells[0], row.cells[1]) for row in sheet.read(TEXT, LABEL)]
-    return [(row.cells[0], None) for row in sheet.read(TEXT)]
+def read_texts(path: Path, measured: bool = False) -> list[tuple[str, Any]]:
+    """Text, or SMILES, and label of each row of a table; None if it has no column of labels. Raises ConfigError.
+
+    measured: a label is a number, given as a list of one.
+    """
+    sheet, label = Sheet.open(path), VALUE if measured else LABEL
+    if not sheet.has(label):
+        return [(row.cells[0], None) for row in sheet.read(TEXT)]
+    rows = [(text, Row(line, (cell,))) for line, (text, cell) in sheet.read(TEXT, label)]
+    return [(text, to_numbers(sheet, row, [label]) if measured else row.cells[0]) for text, row in rows]
 
 
 def read_points(path: Path) -> list[tuple[list[float], list[float] | None]]:
@@ -48,22 +56,28 @@ def read_points(path: Path) -> list[tuple[list[float], list[float] | None]]:
 
     Raises ConfigError.
     """
-    sheet = _read_sheet(path)
-    names = {axis: [name for name in sheet.header if re.fullmatch(rf"{axis}\d*", name.lower())] for axis in "xy"}
-    columns = [Column(name, (name.lower(),)) for name in [*(names["x"] or ["x"]), *names["y"]]]
-    points = []
-    for row in sheet.read(*columns):
+    sheet = Sheet.open(path)
+    xs, ys = find_points(sheet)
+    found = [to_numbers(sheet, row, (*xs, *ys)) for row in sheet.read(*xs, *ys)]
+    return [(values[: len(xs)], values[len(xs) :] or None) for values in found]
+
+
+def find_points(sheet: Sheet) -> tuple[list[Column], list[Column]]:
+    """The columns x (or x1, x2, ...) and y (or y1, y2, ...) of a table; x in any case, y only if it is there."""
+    names = {axis: [name for name in sheet.header if re.fullmatch(rf"{axis}\d*", normalise(name))] for axis in "xy"}
+    xs, ys = ([Column(name, (normalise(name),)) for name in found] for found in (names["x"] or ["x"], names["y"]))
+    return xs, ys
+
+
+def to_numbers(sheet: Sheet, row: Row, columns: Sequence[Column]) -> list[float]:
+    """The finite numbers in the cells of these columns. Raises ConfigError."""
+    numbers = []
+    for column, cell in zip(columns, row.cells):
         try:
-            values = [float(cell) for cell in row.cells]
+            number = float(cell)
         except ValueError as error:
-            raise ConfigError(f"{path}: line {row.line} has something else than a number: {error}") from error
-        number = len(columns) - len(names["y"])
-        points.append((values[:number], values[number:] or None))
-    return points
-
-
-def _read_sheet(path: Path) -> Sheet:
-    try:
-        return Sheet.parse(path.read_bytes(), str(path))
-    except OSError as error:
-        raise ConfigError(f"the table {path} cannot be read ({error.strerror})") from error
+            raise ConfigError(f"{sheet.name}: line {row.line} has something else than a number: {error}") from error
+        if not math.isfinite(number):
+            raise ConfigError(f"{sheet.name}: line {row.line}: {column.name} is {cell}, which is no finite number")
+        numbers.append(number)
+    return numbers

@@ -32,7 +32,7 @@ HOLDERS = (
 MASKS = ("masks", "mask", "annotations", "annotation", "segmentation", "segmentations", "groundtruth", "ground_truth")
 
 
-def find(root: Path) -> Found | None:
+def find(root: Path) -> Found[Picture] | None:
     """The pictures of a folder or archive; None if there are none. Raises ConfigError, Unclear for half a split."""
     tree = Tree.read(root)
     if not tree.pictures:
@@ -62,7 +62,7 @@ def find_classes(root: Path) -> Classes | None:
     return merge(found.listing.values()) if found else None
 
 
-def _find_folders(root: Path, tree: Tree) -> Found:
+def _find_folders(root: Path, tree: Tree) -> Found[Picture]:
     """Class folders, in folders of splits or all together."""
     pictures = _strip_common(tree.pictures)
     firsts = list(dict.fromkeys(parts[0] for parts in pictures.values() if len(parts) > 1))
@@ -121,7 +121,7 @@ def _strip_common(pictures: dict[Picture, Parts]) -> dict[Picture, Parts]:
         pictures = {picture: parts[1:] for picture, parts in pictures.items()}
 
 
-def name_classes(pictures: dict[Picture, Parts]) -> Found:
+def name_classes(pictures: dict[Picture, Parts]) -> Found[Picture]:
     """The class of a picture is its folder: by its name or, where names repeat, by its path.
 
     In <class>/images the folder above counts; masks beside a class's pictures are left out. Raises ConfigError if

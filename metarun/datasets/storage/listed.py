@@ -9,7 +9,6 @@ from typing import Any
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
 from metarun.core.types import Split
-from metarun.datasets.storage.archives import contents
 from metarun.datasets.storage.splits import Found, Unclear, complete
 from metarun.datasets.storage.tables import TABLES, Column, Sheet
 from metarun.datasets.storage.tree import Classes, Parts, Picture, Tree, find_split
@@ -21,11 +20,22 @@ SPLIT = Column("split", ("split", "set", "subset", "partition"))
 
 def read_rows(table: Path) -> list[tuple[str, str]]:
     """File name and label of each row of a table. Raises ConfigError."""
-    return [(file, label) for _, (file, label) in _open_sheet(table).read(FILE, LABEL)]
+    return [(file, label) for _, (file, label) in Sheet.open(table).read(FILE, LABEL)]
 
 
-def _find_by_split(root: Path, endings: Iterable[str]) -> dict[Split, Path]:
-    """Split -> the file of that name. Raises Unclear if two have the same meaning."""
+def read_splits(sheet: Sheet) -> dict[int, Split]:
+    """Line -> its split; empty if the table has no column of splits. Raises ConfigError, Unclear for another word."""
+    found = {}
+    for line, (word,) in sheet.read(SPLIT) if sheet.has(SPLIT) else ():
+        split = find_split(word)
+        if split is None:
+            raise Unclear(f"{sheet.name}: line {line} has the split {word!r}: it must be train, val or test")
+        found[line] = split
+    return found
+
+
+def find_by_split(root: Path, endings: Iterable[str]) -> dict[Split, Path]:
+    """Split -> the file of that name in a folder. Raises Unclear if two have the same meaning."""
     found: dict[Split, Path] = {}
     for path in sorted(root.iterdir()) if root.is_dir() else ():
         split = find_split(path.stem) if path.suffix.lower() in endings and path.is_file() else None
@@ -36,43 +46,41 @@ def _find_by_split(root: Path, endings: Iterable[str]) -> dict[Split, Path]:
     return found
 
 
-def find_tables(root: Path, tree: Tree) -> Found | None:
-    tables = _find_by_split(root, TABLES)
+def find_tables(root: Path, tree: Tree) -> Found[Picture] | None:
+    tables = find_by_split(root, TABLES)
     if not tables:
         return None
     index = Index(root, tree)
     rows: list[tuple[str, Split | None, str, Picture]] = []
     for split, table in tables.items():
-        sheet = _open_sheet(table)
+        sheet = Sheet.open(table)
         listed = [(file, label) for _, (file, label) in sheet.read(FILE, LABEL)]
         rows += [(table.name, split, label, index.get(file, table, listed)) for file, label in listed]
     return complete(root, _group_rows(rows), {split: table.name for split, table in tables.items()})
 
 
-def find_labels(root: Path, tree: Tree) -> Found | None:
+def find_labels(root: Path, tree: Tree) -> Found[Picture] | None:
     """One table, with a column of splits or without."""
     tables = [path for path in (root / f"labels{ending}" for ending in TABLES) if path.is_file()]
     if not tables:
         return None
     table, index = tables[0], Index(root, tree)
-    sheet, rows = _open_sheet(table), []
-    with_split = sheet.has(SPLIT)
-    read = list(sheet.read(FILE, LABEL, SPLIT) if with_split else sheet.read(FILE, LABEL))
+    sheet, rows = Sheet.open(table), []
+    read = list(sheet.read(FILE, LABEL))
     listed = [(row.cells[0], row.cells[1]) for row in read]
-    for line, (file, label, *rest) in read:
-        split = find_split(rest[0]) if rest else None
-        if rest and split is None:
-            raise Unclear(f"{table}: line {line} has the split {rest[0]!r}: it must be train, val or test")
+    splits = read_splits(sheet)
+    for line, (file, label) in read:
+        split = splits.get(line)
         rows.append((table.name, split, label, index.get(file, table, listed)))
     listing = _group_rows(rows)
-    if not with_split:
+    if not splits:
         return Found(listing, f"{table.name} has no column split")
     return complete(root, listing, {split: f"{table.name}, column split" for split in listing if split})
 
 
-def find_lists(root: Path, tree: Tree) -> Found | None:
+def find_lists(root: Path, tree: Tree) -> Found[Picture] | None:
     """Lists of class names and of their folders, as easyfsl reads them."""
-    lists = _find_by_split(root, (".json",))
+    lists = find_by_split(root, (".json",))
     parsed = {split: _read_list(path) for split, path in lists.items()}
     given = {split: classes for split, classes in parsed.items() if classes is not None}
     if not given:
@@ -102,11 +110,6 @@ def _read_list(path: Path) -> list[tuple[str, str]] | None:
         return list(zip(map(str, values["class_names"]), map(str, values["class_roots"]), strict=True))
     except (ValueError, KeyError, TypeError, OSError):
         return None
-
-
-def _open_sheet(table: Path) -> Sheet:
-    _, content = next(contents(table.parent, [table.name]))
-    return Sheet.parse(content, str(table))
 
 
 class Index:

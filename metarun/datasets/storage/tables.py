@@ -2,15 +2,19 @@
 
 import csv
 import io
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from metarun.config.errors import ConfigError
 from metarun.config.words import make_inert
 
 TABLES = (".csv", ".tsv")
+LINES = (".jsonl", ".ndjson")  # a JSON object in each line
 DELIMITERS = ",;\t|"
+SHOWN = 40  # characters of a line in a message
 
 
 class Column(NamedTuple):
@@ -36,6 +40,34 @@ class Sheet:
     lines: list[tuple[int, list[str]]]  # number in the file, cells
 
     @classmethod
+    def open(cls, path: Path) -> "Sheet":
+        """Read a table, or JSON lines, by the ending of the name. Raises ConfigError."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise ConfigError(f"the table {path} cannot be read ({error.strerror})") from error
+        return (cls.parse_lines if path.suffix.lower() in LINES else cls.parse)(content, str(path))
+
+    @classmethod
+    def parse_lines(cls, content: bytes, name: str) -> "Sheet":
+        """Read JSON lines: the keys are the columns, null is an empty cell. Raises ConfigError."""
+        rows: list[tuple[int, dict[str, Any]]] = []
+        for number, line in enumerate(decode(content, name).split("\n"), start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{name}: line {number} is damaged, it is no JSON ({error})") from error
+            if not isinstance(row, dict):
+                raise ConfigError(f"{name}: line {number} is {_shorten(line)}: it must be an object, {{...}}")
+            rows.append((number, row))
+        if not rows:
+            raise ConfigError(f"{name} is empty")
+        header = list(dict.fromkeys(key for _, row in rows for key in row))
+        return cls(name, header, [(number, [_to_cell(row.get(key)) for key in header]) for number, row in rows])
+
+    @classmethod
     def parse(cls, content: bytes, name: str) -> "Sheet":
         """Read the content of a file; its first line is the header. Raises ConfigError."""
         text = decode(content, name)
@@ -52,23 +84,45 @@ class Sheet:
     def has(self, column: Column) -> bool:
         return self._find(column) is not None
 
-    def read(self, *columns: Column) -> Iterator[Row]:
-        """The cells of these columns, line by line. Raises ConfigError if a column or a cell is missing."""
+    def read(self, *columns: Column, blank: bool = False) -> Iterator[Row]:
+        """The cells of these columns, line by line; empty ones only if they may be `blank`.
+
+        Raises ConfigError if a column or a cell is missing.
+        """
         found = [self._find(column) for column in columns]
         if None in found:
-            names, header = ",".join(column.name for column in columns), make_inert(",".join(self.header))
-            raise ConfigError(f"{self.name}: its first line must name the columns {names}, and is {header!r}")
+            wanted, header = ",".join(column.name for column in columns), make_inert(",".join(self.header))
+            raise ConfigError(f"{self.name}: its first line must name the columns {wanted}, and is {header!r}")
+        names = [normalise(name) for name in self.header]
+        for i in found:
+            if i is not None and names.count(names[i]) > 1:
+                raise ConfigError(f"{self.name}: two columns have the name {make_inert(names[i])!r}")
         for line, cells in self.lines:
             values = tuple(cells[i] if i is not None and i < len(cells) else "" for i in found)
             for column, value in zip(columns, values):
-                if not value:
+                if not value and not blank:
                     raise ConfigError(f"{self.name}: line {line} has no {column.name}")
             yield Row(line, values)
 
     def _find(self, column: Column) -> int | None:
         """The place of the column, by the first of its headers that is there."""
-        header = [name.lower().strip("\"' ") for name in self.header]
+        header = [normalise(name) for name in self.header]
         return next((header.index(name) for name in column.headers if name in header), None)
+
+
+def normalise(header: str) -> str:
+    """The form in which headers are compared."""
+    return header.lower().strip("\"' ")
+
+
+def _to_cell(value: Any) -> str:
+    if isinstance(value, str):
+        return value.strip()
+    return "" if value is None else json.dumps(value)
+
+
+def _shorten(text: str) -> str:
+    return make_inert(text if len(text) <= SHOWN else f"{text[:SHOWN]}...")
 
 
 def decode(content: bytes, name: str) -> str:
