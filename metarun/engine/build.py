@@ -97,7 +97,9 @@ class Experiment:
         if not groups:
             bare = self.source.spec.kind != "control" and not list(self.backbone.parameters())
             hint = ", its network has no weights: choose another backbone, or" if bare else ":"
-            raise ConfigError(f"algo={self.settings.algo['name']} learns nothing{hint} test it beside a method that does")
+            raise ConfigError(
+                f"algo={self.settings.algo['name']} learns nothing{hint} test it beside a method that does"
+            )
         try:
             optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
         except ValueError as error:

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from metarun.cli.compose import change, compose
 from metarun.cli.hydra_app import CONFIGS
 from metarun.config.errors import ConfigError
-from metarun.config.load import load_settings, resolve
+from metarun.config.load import OWN, load_settings, resolve
 from metarun.config.registry import GROUPS, declaration, known
 from metarun.datasets import texts
 from metarun.datasets.storage import known_sets
@@ -25,6 +25,7 @@ from metarun.runs.folder import RunFolder
 from metarun.runs.run import run
 from tests.support.tiny_assays import write_assays
 from tests.support.tiny_pictures import write_cifar, write_listed
+from tests.support.tiny_tables import write_own
 from tests.support.tiny_texts import write_texts
 
 FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
@@ -102,7 +103,7 @@ def test_a_file_takes_a_step_and_a_test(
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
             pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
         values["data_dir"] = data_folder
-    elif data in (*known_sets.KNOWN_SETS, *texts.CORPORA, "folder", "fs_mol"):
+    elif data in (*known_sets.KNOWN_SETS, *texts.CORPORA, *OWN, "fs_mol"):
         values["dataset"]["path"] = str(stand_in(data, place / "data", monkeypatch))
     folder = RunFolder(place / "run")
     run(load_settings(values), folder, values, {})
@@ -130,6 +131,8 @@ def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_cifar(root, per_class=6)
         small = dataclasses.replace(known_sets.KNOWN_SETS[data], per_class=6)
         monkeypatch.setitem(known_sets.KNOWN_SETS, data, small)
+    elif data in OWN:
+        return write_own(data, root)
     else:
         write_listed(root, data, per_class=6)
     return root

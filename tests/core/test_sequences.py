@@ -14,8 +14,8 @@ from metarun.core.batch import map_tasks, unstack
 from metarun.core.seeding import generator_for
 from metarun.core.sequences import NOTHING, STRINGS, Labels, letters, make_sequence, measure_by_instance, read
 from metarun.core.types import Algorithm, Episode, Examples, Metrics, TaskShape, TaskSpec, Theta
-from metarun.datasets.sampling.measured import AssaySampler
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.sampling.measured import AssaySampler
 from metarun.datasets.sampling.order import InOrder, shuffle
 from metarun.datasets.sampling.table import Table
 from metarun.engine.build import build_algorithm
