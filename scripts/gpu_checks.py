@@ -33,7 +33,7 @@ from metarun.engine.prefetch import Prefetch
 from tests.reference import maml_rl, rl2
 from tests.support.steps import build_step, is_recorded, make_settings, train
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
-from tests.support.tiny_worlds import WORLDS, actor_and_theta, draw_trials
+from tests.support.tiny_worlds import BRIEF, actor_and_theta, draw_trials
 
 EXECUTIONS: tuple[Execution, ...] = ("vmap", "loop")
 EXACT, ROUNDED = 1e-9, 1e-2  # of a gradient's norm: in float64, in float32
@@ -46,7 +46,7 @@ Made = tuple[Algorithm, Theta, Task]
 def list_checks(device: torch.device) -> dict[str, Check]:
     """The checks for a kind of device, by name."""
     problems = [(f"{name} on {backbone}", partial(make, name, backbone)) for name, backbone in ONE_BACKBONE]
-    problems += [(f"{name} in {world}", partial(make_actor, name, world)) for name in ACTORS for world in WORLDS]
+    problems += [(f"{name} in {world}", partial(make_actor, name, world)) for name in ACTORS for world in BRIEF]
     checks: dict[str, Check] = {"tasks are drawn alike twice": draw_twice}
     for title, problem in problems:
         for execution in EXECUTIONS:
@@ -76,9 +76,9 @@ def make(name: str, backbone: str, device: torch.device, dtype: torch.dtype) -> 
 
 
 def make_actor(name: str, world: str, device: torch.device, dtype: torch.dtype) -> Made:
-    algo, theta = actor_and_theta(name, WORLDS[world], (1, 2), **ACTORS[name])
+    algo, theta = actor_and_theta(name, BRIEF[world], (1, 2), **ACTORS[name])
     algo.backbone.to(device, dtype)
-    return algo, *place((theta, draw_trials(WORLDS[world], 3)), device, dtype)
+    return algo, *place((theta, draw_trials(BRIEF[world], 3)), device, dtype)
 
 
 def place(values: Any, device: torch.device, dtype: torch.dtype) -> Any:

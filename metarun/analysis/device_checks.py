@@ -29,7 +29,7 @@ from metarun.engine.state import Window
 from metarun.engine.watch import watch_call
 
 GPU = torch.device("meta")
-TASKS: dict[Execution, int] = {"loop": 1, "vmap": 2}  # within vmap, PyTorch's own error may come first
+COUNTS: dict[Execution, int] = {"loop": 1, "vmap": 2}  # within vmap, PyTorch's own error may come first
 T = TypeVar("T")
 
 
@@ -68,7 +68,7 @@ def require_here(outputs: Any) -> None:
 
 def check_step(problem: Callable[[], Problem], trainer: TrainerSettings) -> None:
     """Take a step of training, by vmap and by a loop. `problem` builds the method anew."""
-    for execution, count in TASKS.items():
+    for execution, count in COUNTS.items():
         built = problem()
         theta, tasks = place_problem(built), place(built.tasks(count))
         watch(partial(take_step, built, theta, tasks, trainer, execution))
@@ -100,7 +100,7 @@ def check_rows(settings: Settings, kind: Kind) -> None:
         problem.backbone.to(GPU, torch.float32)
         use_statistics(problem.backbone, statistics if row.algo.get("norm") == "running" else {})
         measure = partial(problem.algo.task_metrics, theta)
-        for execution, count in TASKS.items():
+        for execution, count in COUNTS.items():
             tested = place(problem.tested.sample(count, generator_for("test")))
             with torch.no_grad():
                 watch(partial(map_tasks, measure, tested, execution))

@@ -2,17 +2,16 @@
 
 import functools
 from collections.abc import Sequence
-from typing import get_args
 
 import torch
 from torch import Tensor
 
 from metarun.analysis.data_checks import check_description
-from metarun.analysis.device_checks import GPU, draw_there, require_here, watch
+from metarun.analysis.device_checks import COUNTS, GPU, draw_there, require_here, watch
 from metarun.analysis.problems import CLOSE, Check, DoubleTrials, require
 from metarun.config.registry import declaration
 from metarun.config.schema import Settings
-from metarun.core.batch import Execution, map_tasks, unstack
+from metarun.core.batch import Execution, map_tasks, take, unstack
 from metarun.core.control import Reflex, Rollout, roll_out
 from metarun.core.seeding import draw_uniform, generator_for
 from metarun.core.types import Agent, TaskShape, Trial, World
@@ -113,10 +112,11 @@ def check_gpu(source: Trials, rules: Sequence[str]) -> None:
     """`source` was built for the stand-in of a GPU."""
     require_here(source.sample(TASKS, generator_for("check")))
     world, tasks = source.world, draw_there(source)
-    for execution in get_args(Execution):
-        watch(functools.partial(play, source, execution, tasks))
+    for execution, count in COUNTS.items():
+        some = take(tasks, 0, count)
+        watch(functools.partial(play, source, execution, some))
         for name in rules:
-            watch(functools.partial(map_tasks, functools.partial(follow, world, name), tasks, execution))
+            watch(functools.partial(map_tasks, functools.partial(follow, world, name), some, execution))
 
 
 def check_rule(source: "functools._lru_cache_wrapper[Trials]", name: str) -> None:

@@ -15,11 +15,12 @@ from torch import Tensor
 from metarun.algos.protonet import ProtoNet
 from metarun.analysis.device_checks import GPU, check_draws, check_rows, check_step, draw_there, place
 from metarun.analysis.problems import Problem, RandomTasks
+from metarun.analysis.world_checks import check_gpu
 from metarun.backbones.mlp import MLP
 from metarun.cli.check import BANDIT, GLYPHS, SHORT
 from metarun.cli.compose import compose
 from metarun.config.load import load_settings, resolve
-from metarun.config.registry import build, declaration
+from metarun.config.registry import build, declaration, known
 from metarun.config.schema import Settings
 from metarun.config.traits import Kind
 from metarun.core.types import Dataset, Episode, Examples, Metrics, Split, TaskShape, TaskSource, TaskSpec, Theta
@@ -36,6 +37,7 @@ from tests.engine.test_plan import SHORT as SHORT_SETTINGS
 from tests.reference import maml_rl, rl2
 from tests.support.steps import make_settings
 from tests.support.tiny import BACKBONES, ONE_BACKBONE, REFERENCES, episodes
+from tests.support.tiny_worlds import BRIEF
 
 SHAPE = TaskShape(ways=3, shots=2, queries=2)
 
@@ -69,21 +71,24 @@ def test_a_step_and_each_row_of_a_test_ask_nothing_of_the_host(
     check_rows(settings, kind)
 
 
-WORLDS: dict[str, dict[str, Any]] = {
-    "bandit": {"arms": 3, "bonus": 0.2},
-    "tabular": {"states": 3, "choices": 2, "horizon": 3},
-    "navigation": {"horizon": 3},
-}
+WORLDS = {name: {**world.identity(), "name": name} for name, world in BRIEF.items()}
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in known("dataset") if declaration("dataset", name).traits.kind == "control"]
+)
+def test_a_world_and_its_rules_ask_nothing_of_the_host(name: str) -> None:
+    source = build("dataset", WORLDS[name], device=GPU).tasks("train", SHAPE)
+    check_gpu(source, declaration("dataset", name).traits.rules)
 
 
 @pytest.mark.parametrize(("name", "own"), [("rl2", rl2.SETTINGS), ("maml_rl", maml_rl.SETTINGS)])
-@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("world", ["bandit", "navigation"])
 def test_what_acts_in_a_world_asks_nothing_of_the_host(name: str, own: dict[str, Any], world: str) -> None:
-    """The rules of the world are rows of the test."""
-    settings = load(*BANDIT, f"algo={name}")
+    """By choices, and by numbers. The rules of the world are rows of the test."""
+    settings = load(*BANDIT, f"algo={name}", "shots=1", "queries=1")
     backbone = {"name": "mlp", "hidden": [4], "batch_norm": False}
-    dataset = {"name": world, **WORLDS[world]}
-    settings = replace(settings, algo={**settings.algo, **own}, backbone=backbone, dataset=dataset)
+    settings = replace(settings, algo={**settings.algo, **own}, backbone=backbone, dataset=WORLDS[world])
     check_step(partial(Problem.of, settings, "control"), settings.trainer)
     check_rows(settings, "control")
 
@@ -147,8 +152,6 @@ def make_sources() -> Iterator[tuple[str, TaskSource]]:
     yield "assays", AssaySampler(table, torch.zeros(22, dtype=torch.bool, device=GPU), TaskShape(1, 2, 2))
     yield "published tasks", FixedEpisodes(place(episodes(2)), SHAPE)
     yield "sine waves", Sinusoid(GPU).tasks("train", SHAPE)
-    for name, values in WORLDS.items():
-        yield name, build("dataset", {"name": name, **values}, device=GPU).tasks("train", SHAPE)
 
 
 @pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in make_sources()])
