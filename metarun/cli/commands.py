@@ -60,8 +60,7 @@ def resume(words: Sequence[str]) -> None:
     parser = Parser(resume)
     parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
     folder = RunFolder(parser.read(words).run.absolute())
-    values, choices = folder.config(), folder.choices()
-    settings = load_settings(values)
+    settings, values, choices = folder.settings(), folder.config(), folder.choices()
     from metarun.runs.run import run
 
     run(settings, folder, values, choices)
@@ -79,6 +78,7 @@ def evaluate(words: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", default=[], help="settings to replace, for example ways=20")
     arguments = parser.read(words)
     folder = RunFolder(arguments.run.absolute())
+    folder.settings()
     changes = [text if text.startswith(ELSEWHERE) else f"eval.{text}" for text in arguments.overrides]
     config = change(folder.config(), changes)
     settings = load_settings(config)
@@ -218,6 +218,7 @@ def explain(words: Sequence[str]) -> None:
     parser = Parser(explain)
     parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
     folder = RunFolder(parser.read(words).run.absolute())
+    folder.settings()
     settings = load_settings(folder.config() | {"device": "cpu"})  # it is little work
     from metarun.analysis.explain import draw_learned
     from metarun.engine.build import Experiment

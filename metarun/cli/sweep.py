@@ -92,6 +92,9 @@ def run_job(job: Job, config: DictConfig, folder: RunFolder) -> float:
                 raise ConfigError("its settings were edited while the sweep ran: start the sweep again")
             folder.check_same(resolve(config))
             if (result := folder.result()) is not None:
+                from metarun.runs.run import prepare
+
+                prepare(load_settings(resolve(config)), folder)  # it may have read other data
                 folder.forget_error()
                 return keep_finite(result.validation.best if result.validation else None, worst)
             print(job.label, flush=True)

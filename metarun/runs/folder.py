@@ -18,7 +18,8 @@ from omegaconf import OmegaConf
 from yaml import YAMLError
 
 from metarun.config.errors import Busy, ConfigError, Stopped
-from metarun.config.load import identity
+from metarun.config.load import identity, load_settings
+from metarun.config.schema import Settings
 from metarun.core.files import remove_scratch, write_text
 from metarun.runs.result import Evaluation, Result
 
@@ -137,7 +138,10 @@ class RunFolder:
 
     def check_same(self, config: dict[str, Any]) -> None:
         """Raises ConfigError if the folder holds a run with other settings."""
-        if (self.path / "config.yaml").exists() and identity(self.config()) != identity(config):
+        if not (self.path / "config.yaml").exists():
+            return
+        self.settings()
+        if identity(self.config()) != identity(config):
             raise ConfigError(f"{self.path} holds a run with other settings: choose another folder")
 
     def config(self) -> dict[str, Any]:
@@ -152,6 +156,17 @@ class RunFolder:
         if not isinstance(values, dict) or not values:
             raise ConfigError(f"{file} is damaged: it holds no settings")
         return {str(key): value for key, value in values.items()}
+
+    def settings(self) -> Settings:
+        """Read and check the resolved configuration. Raises ConfigError, also if the file is cut short."""
+        try:
+            return load_settings(self.config())
+        except ConfigError as error:
+            ends = (line.removesuffix(": missing") for line in str(error).splitlines() if line.endswith(": missing"))
+            if (missing := next(ends, None)) is None:
+                raise
+            file = self.path / "config.yaml"
+            raise ConfigError(f"{file} is cut short, or of another version of metarun: it has no {missing}") from error
 
     def choices(self) -> dict[str, Any]:
         """Read which option of each config group was chosen: `fomaml` where the component is MAML."""

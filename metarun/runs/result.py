@@ -128,6 +128,7 @@ class Result(Evaluation):
     device: str
     versions: dict[str, str]
     commit: str | None
+    files: dict[str, str] = field(default_factory=dict)  # setting -> hash of the file of weights that it names
     wall_seconds: float | None = None  # of the last sitting, with imports and data
 
     @classmethod

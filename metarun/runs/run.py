@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from metarun.config.errors import ConfigError, Failed, explain_shortage
@@ -29,6 +28,7 @@ from metarun.runs.log import log_to, say, speak
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
 from metarun.runs.session import check_ensemble, load_models, score_rows, train_run
 from metarun.runs.warnings import find_warnings, read_last_loss
+from metarun.runs.weights import OTHER_RUN, check_files, check_weights, hash_files
 from metarun.runs.worker import follow, start_workers
 
 SHOWN = 60  # characters of a value in a message, which a hash exceeds
@@ -45,23 +45,20 @@ def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
     if (result := folder.result()) is not None:
         if "path" in settings.dataset and not is_published(settings.dataset):
             check_own_data(folder, result.dataset, settings)
+        check_files(settings, folder, result.files)
         return None
     experiment = Experiment.build(settings)
     if folder.last.is_file():
-        check_data(folder, load(folder.last)[1]["dataset"], experiment.dataset)
+        facts = load(folder.last)[1]
+        check_data(folder, facts["dataset"], experiment.dataset, OTHER_RUN)
+        check_files(settings, folder, facts.get("files", {}))
     for row in experiment.plan_rows().values():
         for split in ("val", "test"):
             experiment.build_tester(row, split)
     experiment.build_optimizer(experiment.draw_theta())
     count_workers(settings.trainer.workers, settings.trainer.tasks_per_step, experiment.device)
-    if settings.init_from is not None and not Path(settings.init_from).is_file():
-        raise ConfigError(f"init_from is {settings.init_from!r}: there is no such checkpoint")
-    wanted = settings.eval.checkpoint
     check_ensemble(experiment)
-    if wanted not in ("best", "last", "ensemble") and not folder.checkpoint(wanted).is_file():
-        raise ConfigError(
-            f"eval.checkpoint is {wanted!r}: it must be best, last, ensemble or a file; there is no such file"
-        )
+    check_weights(experiment, folder)
     return experiment
 
 
@@ -72,11 +69,13 @@ def check_own_data(folder: RunFolder, recorded: Mapping[str, Any], settings: Set
         dataset.prepare()
     except ConfigError:  # the result stays true when the data is gone
         return
-    check_data(folder, recorded, dataset)
+    check_data(folder, recorded, dataset, OTHER_RUN)
 
 
-def check_data(folder: RunFolder, recorded: Mapping[str, Any], dataset: Dataset) -> None:
-    """Raise ConfigError if the dataset's content is not what the run in the folder has read."""
+def check_data(folder: RunFolder, recorded: Mapping[str, Any], dataset: Dataset, otherwise: str) -> None:
+    """Raise ConfigError if the dataset's content is not what the run in the folder has read. otherwise: how to use it
+    all the same.
+    """
     found = json.loads(json.dumps(dataset.identity()))
     differing = [key for key in recorded if key in found and found[key] != recorded[key]]
     if differing:
@@ -85,7 +84,7 @@ def check_data(folder: RunFolder, recorded: Mapping[str, Any], dataset: Dataset)
         raise ConfigError(
             f"{folder.path} has read other data than dataset={found.get('name')} holds now "
             f"({key} was {before}, is {now}): "
-            "put the first data back, or choose another folder by hydra.run.dir=..."
+            f"put the first data back, or {otherwise}"
         )
 
 
@@ -162,6 +161,7 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
         "config": config,
         "choices": folder.choices(),
         "dataset": experiment.dataset.identity(),
+        "files": hash_files(settings, folder),
         "device": device_name(experiment.device),
         "versions": find_versions(),
         "commit": find_commit(),
@@ -207,6 +207,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
     changes: the settings that differ from the run's, as `eval.ways=20`. Raises ConfigError, among other reasons if the
     data is not what the run has read and no setting of the dataset was changed.
     """
+    finished = folder.result() is not None
     experiment = Experiment.build(settings)
     check_ensemble(experiment)
     for row in experiment.plan_rows().values():
@@ -220,7 +221,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
     with explain_failures(beside, "what is scored"), start_workers(experiment, config, "test") as ranks:
         models, facts = load_models(experiment, folder, ranks)
         if not any(change.startswith("dataset.") for change in changes):
-            check_data(folder, facts[-1]["dataset"], experiment.dataset)
+            check_data(folder, facts[-1]["dataset"], experiment.dataset, "name what to test on by dataset.path=...")
         with beside.lock():
             rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
             headline = headline_metric(spec)
@@ -235,7 +236,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
             )
             beside.finish(test)
             beside.forget_drafts()
-    if folder.result() is None:
+    if not finished:
         print(f"{folder.path} is not finished: this tests its checkpoint of step {facts[-1]['step']}")
     print(*map(printable, describe_result(test)), f"in {beside.path}", sep="\n")
 

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
@@ -16,11 +15,10 @@ from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, metric, traits_of
 from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
-from metarun.core.inner import draw_theta
 from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import FEW, over_classes
-from metarun.core.types import Task, Theta
+from metarun.core.types import Task
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.capture import capture_step, choose_recording
@@ -36,6 +34,7 @@ from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
 from metarun.runs.result import Estimate, Row
+from metarun.runs.weights import check_shapes
 
 
 def train_run(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
@@ -204,12 +203,8 @@ def load_checkpoint(experiment: Experiment, path: Path | None, ranks: Ranks) -> 
     Raises ConfigError if it belongs to another model.
     """
 
-    def shapes(theta: Theta) -> dict[str, dict[str, torch.Size]]:
-        return {component: {name: p.shape for name, p in params.items()} for component, params in theta.items()}
-
     tensors, facts = ranks.broadcast(checkpoint.load(path) if path else ({}, {}))
-    if shapes(tensors["theta"]) != shapes(draw_theta(experiment.algo, experiment.settings.seed)):
-        raise ConfigError(f"the checkpoint {path} is of another model: its weights have other names or shapes")
+    check_shapes(experiment, path, tensors.get("theta", {}))
     return tree_map(lambda value: value.to(experiment.device) if isinstance(value, Tensor) else value, tensors), facts
 
 

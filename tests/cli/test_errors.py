@@ -427,6 +427,33 @@ def test_outputs_that_cannot_be_written(metarun: Command, place: Path) -> None:
     assert answer.err.endswith(f" cannot be made: {place}/outputs is a file\n")
 
 
+@pytest.mark.parametrize("lines", [2, 30])
+def test_a_configuration_that_is_cut_short_is_called_so(metarun: Command, place: Path, lines: int) -> None:
+    whole = metarun(*TINY, "--cfg", "job", "--resolve").out.splitlines()
+    write(place / "run/config.yaml", "\n".join(whole[:lines]))
+    write(place / "run/choices.json", "{}")
+    for words in (("resume", "run"), ("evaluate", "run"), ("explain", "run"), (*TINY, "hydra.run.dir=run")):
+        assert_told(metarun(*words), f"{place}/run/config.yaml is cut short, or of another version of metarun: ...")
+
+
+@pytest.mark.parametrize("setting", ["init_from", "eval.checkpoint"])
+def test_weights_that_cannot_be_read_are_refused_before_a_folder_is_made(
+    metarun: Command, place: Path, setting: str
+) -> None:
+    write(place / "given/no.pt", "no weights")
+    write(place / "run/checkpoints/best.pt", "")
+    for name, message in (
+        ("no.pt", f"{setting}: the checkpoint {place}/given/no.pt cannot be read, it is damaged or not metarun's: ..."),
+        ("other.pt", f"{setting} is '{place}/given/other.pt': ..."),
+    ):
+        assert_told(metarun(*TINY, f"{setting}=given/{name}"), message)
+    if setting == "init_from":
+        told = f"init_from is the folder {place}/run: name a checkpoint in it, {place}/run/checkpoints/best.pt"
+        assert_told(metarun(*TINY, "init_from=run"), told)
+        assert_told(metarun(*TINY, "init_from=given"), f"init_from is the folder {place}/given, which holds ...")
+    assert not (place / "outputs").exists()
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_outputs_without_permission(metarun: Command, place: Path) -> None:
     (place / "outputs").mkdir(mode=0o555)

@@ -99,6 +99,7 @@ def test_training_starts_from_the_weights_of_a_checkpoint(metarun: Command, plac
     one, two = (checkpoint.load(place / f"{run}/checkpoints/last.pt")[0]["theta"] for run in ("first", "second"))
     torch.testing.assert_close(one, two, rtol=0, atol=0)
     assert "is of another model" in metarun(*BANDIT, start, "dataset.arms=4", "hydra.run.dir=third").err
+    assert not (place / "third").exists()
 
 
 @pytest.mark.parametrize(

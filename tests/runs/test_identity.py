@@ -1,5 +1,6 @@
 """A run belongs to the data it has read, wherever a command is given and however the data is spelled."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils._pytree import tree_map
 
 from metarun.cli.compose import compose
 from metarun.cli.grammar import parse
@@ -134,6 +136,38 @@ def test_evaluate_reads_the_runs_data_from_anywhere_and_other_data_only_if_told(
     write_pictures(pics, seed=1)
     refused = metarun("evaluate", str(run))
     assert (refused.code, "has read other data" in refused.err) == (2, True)
+    assert refused.err.endswith("put the first data back, or name what to test on by dataset.path=...\n")
+    (run / "result.json").write_text("{")
+    assert "result.json is damaged" in metarun("evaluate", str(run), "dataset.path=pics", "tasks=3").err
+    assert len(list((run / "tests").iterdir())) == 2  # it was not tested
+
+
+@pytest.mark.integration
+def test_a_run_is_not_shown_nor_continued_for_other_weights_than_it_started_from(metarun: Command, pics: Path) -> None:
+    assert metarun(*SMALL).code == 0
+    run, start = pics.parent / "second", pics.parent / "w.pt"
+    tensors, facts = checkpoint.load(pics.parent / "run" / "checkpoints" / "last.pt")
+    checkpoint.save(start, tensors, facts)
+    words = (*SMALL, "init_from=w.pt", "eval.checkpoint=w.pt", f"hydra.run.dir={run}")
+    assert metarun(*words).code == 0
+    result = json.loads((run / "result.json").read_text())
+    digest = hashlib.sha256(start.read_bytes()).hexdigest()
+    assert result["files"] == {"init_from": digest, "eval.checkpoint": digest}
+    checkpoint.save(start, tree_map(lambda p: p + 1 if isinstance(p, torch.Tensor) else p, tensors), facts)
+    for finished in (True, False):
+        for asked in (
+            words,
+            ("resume", str(run)),
+            ("--multirun", *words, "hydra.sweep.dir=.", "hydra.sweep.subdir=second"),
+        ):
+            refused = metarun(*asked)
+            assert refused.code == (1 if "--multirun" in asked else 2)
+            assert f"has read another file than init_from={start} is now (sha256 was {digest[:12]}..." in refused.err
+        if finished:
+            start.rename("gone.pt")
+            assert "is finished already" in metarun(*words).out  # a result stays true when the file is gone
+            Path("gone.pt").rename(start)
+            (run / "result.json").unlink()
 
 
 def test_a_test_is_named_by_its_settings_and_never_longer_than_a_file_system_allows() -> None:
