@@ -15,7 +15,7 @@ LAYERS = (  # from the top; rooms of one layer do not import each other
     ("reports", "analysis"),
     ("runs",),
     ("engine",),
-    ("algos", "backbones", "datasets"),
+    ("algos", "backbones", "encoders", "datasets"),
     ("core",),
     ("config",),
 )

@@ -47,7 +47,7 @@ def check_description(dataset: Dataset) -> None:
     require(bool(dataset.describe().strip()), "describe() says nothing")
     require(all(note.strip() and "\n" not in note for note in dataset.notes()), "a note is not one line")
     json.dumps(dataset.identity())
-    read_preprocessing(json.loads(json.dumps(dataset.preprocessing())))
+    read_preprocessing(json.loads(json.dumps(dataset.preprocessing())), torch.device("cpu"))
 
 
 Draw = Callable[[Split], Episode]

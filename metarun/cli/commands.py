@@ -20,7 +20,7 @@ from metarun.cli.plain import NONE
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
-from metarun.config.registry import LISTED
+from metarun.config.registry import LISTED, declaration
 from metarun.config.words import count, printable
 from metarun.runs.folder import RunFolder, check_writable
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from metarun.core.types import Split
     from metarun.datasets.preprocessing import Named
     from metarun.runs.model import Model
+
+READ_LIKE = {"pictures": "folder", "strings": "clinc150"}  # the dataset whose files an encoder's are read like
 
 # Settings of `metarun evaluate` that are not below `eval`
 ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
@@ -146,12 +148,14 @@ def predict(words: Sequence[str]) -> None:
     SUPPORT and QUERY are a folder or an archive of class folders, a folder with a labels.csv, or, for queries, pictures
     without labels; of texts and molecules a CSV file of text and label, of a regression one of x and y. DATASET:test in
     place of both draws a task of a dataset. If queries have labels, the accuracy is shown, and the confusion matrix and
-    the mistakes are drawn beside the predictions.
+    the mistakes are drawn beside the predictions. With --encoder instead of RUN a query is of the class whose mean
+    feature is nearest: no run is needed.
     """
     parser = Parser(predict)
-    parser.add_argument("run", type=Path, help="the folder of the run, or a checkpoint")
+    parser.add_argument("run", type=Path, nargs="?", help="the folder of the run, or a checkpoint")
     parser.add_argument("support", help="labelled examples of the classes")
     parser.add_argument("query", help="what is to be told apart")
+    parser.add_argument("--encoder", metavar="NAME", help="an encoder of metarun list encoder, in place of RUN")
     parser.add_argument("--to", type=Path, default=Path("predictions.csv"), help="the table (predictions.csv)")
     parser.add_argument("--top", type=int, metavar="K", help="only the K likeliest classes of each query")
     parser.add_argument("--uncertain-first", action="store_true", help="sort by the probability of the likeliest class")
@@ -165,12 +169,30 @@ def predict(words: Sequence[str]) -> None:
     if arguments.to.resolve() in (Path(arguments.support).resolve(), Path(arguments.query).resolve()):
         raise ConfigError(f"--to is {arguments.to}: that is what is to be read, and would be overwritten")
     from metarun.reports.predictions import Request, predict_queries
-    from metarun.runs.model import load
 
-    model = load(arguments.run, device=arguments.device)
+    model = load_model(arguments)
     support, query = read_task(arguments, model)
     request = Request(arguments.to, arguments.top, arguments.uncertain_first, arguments.html)
     print(*map(printable, predict_queries(model, support, query, request)), sep="\n")
+    if arguments.encoder is not None:
+        traits = declaration("encoder", arguments.encoder).traits
+        print(f"classes seen in pre-training: {'no' if traits.learned_from == 'nothing' else 'unknown'}")
+
+
+def load_model(arguments: argparse.Namespace) -> "Model":
+    """Load the run's model; or build the nearest class mean of an encoder's features. Raises ConfigError."""
+    if (arguments.run is None) == (arguments.encoder is None):
+        raise ConfigError("give the folder of a run, or --encoder NAME in its place")
+    if arguments.encoder is None:
+        from metarun.runs.model import load
+
+        return load(arguments.run, device=arguments.device)
+    reads = declaration("encoder", arguments.encoder).traits.reads
+    wanted = [f"encoder={arguments.encoder}", f"dataset={READ_LIKE[reads]}", "algo=protonet", "backbone=raw"]
+    settings = load_settings(resolve(compose([*wanted, f"device={arguments.device}"], arguments.config_dir)))
+    from metarun.runs.model import build_untrained
+
+    return build_untrained(settings)
 
 
 def embed(words: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
-PATHS = ("data_dir", "dataset.path", "eval.checkpoint", "init_from")  # settings that are paths of the user's
+PATHS = ("data_dir", "dataset.path", "encoder.path", "eval.checkpoint", "init_from")  # of the user's
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
@@ -29,7 +29,7 @@ def load_settings(values: Mapping[str, Any]) -> Settings:
         if isinstance(values.get(group), Mapping):
             checked[group] = {"name": values[group].get("name"), **check(group, values[group], problems)}
     if not problems:
-        _check_logger(settings.logger["name"], problems)
+        _check_packages(settings, problems)
         meta_test = replace(settings.eval, variants=_convert_variants(settings, problems))
         _check_task(replace(settings, eval=meta_test), problems)
         _check_precision(settings, problems)
@@ -56,10 +56,23 @@ def _check_task(settings: Settings, problems: list[str]) -> None:
             problems.append(f"{prefix}ways is 1: it must be at least 2, with one class any guess is right")
 
 
-def _check_logger(name: str, problems: list[str]) -> None:
-    traits = declaration("logger", name).traits
+def _check_packages(settings: Settings, problems: list[str]) -> None:
+    """A logger and an encoder may need packages that come with an extra of metarun's."""
+    logger = settings.logger["name"]
+    traits = declaration("logger", logger).traits
     if traits and importlib.util.find_spec(traits.needs) is None:
-        problems.append(f"logger={name} needs a package that is not there: pip install 'metarun[{name}]'")
+        problems.append(f"logger={logger} needs a package that is not there: pip install 'metarun[{logger}]'")
+    if settings.encoder and (absent := find_absent(settings.encoder["name"])):
+        traits = declaration("encoder", settings.encoder["name"]).traits
+        problems.append(
+            f"encoder={settings.encoder['name']} needs a package that is not there, {', '.join(absent)}: "
+            f"pip install 'metarun[{traits.extra}]'"
+        )
+
+
+def find_absent(encoder: str) -> list[str]:
+    """The packages that an encoder needs and that are not installed."""
+    return [name for name in declaration("encoder", encoder).traits.needs if importlib.util.find_spec(name) is None]
 
 
 def _check_precision(settings: Settings, problems: list[str]) -> None:
@@ -96,6 +109,8 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     """Return the job's part of a composed configuration, resolved and with absolute paths. Raises ConfigError."""
     try:
         values = {str(key): config[key] for key in config if key != "hydra"}
+        if not values.get("encoder", True):  # encoder=none: then a run has the identity of those of earlier versions
+            del values["encoder"]
         return make_absolute(
             {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()}
         )

@@ -23,18 +23,31 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
 from metarun.config import schema
 from metarun.config.errors import ConfigError, did_you_mean, find_reason, offer
 from metarun.config.schema import Range
-from metarun.config.traits import DECLARABLE, DatasetTraits, Kind, Metric, Traits
+from metarun.config.traits import DECLARABLE, DatasetTraits, EncoderTraits, Kind, Metric, Traits
 from metarun.config.validate import convert_fields
 
-GROUPS = ("algo", "backbone", "dataset", "optimizer", "schedule", "logger")  # those that a configuration chooses from
-LISTED = ("algo", "dataset", "backbone", "experiment")  # by `metarun list`
+GROUPS = (
+    "algo",
+    "backbone",
+    "encoder",
+    "dataset",
+    "optimizer",
+    "schedule",
+    "logger",
+)  # those that a configuration chooses from
+LISTED = ("algo", "dataset", "backbone", "encoder", "experiment")  # by `metarun list`
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
 RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Seed", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
 WIRING = (  # what the wiring gives
     "Backbone", "TaskSpec", "World", "Path", "nn.Linear", "torch.device", "tuple[int, ...]",
 )  # fmt: skip
-REQUIRED = {"algo": Traits, "dataset": DatasetTraits, "metric": Metric}  # the traits that a group cannot do without
+REQUIRED = {
+    "algo": Traits,
+    "dataset": DatasetTraits,
+    "encoder": EncoderTraits,
+    "metric": Metric,
+}  # the traits that a group cannot do without
 PLAIN = Metric(higher_is_better=False, worst=float("inf"), tolerance=0.0)
 T = TypeVar("T")
 

@@ -93,6 +93,7 @@ class Settings:
     device: str
     seed: Seed
     data_dir: str | None
+    encoder: dict[str, Any] | None = None  # None, and absent from a configuration: networks read the data itself
     init_from: str | None = None  # a checkpoint of the same method and network; runs of before do not have the setting
 
 

@@ -48,6 +48,16 @@ class BackboneTraits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EncoderTraits:
+    """What an encoder reads, and which data its weights were learned from."""
+
+    reads: Literal["pictures", "strings"]
+    learned_from: str = "unknown"  # "nothing": a rule; "imagenet": the 1,000 classes of ILSVRC 2012
+    needs: tuple[str, ...] = ()  # packages
+    extra: str = "encoders"  # of metarun's, that brings them
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggerTraits:
     """The package that a logger needs."""
 
@@ -87,4 +97,6 @@ class Metric:
 
 
 HEADLINES: dict[Kind, str] = {"classification": "accuracy", "regression": "mse", "control": "return"}
-DECLARABLE = {kind.__name__: kind for kind in (Traits, DatasetTraits, BackboneTraits, LoggerTraits, Metric)}
+DECLARABLE = {
+    kind.__name__: kind for kind in (Traits, DatasetTraits, BackboneTraits, EncoderTraits, LoggerTraits, Metric)
+}

@@ -4,7 +4,7 @@ Shape letters, the same in every file: `T` tasks, `N` ways, `K` shots, `Q` queri
 `n` examples, `D` features.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -229,6 +229,42 @@ class Dataset(Protocol):
 
     def preprocessing(self) -> dict[str, Any]:
         """How an example becomes a network's input, as JSON; see `metarun.datasets.preprocessing`. Reads no data."""
+        ...
+
+
+class Contents(NamedTuple):
+    """What the rows of a dataset's tables were made from: pictures, or texts and molecules as strings."""
+
+    number: int
+    digest: str  # a hash of all of them
+    read: Callable[[], Tensor | Sequence[str]]  # pictures [n, C, H, W] uint8, or strings; row i is made from the i-th
+
+
+@runtime_checkable
+class Encodable(Dataset, Protocol):
+    """A dataset whose examples an encoder can read."""
+
+    def contents(self) -> Contents: ...
+
+
+class Encoder(Protocol):
+    """A frozen network, or a fixed rule, from a picture or a string to a vector of features."""
+
+    @property
+    def size(self) -> int:
+        """How many numbers a vector has, D."""
+        ...
+
+    def encode(self, items: Any) -> Tensor:
+        """items: pictures [n, C, H, W] in 0..1, or n strings -> features [n, D], float32 on the CPU.
+
+        The features of an item do not depend on the others. Raises ConfigError if a package or a file is missing, or an
+        item cannot be read.
+        """
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return what features depend on, as JSON: settings, and the hash of the weights."""
         ...
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.load import OWN
 from metarun.config.words import count, make_inert
-from metarun.core.types import Split, TaskShape
+from metarun.core.types import Contents, Split, TaskShape
 from metarun.datasets.sampling.table import Table, format_range
 from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.rows import Example, hash_content
@@ -86,6 +86,17 @@ class Grouped:
     def prepare(self) -> None:
         """Read and encode. Raises ConfigError if a file is missing or cannot be used."""
         _ = self.packed
+
+    def contents(self) -> Contents:
+        """The distinct examples as they were found: texts, or molecules as SMILES strings."""
+        packed = self.packed
+
+        def read() -> list[Any]:
+            listing = self.find().listing.values()
+            return [*dict.fromkeys(example.key for part in listing for group in part.values() for example in group)]
+
+        digest = hashlib.sha256(f"{packed.about['sha256']} {self.source}".encode()).hexdigest()
+        return Contents(len(packed.rows), digest, read)
 
     def describe(self) -> str:
         """Where the examples are, and their number. Only reads."""

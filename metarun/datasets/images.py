@@ -17,7 +17,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Positive, Whole
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
-from metarun.core.types import Split, TaskShape
+from metarun.core.types import Contents, Split, TaskShape
 from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
@@ -88,6 +88,11 @@ class Images:
             table = replace(table, rotated=self.rotations_train == "classes")
             transform = replace(transform, crop=self.crop, flip=self.flip, jitter=self.jitter)
         return EpisodeSampler(table, shape, transform=transform, split=split)
+
+    def contents(self) -> Contents:
+        """All packed pictures."""
+        packed = self.packed
+        return Contents(len(packed.labels), packed.about["sha256"], lambda: packed.pictures)
 
     def describe(self) -> str:
         """Where the pictures are, what was packed, and what is wrong with them. Only reads."""

@@ -1,6 +1,7 @@
 """How an example becomes a network's input: facts that a checkpoint keeps, so that a model needs no dataset."""
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
@@ -12,7 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from metarun.config.errors import ConfigError
+from metarun.config.registry import build
 from metarun.config.words import count
+from metarun.core.types import Encoder
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.storage.arrays import load_features
 from metarun.datasets.storage.given import find_given, read_points, read_texts
@@ -158,13 +161,43 @@ class Numbers:
         return stack(items).float()
 
 
-def read_preprocessing(facts: dict[str, Any]) -> Preprocessing:
+@dataclass(frozen=True)
+class Features:
+    """An encoder's features of pictures or strings; features that were made before are taken as they are."""
+
+    inputs: Preprocessing  # of pictures or strings
+    encoder: Encoder
+    kind: ClassVar[str] = "features"
+
+    def read(self, path: Path) -> Named:
+        return self.inputs.read(path)
+
+    def __call__(self, items: Items) -> Tensor:
+        if isinstance(items, Tensor | np.ndarray) and items.ndim == 2:
+            return stack(items)
+        if isinstance(self.inputs, Pictures):
+            return self.encoder.encode(self.inputs(items))
+        if isinstance(items, Tensor | np.ndarray) or not all(isinstance(item, str) for item in items):
+            raise ConfigError("the inputs are no strings: give texts or SMILES, or features [n, D]")
+        return self.encoder.encode(list(items))
+
+
+def read_preprocessing(facts: Mapping[str, Any], device: torch.device) -> Preprocessing:
     """Read what `to_json` of one of the classes above has written. Raises ConfigError."""
     kinds: dict[str, type[Pictures] | type[Strings] | type[Numbers]] = {
         kind.kind: kind for kind in (Pictures, Strings, Numbers)
     }
     rest = dict(facts)
     kind = rest.pop("kind", None)
+    if kind == Features.kind:
+        encoder: Encoder = build("encoder", rest["encoder"], device=device)
+        found = json.loads(json.dumps(encoder.identity()))
+        if found != rest["identity"]:
+            raise ConfigError(
+                f"encoder={rest['encoder']['name']} is not what the model was trained with: {found} instead of "
+                f"{rest['identity']}"
+            )
+        return Features(read_preprocessing(rest["inputs"], device), encoder)
     if kind not in kinds:
         raise ConfigError(f"preprocessing.kind is {kind!r}: it must be one of {', '.join(kinds)}")
     try:

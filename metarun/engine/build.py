@@ -21,6 +21,7 @@ from metarun.core.types import (
     Algorithm,
     Backbone,
     Dataset,
+    Encoder,
     FewShotAlgorithm,
     Params,
     Split,
@@ -29,6 +30,7 @@ from metarun.core.types import (
     TaskSpec,
     Theta,
 )
+from metarun.datasets.encoded import Encoded
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
@@ -94,12 +96,10 @@ class Experiment:
             for component, params in theta.items()
             if params and component not in traits_of(self.algo).carried
         ]
-        if not groups:
-            bare = self.source.spec.kind != "control" and not list(self.backbone.parameters())
-            hint = ", its network has no weights: choose another backbone, or" if bare else ":"
-            raise ConfigError(
-                f"algo={self.settings.algo['name']} learns nothing{hint} test it beside a method that does"
-            )
+        if not theta:
+            raise ConfigError(f"algo={self.settings.algo['name']} learns nothing: test it beside a method that does")
+        if not groups:  # PyTorch's optimisers want a parameter
+            groups = [{"params": [torch.zeros(0, device=self.device, requires_grad=True)], "name": "none"}]
         try:
             optimizer: torch.optim.Optimizer = build("optimizer", self.settings.optimizer).over(groups)
         except ValueError as error:
@@ -134,6 +134,11 @@ class Experiment:
         return Tester(algo, self.backbone, source, row, split)
 
     @property
+    def learns(self) -> bool:
+        """Whether there are weights to train; class means of fixed features have none."""
+        return any(draw_theta(self.algo, self.settings.seed).values())
+
+    @property
     def has_norm(self) -> bool:
         """Whether the backbone has norm layers."""
         return bool(norm_names(self.backbone))
@@ -157,9 +162,18 @@ def build_dataset(settings: Settings, device: torch.device | None = None) -> Dat
     """Build the configured dataset, on the configured device if no other is given. Raises ConfigError."""
     data_dir = Path(settings.data_dir).expanduser().absolute() if settings.data_dir else cache_dir()
     device = device or find_device(settings.device)
-    dataset: Dataset = build("dataset", settings.dataset, data_dir=data_dir, device=device)
-    check_methods(dataset, settings.dataset["name"])
-    return dataset
+    values = settings.dataset
+    if settings.encoder and "placement" in values:
+        values = values | {"placement": "disk"}  # the encoder reads pictures from there, once; tasks hold features
+    dataset: Dataset = build("dataset", values, data_dir=data_dir, device=device)
+    check_methods(dataset, values["name"])
+    return Encoded(dataset, build_encoder(settings.encoder, device), settings.encoder) if settings.encoder else dataset
+
+
+def build_encoder(values: Mapping[str, Any], device: torch.device) -> Encoder:
+    """Build an encoder; its weights are read when it first encodes. Raises ConfigError."""
+    encoder: Encoder = build("encoder", values, device=device)
+    return encoder
 
 
 def check_methods(dataset: object, name: str) -> None:

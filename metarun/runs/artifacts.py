@@ -31,7 +31,8 @@ def describe_start(experiment: Experiment, data: Mapping[str, Any], device: str)
     yield f"{settings.algo['name']} on {dataset.get('collection', dataset['name'])}{held}: {task}"
     weights = sum(p.numel() for part in experiment.draw_theta().values() for p in part.values())
     steps = count(settings.trainer.steps, "step")
-    yield f"{weights:,} weights on {device}, {steps} of {count(settings.trainer.tasks_per_step, 'task')}"
+    length = f"{steps} of {count(settings.trainer.tasks_per_step, 'task')}" if weights else "nothing to train"
+    yield f"{weights:,} weights on {device}, {length}"
 
 
 def _is_by_split(value: Any) -> bool:
@@ -151,7 +152,8 @@ def draw_curves(folder: Path, headline: str) -> None:
                 axis.plot(*zip(*points), label=split, **look)
         axis.set(xlabel="step", ylabel=title, yscale=yscale)
         axis.grid(alpha=0.3)
-        axis.legend()
+        if axis.lines:
+            axis.legend()
     with open_bytes(folder / "curves.png") as content:
         figure.savefig(content, dpi=120)
 

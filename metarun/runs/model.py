@@ -21,18 +21,18 @@ from metarun.config.load import load_settings
 from metarun.config.registry import build, declaration, known
 from metarun.config.schema import EvalSettings, Settings
 from metarun.config.words import count
-from metarun.core.inner import one_by_one
+from metarun.core.inner import draw_theta, one_by_one
 from metarun.core.machine import find_device
 from metarun.core.norm import norm_names, use_statistics
 from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.seeding import generator_for
 from metarun.core.sequences import STRINGS
 from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Theta
-from metarun.datasets.preprocessing import Items, Named, Preprocessing, read_preprocessing
+from metarun.datasets.preprocessing import Features, Items, Named, Preprocessing, read_preprocessing
 from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.datasets.storage.tree import group
 from metarun.engine import checkpoint as checkpoints
-from metarun.engine.build import build_few_shot, has_fixed_ways
+from metarun.engine.build import build_backbone, build_dataset, build_few_shot, has_fixed_ways
 from metarun.engine.evaluate import is_transductive, plan_rows
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
@@ -272,7 +272,7 @@ class Model:
             )
         if x.is_floating_point() and not bool(x.isfinite().all()):
             raise ConfigError("the inputs hold numbers that are not finite (nan or infinity): take them out")
-        kind = next(p.dtype for params in self.theta.values() for p in params.values())
+        kind = next((p.dtype for params in self.theta.values() for p in params.values()), torch.float32)
         return x.to(self.device, kind if x.is_floating_point() else x.dtype)
 
     def _sort(self, support: Named) -> Labelled:
@@ -339,13 +339,32 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         settings=settings,
         dataset=facts["choices"].get("dataset", ""),
         spec=spec,
-        preprocessing=read_preprocessing(facts["preprocessing"]),
+        preprocessing=read_preprocessing(facts["preprocessing"], place),
         step=facts["step"],
         device=place,
         theta=tensors["theta"],
         statistics=tensors["statistics"],
         backbone=backbone.to(place),
     )
+
+
+def build_untrained(settings: Settings) -> Model:
+    """The model of a method that learns nothing beside its encoder's features; needs neither a run nor the dataset.
+
+    Raises ConfigError if the method learns something, or has no encoder.
+    """
+    device = find_device(settings.device)
+    preprocessing = read_preprocessing(build_dataset(settings).preprocessing(), device)
+    if not isinstance(preprocessing, Features):
+        raise ConfigError("without a run there must be an encoder")
+    spec = TaskSpec("classification", (preprocessing.encoder.size,), settings.ways)
+    backbone = build_backbone(settings.backbone, spec)
+    theta = draw_theta(build_few_shot(settings.algo, backbone, spec), settings.seed)
+    if any(theta.values()):
+        raise ConfigError(
+            f"algo={settings.algo['name']} with backbone={settings.backbone['name']} must be trained first"
+        )
+    return Model(settings, "", spec, preprocessing, 0, device, theta, {}, backbone)
 
 
 def _sort(labels: Sequence[Any]) -> list[Label]:

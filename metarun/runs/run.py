@@ -187,7 +187,7 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
         training=Training(
             steps=progress.step,
             seconds=round(progress.seconds, 1),
-            tasks_per_second=round(progress.step * settings.trainer.tasks_per_step / progress.seconds, 1),
+            tasks_per_second=round(progress.step * settings.trainer.tasks_per_step / (progress.seconds or 1), 1),
             peak_memory_mib=peak_memory_mib(experiment.device),
             workers=ranks.count,
             plan=progress.plan,

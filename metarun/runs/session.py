@@ -69,6 +69,8 @@ class Session:
     def __post_init__(self) -> None:
         trainer, progress = self.experiment.settings.trainer, self.state.progress
         plan = progress.plan or self.ranks.broadcast(self.folder and self.folder.plan())
+        if not self.experiment.learns:
+            plan = Plan("vmap", None).to_json()
         self.headline = headline_metric(self.experiment.source.spec)
         self.sign = 1 if metric(self.headline).higher_is_better else -1  # scores are compared by "more is better"
         self.tester = self.experiment.build_tester(self.experiment.plan_rows()["test"], "val")
@@ -87,6 +89,9 @@ class Session:
         schedule = build("schedule", experiment.settings.schedule)
         log = open_log(experiment.settings, self.folder, self.about, progress.step)
         try:
+            if not experiment.learns:
+                self.keep_untrained(log)
+                return
             started = time.perf_counter()
             draw = functools.partial(tasks_of, progress.step)
             self.meta_gradient.choose_plan(state.theta, draw, experiment.pixels)
@@ -116,6 +121,13 @@ class Session:
         if (seconds := (plan.seconds or {}).get(plan.name)) and steps > 0:
             told = format_duration(steps * seconds)
             say.info("%s in about %s, validations not counted", count(steps, "step"), told)
+
+    def keep_untrained(self, log: Log) -> None:
+        """Validate and save a model that has nothing to learn, as that of step 0."""
+        score, scores = self.validate()
+        log.metrics(0, "val", scores)
+        for name in (*self.state.progress.rank(score, self.experiment.settings.trainer.keep_best), "last"):
+            self.save(name)
 
     def validate(self) -> tuple[float, dict[str, Any]]:
         """Score the weights on the validation tasks: a score, of which more is better, and what to log."""

@@ -25,7 +25,7 @@ from metarun.config.schema import Settings
 from metarun.config.traits import Kind
 from metarun.core.types import Dataset, Episode, Examples, Metrics, Split, TaskShape, TaskSource, TaskSpec, Theta
 from metarun.datasets.fs_mol import AssaySampler
-from metarun.datasets.sampling.augment import NgramTransform, PictureTransform
+from metarun.datasets.sampling.augment import AsStored, PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
@@ -148,7 +148,7 @@ def make_sources() -> Iterator[tuple[str, TaskSource]]:
         yield f"numbered pictures on the {place_name}", Numbered(turned)
     rows = torch.zeros(22, 8, dtype=torch.int32, device=GPU)
     table = Table.from_labels(rows, UNEVEN, torch.arange(22), GPU)
-    yield "texts", EpisodeSampler(table, SHAPE, transform=NgramTransform())
+    yield "texts", EpisodeSampler(table, SHAPE, transform=AsStored("ngrams"))
     yield "assays", AssaySampler(table, torch.zeros(22, dtype=torch.bool, device=GPU), TaskShape(1, 2, 2))
     yield "published tasks", FixedEpisodes(place(episodes(2)), SHAPE)
     yield "sine waves", Sinusoid(GPU).tasks("train", SHAPE)

@@ -41,8 +41,17 @@ ACTING = [  # which need one another: tests/runs/test_control.py runs them
     *(f"algo={name}" for name in known("algo") if "control" in declaration("algo", name).traits.kinds),
     *(f"dataset={name}" for name in known("dataset") if declaration("dataset", name).traits.kind == "control"),
 ]
-TOGETHER = {"backbone=ngram": "dataset=clinc150"}  # what an option needs beside it
-PACKAGES = {"logger=tensorboard": "tensorboard", "logger=wandb": "wandb"}
+TOGETHER = {  # what an option needs beside it
+    "backbone=ngram": "dataset=clinc150",
+    **{f"encoder={name}": "dataset=clinc150" for name in ("minilm", "wordllama")},
+    "encoder=efficientnet_lite0": "dataset=folder",
+    "encoder=morgan": "dataset=fs_mol",
+}
+PACKAGES = {
+    "logger=tensorboard": "tensorboard",
+    "logger=wandb": "wandb",
+    **{f"encoder={name}": declaration("encoder", name).traits.needs[0] for name in known("encoder")},
+}
 SMALL: dict[str, Any] = {
     "trainer.steps": 1,
     "trainer.tasks_per_step": 2,

@@ -19,6 +19,7 @@ class AssaySampler:
     table: Table  # its classes are the assays, each with shots + queries molecules or more
     active: Tensor  # [m] bool, of the table's rows
     shape: TaskShape  # `ways` has no meaning
+    inputs: Inputs = "ngrams"
 
     def __post_init__(self) -> None:
         if self.shape.shots < 2:
@@ -28,7 +29,7 @@ class AssaySampler:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", self.table.example_shape, 2, "ngrams", metric="delta_auprc")
+        return TaskSpec("classification", self.table.example_shape, 2, self.inputs, metric="delta_auprc")
 
     def draw_classes(self, num_tasks: int, generator: torch.Generator) -> Tensor:
         """The assay of each task: [T, 1]."""

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -26,11 +27,19 @@ def ensure(name: str, fill: Callable[[Path], None]) -> Path:
     target = cache_dir() / name
     if target.is_dir():
         return target
+    with own(target):
+        if not target.is_dir():
+            _make(target, fill)
+    return target
+
+
+@contextmanager
+def own(target: Path) -> Iterator[None]:
+    """Make the folder that `target` is to be in, and work at it alone. Raises ConfigError if it cannot be written."""
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(target.with_name(f"{target.name}.lock")):
-            if not target.is_dir():
-                _make(target, fill)
+            yield
     except OSError as error:
         if not _concerns(target.parent, error):
             raise
@@ -38,7 +47,6 @@ def ensure(name: str, fill: Callable[[Path], None]) -> Path:
             f"the cache {target.parent} cannot be written ({error.strerror or error}): "
             "set METARUN_CACHE to a folder that can"
         ) from error
-    return target
 
 
 def _make(target: Path, fill: Callable[[Path], None]) -> None:

@@ -1,0 +1,181 @@
+"""Each encoder beside a slow or an independent form of it; those whose packages are not installed are skipped."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarun.config.errors import ConfigError
+from metarun.config.load import find_absent
+from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, Network
+from metarun.encoders.files import find_packaged, load_tensors
+from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
+from metarun.encoders.morgan import Morgan
+from metarun.encoders.wordllama import WordLlama
+
+CPU = torch.device("cpu")
+
+
+def skip_without(encoder: str) -> None:
+    if absent := find_absent(encoder):
+        pytest.skip(f"{', '.join(absent)} is not installed")
+
+
+@pytest.mark.parametrize(("side", "kernel", "stride"), [(7, 3, 2), (8, 3, 2), (8, 5, 2), (5, 5, 1)])
+def test_convolutions_are_padded_as_in_tensorflow(side: int, kernel: int, stride: int) -> None:
+    """Output i reads from i * stride - before on, where before is half of what is missing, rounded down."""
+    layer = Convolution(1, 1, kernel, stride).double()
+    x = torch.randn(1, 1, side, side, dtype=torch.float64)
+    steps = -(-side // stride)
+    before = max((steps - 1) * stride + kernel - side, 0) // 2
+
+    def at(row: int, column: int) -> Tensor:
+        inside = 0 <= row < side and 0 <= column < side
+        return x[0, 0, row, column] if inside else torch.zeros((), dtype=torch.float64)
+
+    expected = torch.stack(
+        [
+            sum(
+                (
+                    layer.weight[0, 0, a, b] * at(i * stride - before + a, j * stride - before + b)
+                    for a in range(kernel)
+                    for b in range(kernel)
+                ),
+                torch.zeros((), dtype=torch.float64),
+            )
+            for i in range(steps)
+            for j in range(steps)
+        ]
+    )
+    torch.testing.assert_close(layer(x).flatten(), expected)
+
+
+@pytest.mark.integration
+def test_efficientnet_lite0_equals_the_package_with_its_code() -> None:
+    package = pytest.importorskip("efficientnet_lite_pytorch", reason="efficientnet-lite-pytorch is not installed")
+    theirs, ours = package.EfficientNet.from_name("efficientnet-lite0").eval(), Network().eval()
+    ours.load_state_dict({name: w for name, w in theirs.state_dict().items() if not name.startswith("_fc.")})
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = theirs.extract_features(x).mean((2, 3))
+        torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.integration
+def test_efficientnet_lite0_reads_a_picture_of_any_size_alone() -> None:
+    skip_without("efficientnet_lite0")
+    encoder = EfficientNetLite0(224, True, CPU)
+    pictures = torch.rand(3, 3, 84, 84)
+    features = encoder.encode(pictures)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(3))
+    assert torch.equal(encoder.encode(pictures[1:2]), features[1:2])
+    assert torch.equal(encoder.encode(pictures[:, :1].expand(-1, 3, -1, -1)), encoder.encode(pictures[:, :1]))
+
+
+def test_minilm_equals_pytorchs_transformer_on_random_weights() -> None:
+    size, wide, tokens = 24, 48, 7
+    torch.manual_seed(0)
+    weights: dict[str, Tensor] = {
+        "embeddings.word_embeddings.weight": torch.randn(11, size),
+        "embeddings.position_embeddings.weight": torch.randn(20, size),
+        "embeddings.token_type_embeddings.weight": torch.randn(2, size),
+        "embeddings.LayerNorm.weight": torch.rand(size),
+        "embeddings.LayerNorm.bias": torch.randn(size),
+    }
+    ids = torch.randint(11, (tokens,))
+    x = weights["embeddings.word_embeddings.weight"][ids] + weights["embeddings.position_embeddings.weight"][:tokens]
+    x = x + weights["embeddings.token_type_embeddings.weight"][0]
+    x = F.layer_norm(x, (size,), weights["embeddings.LayerNorm.weight"], weights["embeddings.LayerNorm.bias"], 1e-12)
+    for i in range(LAYERS):
+        layer = nn.TransformerEncoderLayer(size, HEADS, wide, 0.0, "gelu", 1e-12, batch_first=True)
+        names: dict[str, Any] = {
+            "attention.output.dense": layer.self_attn.out_proj,
+            "attention.output.LayerNorm": layer.norm1,
+            "intermediate.dense": layer.linear1,
+            "output.dense": layer.linear2,
+            "output.LayerNorm": layer.norm2,
+        }
+        for name, part in names.items():
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.bias)
+            weights |= {
+                f"encoder.layer.{i}.{name}.weight": part.weight,
+                f"encoder.layer.{i}.{name}.bias": part.bias,
+            }
+        nn.init.normal_(layer.self_attn.in_proj_bias)
+        for name, matrix, bias in zip(
+            ("query", "key", "value"),
+            layer.self_attn.in_proj_weight.chunk(3),
+            layer.self_attn.in_proj_bias.chunk(3),
+        ):
+            weights |= {
+                f"encoder.layer.{i}.attention.self.{name}.weight": matrix,
+                f"encoder.layer.{i}.attention.self.{name}.bias": bias,
+            }
+        x = layer(x[None])[0]
+    torch.testing.assert_close(read_tokens(ids, weights), x.mean(0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.integration
+def test_minilm_finds_a_paraphrase_nearest() -> None:
+    skip_without("minilm")
+    texts = ["how do I change my pin", "I want another secret number for my card", "what is the weather in Paris"]
+    encoder = MiniLM(True, CPU)
+    first, second, other = encoder.encode(texts)
+    assert first @ second > first @ other + 0.2
+    assert torch.equal(encoder.encode(texts[1:2])[0], second)
+
+
+@pytest.mark.integration
+def test_wordllama_is_the_mean_of_its_tokens_vectors() -> None:
+    skip_without("wordllama")
+    encoder = WordLlama(False, CPU)
+    both, hello, again, none = encoder.encode(["hello hello", "hello", "hello", ""])
+    assert torch.equal(hello, again)
+    torch.testing.assert_close(both, hello, rtol=0.2, atol=0.2)  # the second token begins with a space
+    assert not none.any()
+
+
+@pytest.mark.integration
+def test_morgan_features_have_the_cosine_of_the_sets_of_fragments() -> None:
+    skip_without("morgan")
+    from rdkit import Chem
+    from rdkit.Chem.rdMolDescriptors import GetMorganFingerprintAsBitVect
+
+    smiles = ["CCO", "CCCO"]
+    sets = [{*GetMorganFingerprintAsBitVect(Chem.MolFromSmiles(text), 2, 2048).GetOnBits()} for text in smiles]
+    a, b = Morgan(2, 2048, True, CPU).encode(smiles)
+    expected = len(sets[0] & sets[1]) / (len(sets[0]) * len(sets[1])) ** 0.5
+    assert float(a @ b) == pytest.approx(expected, abs=1e-6)
+    with pytest.raises(ConfigError, match=r"encoder=morgan: 'no molecule' is no molecule"):
+        Morgan(2, 2048, True, CPU).encode(["no molecule"])
+
+
+def test_a_packaged_file_is_verified_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "weights_of_others"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('its code is not run')")
+    (package / "w.bin").write_bytes(b"abc")
+    monkeypatch.syspath_prepend(tmp_path)
+    right = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"  # of abc: FIPS 180-2, appendix B.1
+    assert find_packaged("e", "weights_of_others", "w.bin", right) == package / "w.bin"
+    with pytest.raises(ConfigError, match=r"encoder=e: .*w\.bin has the SHA-256 ba7816bf8f01\.\.\., not 000000000000"):
+        find_packaged("e", "weights_of_others", "w.bin", 64 * "0")
+    for name in ("weights_of_others", "no_such_package"):
+        with pytest.raises(ConfigError, match=rf"encoder=e: there is no package {name} with a file other\.bin"):
+            find_packaged("e", name, "other.bin", right)
+
+
+class Arbitrary:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return print, ("code of a stranger",)
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    torch.save({"w": Arbitrary()}, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"encoder=e: the weights .*w\.pth cannot be read"):
+        load_tensors("e", tmp_path / "w.pth")
+    assert "stranger" not in capfd.readouterr().out
