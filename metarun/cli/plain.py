@@ -91,6 +91,8 @@ class Loader(ConfigLoaderImpl):
     def find_cell(self, head: DictConfig, load: Load) -> Cell | None:
         """The experiment of the method on the data, or on data that is read in the same way."""
         choices = head.hydra.runtime.choices
+        if head.get("encoder"):  # experiments train networks that read the data itself
+            return None
         try:
             algo, dataset, ways, shots = str(choices["algo"]), choices["dataset"], int(head.ways), int(head.shots)
         except (OmegaConfBaseException, KeyError, ValueError, TypeError):  # a mistake, which is told of elsewhere
