@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from metarun.datasets.preprocessing import Named
     from metarun.runs.model import Model
 
-READ_LIKE = {"pictures": "folder", "strings": "clinc150"}  # the dataset whose files an encoder's are read like
+READ_LIKE = {"pictures": "folder", "strings": "texts"}  # the dataset whose files an encoder's are read like
 
 # Settings of `metarun evaluate` that are not below `eval`
 ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")

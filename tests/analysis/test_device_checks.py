@@ -24,9 +24,9 @@ from metarun.config.registry import build, declaration, known
 from metarun.config.schema import Settings
 from metarun.config.traits import Kind
 from metarun.core.types import Dataset, Episode, Examples, Metrics, Split, TaskShape, TaskSource, TaskSpec, Theta
-from metarun.datasets.fs_mol import AssaySampler
 from metarun.datasets.sampling.augment import AsStored, PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
+from metarun.datasets.sampling.measured import AssaySampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
