@@ -32,7 +32,16 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Fraction, Positive, Whole
 from metarun.config.traits import Traits
-from metarun.core.control import Policy, Rollout, linear_baseline, make_policy, measure_returns, roll_out, sum_ahead
+from metarun.core.control import (
+    Player,
+    Policy,
+    Rollout,
+    linear_baseline,
+    make_policy,
+    measure_returns,
+    roll_out,
+    sum_ahead,
+)
 from metarun.core.inner import draw_networks, forward, inner_step, last, select
 from metarun.core.types import Backbone, Metrics, Seen, TaskSpec, Theta, Trial, World
 
@@ -83,8 +92,13 @@ class MAMLRL:
     def play(self, theta: Theta, phi: Theta, trial: Trial, purpose: int, greedy: bool = False) -> Rollout:
         """Play the episodes of inner step `purpose`, or those that count, side by side."""
         skipped, counted = self.spec.episodes
-        with torch.no_grad() if self.curvature == "ratio" else nullcontext():
-            player = Player(self, theta, phi, greedy)
+        path = self.curvature == "path"
+
+        def read(memory: tuple[()], seen: Seen) -> tuple[tuple[()], Tensor]:
+            return memory, self.outputs(theta, phi, seen.observation)
+
+        with nullcontext() if path else torch.no_grad():
+            player = Player(self.policy, read, greedy, path)
             return roll_out(self.world, trial, player, 1, counted if purpose == COUNTED else skipped, purpose)
 
     def judge(self, theta: Theta, phi: Theta, played: Rollout) -> Tensor:
@@ -130,24 +144,3 @@ class MAMLRL:
         states = self.trajectory(theta, trial)
         found = [self.measure(self.play(theta, phi, trial, COUNTED, self.greedy)) for phi in states]
         return {**found[-1], "return_by_step": torch.stack([metrics["return"] for metrics in found])}
-
-
-@dataclass(frozen=True)
-class Player:
-    """A policy as an agent; it has no memory, and its outputs are recorded."""
-
-    algo: MAMLRL
-    theta: Theta
-    phi: Theta
-    greedy: bool
-
-    @property
-    def chances(self) -> int:
-        return self.algo.policy.chances
-
-    def start(self, trajectories: int) -> tuple[()]:
-        return ()
-
-    def act(self, memory: tuple[()], seen: Seen, chance: Tensor) -> tuple[tuple[()], Tensor, Tensor]:
-        outputs = self.algo.outputs(self.theta, self.phi, seen.observation)
-        return memory, self.algo.policy.act(outputs, chance, self.greedy), outputs

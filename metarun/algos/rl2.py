@@ -25,7 +25,16 @@ from torch import Tensor, nn
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Positive, Range
 from metarun.config.traits import Traits
-from metarun.core.control import Policy, Rollout, compare_trials, make_policy, measure_returns, roll_out, sum_ahead
+from metarun.core.control import (
+    Player,
+    Policy,
+    Rollout,
+    compare_trials,
+    make_policy,
+    measure_returns,
+    roll_out,
+    sum_ahead,
+)
 from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.recurrent import FastWeights, GRUCell, State, step_cell
 from metarun.core.types import Backbone, Metrics, Seen, TaskSpec, Theta, Trial, World
@@ -62,7 +71,22 @@ class RL2:
         return draw_networks(self.backbone) | networks | {"policy": self.policy.draw()}
 
     def roll_out(self, theta: Theta, trial: Trial, greedy: bool) -> Rollout:
-        return roll_out(self.world, trial, Player(self, theta, greedy), sum(self.spec.episodes), self.trials)
+        """All episodes of a task; the memory is kept from one to the next."""
+
+        def start(trajectories: int) -> State:
+            state: State = cell.start(theta["readout"]["bias"].new_zeros(trajectories, 0))  # type: ignore[operator]
+            return state
+
+        def read(memory: State, seen: Seen) -> tuple[State, Tensor]:
+            inputs = torch.cat([seen.observation, seen.action, seen.reward[:, None], seen.begins[:, None]], -1)
+            features = forward(self.backbone, (theta["backbone"], theta["norm"]), inputs)
+            memory = step_cell(cell, theta["memory"], features, memory)
+            outputs = forward(readout, theta["readout"], memory[0])
+            return memory, self.policy.complete(outputs, theta["policy"])
+
+        cell, readout = self.networks["memory"], self.networks["readout"]
+        player = Player(self.policy, read, greedy, begin=start)
+        return roll_out(self.world, trial, player, sum(self.spec.episodes), self.trials)
 
     def task_loss(self, theta: Theta, trial: Trial) -> tuple[Tensor, Metrics]:
         """The policy gradient of the return, less the bonus for entropy."""
@@ -75,29 +99,3 @@ class RL2:
 
     def task_metrics(self, theta: Theta, trial: Trial) -> Metrics:
         return measure_returns(self.roll_out(theta, trial, self.greedy).returns[self.spec.episodes[0] :])
-
-
-@dataclass(frozen=True)
-class Player:
-    """The network as an agent; its memory is the hidden state, and its outputs are recorded."""
-
-    algo: RL2
-    theta: Theta
-    greedy: bool
-
-    @property
-    def chances(self) -> int:
-        return self.algo.policy.chances
-
-    def start(self, trajectories: int) -> State:
-        like = self.theta["readout"]["bias"].new_zeros(trajectories, 0)
-        state: State = self.algo.networks["memory"].start(like)  # type: ignore[operator]
-        return state
-
-    def act(self, memory: State, seen: Seen, chance: Tensor) -> tuple[State, Tensor, Tensor]:
-        algo, theta = self.algo, self.theta
-        inputs = torch.cat([seen.observation, seen.action, seen.reward[:, None], seen.begins[:, None]], -1)
-        features = forward(algo.backbone, (theta["backbone"], theta["norm"]), inputs)
-        memory = step_cell(algo.networks["memory"], theta["memory"], features, memory)
-        outputs = algo.policy.complete(forward(algo.networks["readout"], theta["readout"], memory[0]), theta["policy"])
-        return memory, algo.policy.act(outputs, chance, self.greedy).detach(), outputs

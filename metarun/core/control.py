@@ -7,7 +7,7 @@ Shape letters: `E` episodes, `H` horizon, `P` trajectories side by side, `O` obs
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -152,6 +152,29 @@ Policy = Choices | Gaussian
 def make_policy(world: World, deviation: float) -> Policy:
     """The policy for a world's actions, of which numbers have this standard deviation at first."""
     return Choices(world.actions) if world.discrete else Gaussian(world.actions, deviation)
+
+
+@dataclass(frozen=True)
+class Player:
+    """A policy as an agent, whose outputs are recorded."""
+
+    policy: Policy
+    read: Callable[[Any, Seen], tuple[Any, Tensor]]  # memory and what is seen -> memory and outputs
+    greedy: bool
+    path: bool = False  # whether actions pass gradients on
+    begin: Callable[[int], Any] = lambda trajectories: ()  # the memory before the first step
+
+    @property
+    def chances(self) -> int:
+        return self.policy.chances
+
+    def start(self, trajectories: int) -> Any:
+        return self.begin(trajectories)
+
+    def act(self, memory: Any, seen: Seen, chance: Tensor) -> tuple[Any, Tensor, Tensor]:
+        memory, outputs = self.read(memory, seen)
+        action = self.policy.act(outputs, chance, self.greedy)
+        return memory, action if self.path else action.detach(), outputs
 
 
 def measure_returns(returns: Tensor) -> Metrics:
