@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from metarun.analysis.behaviour import Camera, draw_moment
 from metarun.analysis.data_checks import check_description
 from metarun.analysis.device_checks import COUNTS, GPU, draw_there, require_here, watch
 from metarun.analysis.problems import CLOSE, Check, DoubleTrials, require
@@ -14,7 +15,7 @@ from metarun.config.schema import Settings
 from metarun.core.batch import Execution, map_tasks, take, unstack
 from metarun.core.control import Reflex, Rollout, roll_out
 from metarun.core.seeding import draw_uniform, generator_for
-from metarun.core.types import Agent, TaskShape, Trial, World
+from metarun.core.types import Agent, TaskShape, Trial, Visible, World
 from metarun.datasets.sampling.trials import Trials
 from metarun.engine.build import build_dataset
 
@@ -42,6 +43,7 @@ def list_world_checks(settings: Settings) -> list[Check]:
         Check("many tasks at once, by vmap, are as one after another", lambda: check_batching(source())),
         Check("tasks and episodes would be on a GPU, without waiting for it", lambda: check_gpu(source(GPU), rules)),
         *(Check(f"the rule {name} can act", functools.partial(check_rule, source, name)) for name in rules),
+        Check("it can be drawn, if it has draw()", lambda: check_drawing(source())),
     ]
 
 
@@ -127,3 +129,13 @@ def check_rule(source: "functools._lru_cache_wrapper[Trials]", name: str) -> Non
 def follow(world: World, name: str, task: Trial) -> Tensor:
     """The returns of an agent that follows the rule."""
     return roll_out(world, task, world.rule(name, task.latent, EPISODES), EPISODES, 1).returns
+
+
+def check_drawing(source: Trials) -> None:
+    world, task = source.world, unstack(draw(source))[0]
+    if isinstance(world, Visible):
+        camera = Camera(world)
+        roll_out(camera, task, act_at_random(camera), 1, TRAJECTORIES)
+        (states,) = camera.films
+        frame = draw_moment(world, [task], [{"at random": camera.develop(states)}], world.horizon + 1)
+        require(frame.startswith(b"\x89PNG"), "draw() spoils the picture")

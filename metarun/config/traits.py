@@ -31,7 +31,7 @@ class DatasetTraits:
     kind: Kind
     metric: str | None = None
     published: bool = False  # the same data wherever it lies: its path is no part of a run's identity
-    rules: tuple[str, ...] = ()  # what else acts in a world, or predicts values: each has a row of the result
+    rules: tuple[str, ...] = ()  # what else acts in a world, the best first, or predicts values: rows of the result
     continuous: bool = False  # its setting `values` may be "continuous": then its tasks are of regression
     duplicates: bool = False  # different examples may have equal inputs, and one may be in tasks of several splits
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative
 from metarun.config.traits import DatasetTraits
+from metarun.core.control import Reflex
 from metarun.core.types import Agent, Params, Seen
 from metarun.datasets.sampling.trials import Simulated
 
@@ -18,7 +19,11 @@ LEVELS = 500  # of sure payment, among which a Gittins index is found
 @register(
     "dataset",
     "bandit",
-    DatasetTraits(kind="control", metric="total_return", rules=("gittins", "ucb1", "thompson", "greedy", "random")),
+    DatasetTraits(
+        kind="control",
+        metric="total_return",
+        rules=("known", "gittins", "ucb1", "thompson", "greedy", "random"),
+    ),
 )
 @dataclass(frozen=True)
 class Bandit(Simulated):
@@ -53,9 +58,12 @@ class Bandit(Simulated):
         return state, (chance[:, 0] < latent["pays"][action]).to(chance.dtype)
 
     def rule(self, name: str, latent: Params, episodes: int) -> Agent:
-        """The arm of the largest Gittins index with so many pulls to go; UCB1, whose bonus sqrt(2 ln t / pulls) is
-        scaled; of the largest draw from the posterior (Thompson); of the largest posterior mean; or any.
+        """The best arm, for who knows it; the arm of the largest Gittins index with so many pulls to go; UCB1, whose
+        bonus sqrt(2 ln t / pulls) is scaled; of the largest draw from the posterior (Thompson); of the largest
+        posterior mean; or any.
         """
+        if name == "known":
+            return Reflex(lambda observation, chance: latent["pays"].argmax(-1).expand(len(observation)))
         return Counter(name, self.arms, episodes, self.bonus, latent["pays"])
 
 

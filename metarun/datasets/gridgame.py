@@ -17,9 +17,8 @@ from metarun.datasets.sampling.trials import Simulated, Trials
 ROWS, COLUMNS = 3, 3  # a key in each cell of the first column, a door in each of the last one
 FIRST = (1, 1)  # where an episode begins
 CONTROLS = 8  # ways in which they can be turned and mirrored
-RULES = CONTROLS * ROWS * ROWS
-STRIDE = 7  # between rules that follow each other in a split: it has no divisor in common with their number
-SHARES = {"train": (0, RULES * 2 // 3), "val": (RULES * 2 // 3, RULES * 5 // 6), "test": (RULES * 5 // 6, RULES)}
+PAIRS = ROWS * ROWS  # of a key and a door
+SHARES = {"test": (0, 1), "val": (1, 2), "train": (2, PAIRS)}  # of the pairs, others for each way of the controls
 
 
 @register("dataset", "gridgame", DatasetTraits(kind="control", rules=("optimum", "random")))
@@ -28,7 +27,7 @@ class GridGame(Simulated):
     """A board of 3 by 3 cells: fetch the right key on the left, and carry it to the right door on the right.
 
     Hidden are what the four controls do (turned or mirrored, 8 ways), the key (3) and the door (3): 72 rules, of which
-    48 are for training, 12 for validation and 12 for the test. A key is taken by walking over it and lays down the one
+    56 are for training, 8 for validation and 8 for the test. A key is taken by walking over it and lays down the one
     before; the right door shows itself to who stands before it. The reward is 1 when the game is solved, so that a
     return is the share of games that are.
     """
@@ -60,9 +59,10 @@ class Game:
 
     def latent(self, tasks: int, generator: torch.Generator) -> Params:
         """Drawn for every task: moves [T, 4, 2] of the controls, and key and door [T], the rows where they are."""
-        number = torch.randint(*SHARES[self.split], (tasks,), generator=generator, device=generator.device)
-        rule = number * STRIDE % RULES
-        parts = {"moves": turn_controls(rule // ROWS**2), "key": rule // ROWS % ROWS, "door": rule % ROWS}
+        way = torch.randint(CONTROLS, (tasks,), generator=generator, device=generator.device)
+        share = torch.randint(*SHARES[self.split], (tasks,), generator=generator, device=generator.device)
+        pair = (way + share) % PAIRS
+        parts = {"moves": turn_controls(way), "key": pair // ROWS, "door": pair % ROWS}
         return {name: part.to(torch.get_default_dtype()) for name, part in parts.items()}
 
     def reset(self, latent: Params, chance: Tensor) -> Play:

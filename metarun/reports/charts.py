@@ -1,5 +1,6 @@
 """Curves, distributions of scores and maps of features as inline SVG, drawn by Matplotlib in the page's colours."""
 
+import base64
 import io
 import math
 import re
@@ -196,6 +197,11 @@ def draw_map(
             clip_on=False,
         )
     return _to_svg(figure, name, "map of features")
+
+
+def embed(content: bytes, kind: str) -> str:
+    """The address of a picture (png, jpeg, gif) that holds its bytes."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _to_svg(figure: Figure, prefix: str, label: str) -> Markup:

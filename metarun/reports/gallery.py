@@ -1,6 +1,5 @@
 """The inputs of a model on a page: each with what is predicted for it, and all as points of a map."""
 
-import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,7 +78,7 @@ def embed_picture(image: Image.Image) -> str:
     """The address of a picture that holds its bytes."""
     content, kind = io.BytesIO(), "jpeg" if image.mode == "RGB" else "png"
     image.save(content, kind, **({"quality": 85} if kind == "jpeg" else {}))
-    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"
+    return charts.embed(content.getvalue(), kind)
 
 
 def make_cards(inputs: Named, chosen: Sequence[int], prediction: Prediction | None, top: int) -> list[Card]:

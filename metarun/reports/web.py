@@ -1,7 +1,7 @@
-"""A report as one HTML page that needs nothing else: no script, no font, no picture, no network."""
+"""A report as one HTML page that needs nothing else: no script, no font, no network."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any
@@ -11,7 +11,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from metarun.reports import charts
-from metarun.reports.collect import Cell
+from metarun.reports.collect import Cell, Run
 from metarun.reports.tables import Report, Table
 
 RESULTS = (
@@ -21,6 +21,7 @@ RESULTS = (
 SPEED = (
     "experiment", "dataset", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
 )  # fmt: skip
+PICTURES = ("scores/return_by_episode.png", "scores/regret.png", "explained/behaviour.gif")
 MOST_CHARTS = 60  # of curves, and of distributions: drawing one takes tens of milliseconds
 VERDICTS = ("reproduced", "above", "below", "better", "worse")
 
@@ -35,6 +36,7 @@ def to_html(report: Report) -> str:
             speed=pick(report.overview, SPEED),
             curves=collect_curves(report.cells),
             distributions=collect_distributions(report.cells),
+            pictures=collect_pictures(report.runs),
         )
 
 
@@ -137,6 +139,24 @@ def collect_curves(cells: Iterable[Cell]) -> Drawn:
         else:
             without.append(cell.name)
     return Drawn(drawn, without, left)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a run in a world has drawn, as addresses that hold the pictures."""
+
+    name: str
+    about: str
+    files: dict[str, str]
+
+
+def collect_pictures(runs: Iterable[Run]) -> Iterator[Pictures]:
+    """Embed the drawings in the folders of runs in which a policy acts, of which `metarun explain` makes the last."""
+    for run in runs:
+        files = [file for name in PICTURES if (file := run.folder / name).is_file()]
+        if files:
+            embedded = {file.stem: charts.embed(file.read_bytes(), file.suffix[1:]) for file in files}
+            yield Pictures(run.name, f"{run.dataset}, seed {run.seed}", embedded)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 from torch import Tensor
 
 from metarun.config.registry import style
@@ -127,6 +128,34 @@ def draw_vectors(folder: Path, rows: Mapping[str, Row]) -> None:
         axis.legend()
         with open_bytes(folder / f"{name}.png") as content:
             figure.savefig(content, dpi=120)
+
+
+def draw_regret(folder: Path, rows: Mapping[str, Row], best: str) -> None:
+    """Draw `regret.png`, where returns were measured by episode: how much less than the row `best` each other has
+    earned up to an episode.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    returns = {name: row.metrics["return_by_episode"].mean for name, row in rows.items() if is_by_episode(row)}
+    if best not in returns or "test" not in returns:
+        return
+    figure = Figure(figsize=(5, 4), layout="constrained")
+    axis = figure.subplots()
+    for name, earned in returns.items():
+        if name != best:
+            regret = np.cumsum(np.subtract(returns[best], earned))
+            axis.plot(range(1, len(regret) + 1), regret, marker="o", markersize=3, label=name)
+    axis.set(xlabel="episode", ylabel=f"regret, against {best}")
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.grid(alpha=0.3)
+    axis.legend()
+    with open_bytes(folder / "regret.png") as content:
+        figure.savefig(content, dpi=120)
+
+
+def is_by_episode(row: Row) -> bool:
+    return "return_by_episode" in row.metrics
 
 
 def draw_curves(folder: Path, headline: str) -> None:

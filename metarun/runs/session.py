@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.config.errors import ConfigError, Failed, Stopped
-from metarun.config.registry import build, metric, traits_of
+from metarun.config.registry import build, declaration, metric, traits_of
 from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
 from metarun.core.objectives import headline_metric
@@ -28,7 +28,7 @@ from metarun.engine.loop import run_eagerly, train
 from metarun.engine.plan import MetaGradient, Plan
 from metarun.engine.prefetch import Prefetch, needs_copies
 from metarun.engine.state import Log, NonFiniteLoss, Progress, Silence, State, Window
-from metarun.runs.artifacts import draw_vectors, write_scores
+from metarun.runs.artifacts import draw_regret, draw_vectors, write_scores
 from metarun.runs.draft import Draft, make_key
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
@@ -298,4 +298,6 @@ def score_rows(
         )
     if folder:
         draw_vectors(folder.path / "scores", rows)
+        for best in declaration("dataset", experiment.settings.dataset["name"]).traits.rules[:1]:
+            draw_regret(folder.path / "scores", rows, best)
     return rows

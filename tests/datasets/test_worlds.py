@@ -235,7 +235,7 @@ def games() -> list[tuple[list[list[float]], int, int, str]]:
 def test_the_rules_of_a_game_are_in_one_split_each() -> None:
     rules = games()
     assert len({str(rule[:3]) for rule in rules}) == len(rules) == 72
-    assert [sum(rule[3] == split for rule in rules) for split in ("train", "val", "test")] == [48, 12, 12]
+    assert [sum(rule[3] == split for rule in rules) for split in ("train", "val", "test")] == [56, 8, 8]
 
 
 def test_the_shortest_way_is_that_of_a_search_step_by_step() -> None:

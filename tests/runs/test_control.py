@@ -25,7 +25,7 @@ SHORT = (
 )
 BANDIT = ("algo=rl2", "dataset=bandit", "shots=0", "queries=3", "algo.hidden=6", "algo.trials=3", *SHORT)
 PLANE = ("algo=maml_rl", "dataset=navigation", "dataset.horizon=4", "shots=3", "queries=2", *SHORT)
-RULES = {"gittins", "ucb1", "thompson", "greedy", "random"}
+RULES = {"known", "gittins", "ucb1", "thompson", "greedy", "random"}
 
 
 def result_of(folder: Path) -> dict[str, Any]:
