@@ -137,3 +137,24 @@ def test_the_points_of_a_regression_are_columns_of_a_table(tmp_path: Path) -> No
     file.write_text("x,y\n1,none\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="line 2 has something else than a number"):
         Numbers().read(file)
+
+
+def test_measured_molecules_have_numbers_as_labels(tmp_path: Path) -> None:
+    file, form = tmp_path / "molecules.csv", Strings(words=False, characters=[2], width=8, measured=True)
+    file.write_text("SMILES,value\nCCO,6.5\nCN,-1e2\n", encoding="utf-8")
+    assert form.read(file).labels == [[6.5], [-100.0]]
+    file.write_text("SMILES\nCCO\n", encoding="utf-8")
+    assert form.read(file).labels == [None]
+    file.write_text("SMILES,value\nCCO,inf\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="line 2: value is inf, which is no finite number"):
+        form.read(file)
+
+
+def test_features_and_their_labels_are_arrays_of_a_file(tmp_path: Path) -> None:
+    file, features = tmp_path / "features.npz", np.arange(6.0).reshape(3, 2)
+    np.savez(file, embeddings=features, labels=[3, 1, 3], files=["a", "b", "c"])
+    named = Numbers().read(file)
+    assert (named.names, named.labels) == (["a", "b", "c"], [3, 1, 3])
+    np.testing.assert_array_equal(np.asarray(named.items), features)
+    np.savez(file, x=features)
+    assert Numbers().read(file)[::2] == (["0", "1", "2"], [None] * 3)

@@ -170,9 +170,10 @@ class AssayTable:
 
 def _is_value(cell: str) -> bool:
     try:
-        return cell.lower() in WORDS or math.isfinite(float(cell))
+        _ = WORDS[word] if (word := cell.lower()) in WORDS else float(cell)
     except ValueError:
         return False
+    return word not in MISSING
 
 
 def read_feature_file(path: Path) -> Iterator[tuple[Split | None, str, Example]]:
