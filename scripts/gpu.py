@@ -31,15 +31,16 @@ SCRIPTS = ROOT / "scripts"
 NEEDS = {"check": ("torch", "numpy", "tqdm"), "speed": ("torch", "numpy", "tqdm"), "train": ("hydra", "torchvision")}
 TRAINING = ["experiment=maml/omniglot_5w1s"]
 GRACE = 60  # seconds to save a training after its signal
+REASONS = 12  # lines that are shown of what failed: the log's, and the chain of errors
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A process, which passes if it ends with exit code 0; the last lines that it says are shown, or all."""
+    """A process, which passes if it ends with exit code 0. If it does, the last `lines` that it says are shown."""
 
     name: str
     command: Sequence[str]
-    lines: int | None = 1
+    lines: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def list_pieces(args: argparse.Namespace, more: list[str]) -> list[Piece]:
 
         command = [*python, str(SCRIPTS / "benchmark.py")]
         options = ["--device", args.device, *more]
-        return [Piece(item, [*command, item, *options], None) for item in args.items or WORK]
+        return [Piece(item, [*command, item, *options], 100) for item in args.items or WORK]
     overrides = args.items or TRAINING
     run = args.out / re.sub(r"\W+", "_", "_".join(overrides))
     setup = [f"device={args.device}", "trainer.cuda_graph=true", f"hydra.run.dir={run}"]
@@ -86,9 +87,9 @@ def run(piece: Piece, limit: float | None) -> Outcome:
         except subprocess.TimeoutExpired:
             process.kill()
             said, _ = process.communicate()
+    passed, seconds = process.returncode == 0 and not reason, time.monotonic() - began
     lines = [line.rpartition("\r")[2] for line in said.strip().splitlines()]
-    shown = lines if piece.lines is None else lines[-piece.lines :]
-    return Outcome(process.returncode == 0 and not reason, time.monotonic() - began, reason + "\n".join(shown))
+    return Outcome(passed, seconds, reason + "\n".join(lines[-(piece.lines if passed else REASONS) :]))
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ def test_a_training_and_a_benchmark_on_a_card_pass_or_say_why(place: Path, tmp_p
     [
         ("import os; os.abort()", "ended by SIGABRT: "),
         ("import time; time.sleep(60)", "stopped after 2 s: "),
-        ("import sys; sys.exit('the last line')", "the last line"),
+        ("import sys; print('the log', flush=True); sys.exit('the error')", "the log\nthe error"),
     ],
 )
 def test_a_process_that_ends_badly_fails_alone(program: str, said: str) -> None:
