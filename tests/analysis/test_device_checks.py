@@ -24,9 +24,10 @@ from metarun.config.registry import build, declaration, known
 from metarun.config.schema import Settings
 from metarun.config.traits import Kind
 from metarun.core.types import Dataset, Episode, Examples, Metrics, Split, TaskShape, TaskSource, TaskSpec, Theta
+from metarun.datasets.low_rank import LowRank
 from metarun.datasets.sampling.augment import AsStored, PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
-from metarun.datasets.sampling.measured import AssaySampler
+from metarun.datasets.sampling.measured import AssaySampler, ValueSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
@@ -150,8 +151,10 @@ def make_sources() -> Iterator[tuple[str, TaskSource]]:
     table = Table.from_labels(rows, UNEVEN, torch.arange(22), GPU)
     yield "texts", EpisodeSampler(table, SHAPE, transform=AsStored("ngrams"))
     yield "assays", AssaySampler(table, torch.zeros(22, dtype=torch.bool, device=GPU), TaskShape(1, 2, 2))
+    yield "measured values", ValueSampler(table, torch.zeros(22, 2, device=GPU), SHAPE, "ngrams")
     yield "published tasks", FixedEpisodes(place(episodes(2)), SHAPE)
     yield "sine waves", Sinusoid(GPU).tasks("train", SHAPE)
+    yield "users of few tastes", LowRank(4, 2, 0.1, GPU).tasks("train", SHAPE)
 
 
 @pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in make_sources()])
