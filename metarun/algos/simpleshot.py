@@ -10,14 +10,16 @@ paper trains a classifier of all training classes. Trained itself, it is ProtoNe
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
+from metarun.core.features import find_centre
 from metarun.core.inner import draw_networks, forward
-from metarun.core.objectives import class_means, episode_loss, episode_metrics, is_present
+from metarun.core.objectives import class_means, episode_loss, episode_metrics
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
@@ -38,19 +40,10 @@ class SimpleShot:
         """x: [n, *input] -> [n, D]."""
         return forward(self.backbone, (theta["backbone"], theta["norm"]), x)
 
-    def centre(self, z: Tensor, y: Tensor) -> Tensor:
-        """What is subtracted from features. z: [n, D], y: [n] -> [D]."""
-        if not self.centred:
-            return z.new_zeros(z.shape[1])
-        if self.backbone.centre is not None:
-            return self.backbone.centre
-        there = is_present(y).to(z.dtype)
-        return there @ z / there.sum()
-
     def adapt(self, theta: Theta, support: Examples) -> Params:
         """support.x: [n, *input] -> the centre [D], and the classes' means [N, D]."""
         z = self.features(theta, support.x)
-        centre = self.centre(z, support.y)
+        centre = find_centre(self.backbone, z, support.y) if self.centred else torch.zeros_like(z[0])
         means = class_means(F.normalize(z - centre, dim=-1), support.y, self.spec.output_size)
         return {"centre": centre, "means": means}
 

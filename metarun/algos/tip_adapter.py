@@ -47,7 +47,7 @@ class TipAdapter:
         return {"keys": keys, "values": one_hot(support.y, self.spec.output_size).to(keys.dtype)}
 
     def predict(self, theta: Theta, phi: Params, x: Tensor) -> Tensor:
-        """exp(-beta (1 - f F^T)) L (Eq. 5). x: [n, *input] -> logits [n, N]."""
+        """exp(-beta (1 - f F^T)) L. x: [n, *input] -> logits [n, N]."""
         cosines = self.features(theta, x) @ phi["keys"].T
         return (-self.beta * (1 - cosines)).exp() @ phi["values"]
 

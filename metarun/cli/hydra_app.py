@@ -26,6 +26,7 @@ from metarun.cli.grammar import show
 from metarun.cli.plain import Loader
 from metarun.config.errors import ConfigError, did_you_mean, explain_os_error, find_reason
 from metarun.config.load import load_settings, resolve
+from metarun.config.registry import CONFIGS as CONFIGS
 from metarun.config.registry import config_folders
 from metarun.runs.folder import RunFolder
 
@@ -34,8 +35,6 @@ if TYPE_CHECKING:  # imports torch, which takes seconds: only what trains or tes
 
 Job = Callable[[DictConfig], float]
 
-PACKAGE = Path(__file__).resolve().parents[1]
-CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 BASE = {"version_base": "1.3"} if hydra.__version__.startswith("1.3") else {}  # later versions know no other
 OPEN_TABLES = ("eval.algo", "eval.dataset", "eval.variants")  # any key may be new in them, without Hydra's "+"
 GLOBAL = "# @package _global_"  # without this line Hydra puts an experiment's values below a key of its own

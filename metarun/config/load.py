@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.errors import ConfigError, find_reason, instead
-from metarun.config.registry import GROUPS, check, dataset_traits, declaration
+from metarun.config.registry import CONFIGS, GROUPS, check, config_folders, dataset_traits, declaration
 from metarun.config.schema import EvalSettings, Settings, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
@@ -106,16 +106,48 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
-    """Return the job's part of a composed configuration, resolved and with absolute paths. Raises ConfigError."""
+    """Return the job's part of a composed configuration, resolved, complete and with absolute paths.
+
+    Raises ConfigError.
+    """
     try:
         values = {str(key): config[key] for key in config if key != "hydra"}
         if not values.get("encoder", True):  # encoder=none: then a run has the identity of those of earlier versions
             del values["encoder"]
-        return make_absolute(
-            {key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()}
-        )
+        plain = {
+            key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
+        }
+        return make_absolute(complete_tests(plain))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {find_reason(error)}") from error
+
+
+def complete_tests(values: dict[str, Any]) -> dict[str, Any]:
+    """Add, where a test names another method than the trained one, what that method's YAML file says of the rest."""
+    test, trained = values.get("eval"), values.get("algo")
+    if not isinstance(test, Mapping) or not isinstance(trained, Mapping):
+        return values
+    common = _complete(test.get("algo"), trained)
+    variants = test.get("variants")
+    if isinstance(variants, Mapping):
+        before = common if isinstance(common, Mapping) and "name" in common else trained
+        variants = {
+            name: {**row, "algo": _complete(row["algo"], before)} if isinstance(row, Mapping) and "algo" in row else row
+            for name, row in variants.items()
+        }
+    return {**values, "eval": {**test, "algo": common, "variants": variants}}
+
+
+def _complete(changes: Any, before: Mapping[str, Any]) -> Any:
+    """Changes with the other settings of the method that they name, if that is not the one before."""
+    name = changes.get("name", before.get("name")) if isinstance(changes, Mapping) else before.get("name")
+    if name == before.get("name") or not isinstance(name, str):
+        return changes
+    files = (folder / "algo" / f"{name}.yaml" for folder in (CONFIGS, *config_folders()))
+    file = next((file for file in files if file.is_file()), None)
+    found = OmegaConf.to_container(OmegaConf.load(file)) if file else {}
+    own = found if isinstance(found, dict) and found.get("name") == name else {}
+    return {str(key): value for key, value in own.items() if key != "defaults"} | dict(changes)
 
 
 def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from metarun.config.schema import Range
 from metarun.config.traits import DECLARABLE, DatasetTraits, EncoderTraits, Kind, Metric, Traits
 from metarun.config.validate import convert_fields
 
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIGS = next(folder for folder in (PACKAGE / "configs", PACKAGE.parent / "configs") if folder.is_dir())
 GROUPS = (
     "algo",
     "backbone",

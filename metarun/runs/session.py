@@ -237,7 +237,9 @@ def load_models(
     models, facts = [], []
     for i in range(count):
         tensors, about = load_checkpoint(experiment, paths[i] if folder else None, ranks)
-        models.append(Model(tensors["theta"], tensors["statistics"] or experiment.measure_statistics(tensors["theta"])))
+        known = "centre" in tensors["statistics"]  # what checkpoints of earlier versions, and of other tests, lack
+        measured = {} if known else experiment.measure_statistics(tensors["theta"])
+        models.append(Model(tensors["theta"], {**measured, **tensors["statistics"]}))
         facts.append(about)
     return models, facts
 

@@ -19,6 +19,7 @@ from tests.support.tiny import nearest_by_pixels
 OTHERS = {"nil", "maml_rl", "rl2", "rule"}  # which tests what others train, and which act: tests/runs/test_control.py
 METHODS = sorted({path.stem for path in (CONFIGS / "algo").glob("*.yaml")} - OTHERS)
 SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in configs/
+    "alpha_tim": ("algo.steps=5", "algo.lr=0.01"),  # instead of 1000, through each of which training goes
     "anil": ("algo.inner_lr=0.4",),
     "baseline": ("backbone=conv4", "backbone.filters=32"),
     "baselinepp": ("backbone=conv4", "backbone.filters=32"),
