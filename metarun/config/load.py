@@ -17,6 +17,7 @@ from metarun.config.validate import convert, convert_fields
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
 PATHS = ("data_dir", "dataset.path", "encoder.path", "eval.checkpoint", "init_from")  # of the user's
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
+PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
 
 
@@ -68,6 +69,17 @@ def _check_packages(settings: Settings, problems: list[str]) -> None:
             f"encoder={settings.encoder['name']} needs a package that is not there, {', '.join(absent)}: "
             f"pip install 'metarun[{traits.extra}]'"
         )
+
+
+def suggest_encoder(settings: Settings) -> str | None:
+    """Say that there is an encoder for a user's own pictures, if it is installed and none was chosen."""
+    fits = settings.dataset.get("collection") == "folder" and settings.encoder is None
+    if not fits or find_absent(PICTURES):
+        return None
+    return (
+        f"your own pictures: encoder={PICTURES} starts from a network that knows pictures, and "
+        f"metarun predict --encoder {PICTURES} SUPPORT QUERY needs no training"
+    )
 
 
 def find_absent(encoder: str) -> list[str]:

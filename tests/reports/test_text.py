@@ -501,3 +501,23 @@ def test_two_thousand_runs_take_less_than_ten_seconds(tmp_path: Path, settings: 
     assert texts[".csv"].count("\n") == 1 + 2 * 20 * settings
     assert texts[".html"].count("<figure>") == MOST_CHARTS
     assert f"Not drawn: {20 * settings - MOST_CHARTS} more settings." in texts[".html"]
+
+
+def test_results_with_an_encoder_stand_apart_and_say_which_classes_it_may_have_seen(tmp_path: Path) -> None:
+    plain, encoded = omniglot_result(), omniglot_result()
+    encoded["config"]["encoder"] = {"name": "efficientnet_lite0"}
+    for result in (plain, encoded):
+        result["config"]["backbone"] = {"name": "raw"}
+    encoded["dataset"] = {"encoder": {"classes_seen": "yes, 20 of 20"}}
+    write_run(tmp_path / "plain", plain, "[]")
+    write_run(tmp_path / "encoded", encoded, "[]")
+    report = Report(read_runs([tmp_path]))
+    assert [line[HEADER.index("dataset")] for line in report.overview.rows] == ["omniglot (random)"] * 2
+    [[table]] = [section.tables for section in report.encoded]
+    assert {(line[2], line[-1]) for line in table.rows} == {
+        ("omniglot through efficientnet_lite0 (random)", "yes, 20 of 20")
+    }
+    assert "## Results with an encoder" in to_markdown(report)
+    assert all(cell.published is None for cell in report.cells if cell.first.encoder)
+    found = {(record["dataset"], record["encoder"], record["classes_seen"]) for record in read_records(tmp_path)}
+    assert found == {("omniglot", None, None), ("omniglot", "efficientnet_lite0", "yes, 20 of 20")}
