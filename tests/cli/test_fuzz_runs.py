@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import metarun
 from metarun.cli.compose import describe_options
 from metarun.runs.folder import RunFolder
+from tests.support.tiny_tables import write_own
 
 CASES = int(os.environ.get("METARUN_FUZZ_RUNS", "60"))
 GLYPHS = ("dataset=glyphs", "dataset.image_size=8", "dataset.classes_train=6", "dataset.classes_val=4")
@@ -23,6 +24,11 @@ DATA = {
     "glyphs16": (*GLYPHS, "dataset.classes_test=4", "dataset.drawings=6", "dataset.image_size=16"),
     "sinusoid": ("dataset=sinusoid",),
     "bandit": ("dataset=bandit",),
+    "texts": ("dataset=texts", "dataset.path={own}/own.csv", "dataset.width=20"),
+    "assays": ("dataset=assays", "dataset.path={own}/own.csv", "dataset.width=20"),
+    "continuous": ("dataset=assays", "dataset.path={own}/own.csv", "dataset.width=20", "dataset.values=continuous"),
+    "regression": ("dataset=regression", "dataset.path={own}/own.csv"),
+    "features": ("dataset=features", "dataset.path={own}/own.npz"),
 }
 SMALL = (
     "trainer.steps=1", "trainer.tasks_per_step=2", "trainer.workers=1", "trainer.eval_every=1", "eval.tasks=2",
@@ -36,7 +42,8 @@ NETWORKS = {
     "r2d2": ("backbone.filters=[1,1,1,1]",),
     "tanh": ("backbone.hidden=[4]",),
     "raw": (),
-    "ngram": (),
+    "linear": (),
+    "ngram": ("backbone.buckets=16", "backbone.features=4"),
 }
 SETTINGS = st.sampled_from(
     [
@@ -64,7 +71,7 @@ SETTINGS = st.sampled_from(
 )
 ASKED = st.tuples(
     st.sampled_from(sorted(describe_options("algo"))),
-    st.sampled_from(["glyphs", "glyphs", "glyphs16", "sinusoid", "bandit"]),
+    st.sampled_from(["glyphs", "glyphs", *sorted(DATA)]),
     st.sampled_from(sorted(NETWORKS)),
     st.lists(SETTINGS, max_size=3, unique_by=lambda text: text.partition("=")[0]),
 )
@@ -82,7 +89,10 @@ def test_a_small_run_ends_with_a_result_or_is_refused(
 ) -> None:
     algo, data, backbone, changes = asked
     folder = tmp_path_factory.mktemp("run")
-    words = [f"algo={algo}", *DATA[data], f"backbone={backbone}", *NETWORKS[backbone], *SMALL, *changes]
+    if "dataset.path" in "".join(DATA[data]) and not (own := shared_cache / "own" / data).exists():
+        write_own("assays" if data == "continuous" else data, own)
+    words = [f"algo={algo}", *(word.format(own=shared_cache / "own" / data) for word in DATA[data])]
+    words += [f"backbone={backbone}", *NETWORKS[backbone], *SMALL, *changes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(shared_cache))
         try:
