@@ -207,7 +207,7 @@ def _tell_seen(cell: Cell) -> str:
 def _format_classes(cell: Cell) -> str:
     """The interval over classes and their number: "± 4.21 (20 classes)"; or that all tasks have the same ones."""
     test = cell.test
-    number, noun = (test.classes, "class") if test.assays is None else (test.assays, "assay")
+    number, noun = test.count_pool(cell.result.kind)
     if number is None or number >= FEW:
         return ""
     if cell.over_classes is None:

@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 from metarun.config.registry import style
-from metarun.config.traits import Metric
 from metarun.config.words import count
 from metarun.core.files import open_bytes, write_text
 from metarun.core.statistics import FEW
@@ -55,7 +54,7 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         figure = result.metric.shown(headline.mean, headline.ci95)
         task, tasks = describe_task(result.kind, row.ways, row.shots, row.queries), count(row.tasks, "task")
         yield f"{name:20} {result.headline} {figure}  ({task}, {tasks}, {describe_mode(row)})"
-        if beyond := describe_classes(result.metric, row):
+        if beyond := describe_classes(result, row):
             yield f"{'':20} {beyond}"
         for vector, values in row.metrics.items():
             if isinstance(values.mean, list):
@@ -65,14 +64,14 @@ def describe_result(result: Evaluation) -> Iterator[str]:
     yield from (f"warning: {text}" for text in result.warnings)
 
 
-def describe_classes(metric: Metric, row: Row) -> str:
+def describe_classes(result: Evaluation, row: Row) -> str:
     """Say what holds if other classes, or assays, are drawn; empty where there are many, or tasks share none."""
-    number, noun = (row.classes, "class") if row.assays is None else (row.assays, "assay")
+    number, noun = row.count_pool(result.kind)
     if number is None or number >= FEW:
         return ""
     pool = count(number, noun)
     if row.ci95_over_classes is not None:
-        half = metric.shown(row.ci95_over_classes)
+        half = result.metric.shown(row.ci95_over_classes)
         return f"± {half} over the draw of the {pool}; the ± above is over tasks of these alone"
     if number == row.ways:
         return f"all tasks are of the same {pool}: ± covers the draw of the examples alone"

@@ -56,6 +56,12 @@ class Row:
         usual = {"ensemble": 1, "dataset": {}}  # of which nothing is said
         return metrics | {name: value for name, value in values.items() if (name, value) not in usual.items()}
 
+    def count_pool(self, kind: Kind) -> tuple[int | None, str]:
+        """How many classes, or assays, the tasks were drawn from, and the word for one of them."""
+        if self.assays is None:
+            return self.classes, "class"
+        return self.assays, "assay" if kind == "classification" else "source task"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

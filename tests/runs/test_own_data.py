@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import metarun
+from metarun.runs.artifacts import describe_result
 from metarun.runs.model import Classifier, Regressor
 from tests.support.tiny_tables import write_assays, write_csv, write_own
 
@@ -31,6 +32,8 @@ def train(kind: str, place: Path) -> metarun.Model:
     own = write_assays(place / "own.csv", continuous=True) if kind == "continuous" else write_own(name, place)
     words = (f"dataset={name}", f"dataset.path={own}", *SETTINGS[kind], *SMALL, f"hydra.run.dir={place}/run")
     done = metarun.run(*words)
+    told = " ".join(describe_result(done.result))
+    assert ("source task" in told) == (done.result.kind == "regression")
     assert done.result.notes[0] == f"split: drawn by dataset.split_seed, {own.name} says none"
     assert done.result.headline == {"assays": "delta_auprc", "continuous": "mse", "regression": "mse"}.get(
         kind, "accuracy"
