@@ -58,8 +58,8 @@ def film_episodes(experiment: Experiment, theta: Theta, trial: Trial) -> dict[st
         algo = build_algorithm(rows[row].algo, experiment.backbone, spec._replace(world=camera))
         algo.task_metrics(theta, trial)
         if row == "test":
-            found["before"] = camera.develop(camera.films[0])
-        found["after" if row == "test" else row] = camera.develop(camera.films[-1])
+            found["first episode"] = camera.develop(camera.films[0])
+        found["last episode" if row == "test" else row] = camera.develop(camera.films[-1])
     return found
 
 
