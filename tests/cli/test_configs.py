@@ -25,6 +25,7 @@ from metarun.runs.folder import RunFolder
 from metarun.runs.run import run
 from tests.support.tiny_assays import write_assays
 from tests.support.tiny_pictures import write_cifar, write_listed
+from tests.support.tiny_ratings import write_ratings
 from tests.support.tiny_tables import write_own
 from tests.support.tiny_texts import write_texts
 
@@ -112,7 +113,7 @@ def test_a_file_takes_a_step_and_a_test(
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
             pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
         values["data_dir"] = data_folder
-    elif data in (*known_sets.KNOWN_SETS, *texts.CORPORA, *OWN, "fs_mol"):
+    elif data in (*known_sets.KNOWN_SETS, *texts.CORPORA, *OWN, "fs_mol", "movielens"):
         values["dataset"]["path"] = str(stand_in(data, place / "data", monkeypatch))
     folder = RunFolder(place / "run")
     run(load_settings(values), folder, values, {})
@@ -134,6 +135,8 @@ def stand_in(data: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         write_texts(root, data, 10, monkeypatch)
     elif data == "fs_mol":
         write_assays(root, times=11)
+    elif data == "movielens":
+        write_ratings(root)
     elif data == "folder":
         write_listed(root, "cifar_fs", per_class=6)
     elif data in ("cifar_fs", "fc100"):
