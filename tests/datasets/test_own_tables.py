@@ -284,6 +284,7 @@ BAD_TABLES = {
     "no y": ("regression", "task,x\na,1\n", r"must name the columns task,x,y, and is 'task,x'"),
     "no task": ("regression", "x,y\n1,2\n", r"must name the columns task,x,y, and is 'x,y'"),
     "nan": ("regression", "task,x,y\na,1,2\na,nan,2\n", r"line 3: x is nan, which is no finite number"),
+    "too large": ("regression", "task,x,y\na,1,1e39\n", r"line 2: y is 1e39, which is no finite number"),
     "text": ("regression", "task,x,y\na,one,2\n", r"line 2 has something else than a number"),
 }
 

@@ -1,6 +1,5 @@
 """Find what a person gives to a trained model: pictures, or the rows of a table; with labels if they have some."""
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -13,6 +12,7 @@ from metarun.datasets.storage.listed import LABEL
 from metarun.datasets.storage.tables import Column, Row, Sheet, normalise
 from metarun.datasets.storage.tree import Picture, is_picture
 
+LARGEST = 3.4028234663852886e38  # in float32; nan is not within it
 VALUE = Column("value", ("value", "property", "active", "activity", "label", "y"))
 TEXT = Column("text", ("text", "smiles", "sentence", "utterance", "string"))
 
@@ -77,7 +77,7 @@ def to_numbers(sheet: Sheet, row: Row, columns: Sequence[Column]) -> list[float]
             number = float(cell)
         except ValueError as error:
             raise ConfigError(f"{sheet.name}: line {row.line} has something else than a number: {error}") from error
-        if not math.isfinite(number):
+        if not abs(number) <= LARGEST:
             raise ConfigError(f"{sheet.name}: line {row.line}: {column.name} is {cell}, which is no finite number")
         numbers.append(number)
     return numbers

@@ -4,7 +4,6 @@ A path is a file; or a folder that holds one, or one for each split, train.csv, 
 """
 
 import hashlib
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +13,7 @@ from metarun.config.words import make_inert
 from metarun.core.types import Split
 from metarun.datasets.storage.archives import fingerprint
 from metarun.datasets.storage.arrays import load_features
-from metarun.datasets.storage.given import TEXT, VALUE, find_points, to_numbers
+from metarun.datasets.storage.given import LARGEST, TEXT, VALUE, find_points, to_numbers
 from metarun.datasets.storage.listed import LABEL, SPLIT, find_by_split, read_splits
 from metarun.datasets.storage.splits import Found, Groups, complete, plural
 from metarun.datasets.storage.tables import LINES, TABLES, Column, Row, Sheet, normalise
@@ -158,7 +157,7 @@ class AssayTable:
             value = WORDS[cell.lower()] if cell.lower() in WORDS and not self.continuous else float(cell)
         except ValueError as error:
             raise ConfigError(f"{place} has {make_inert(cell)!r}: it must be a number, or empty") from error
-        if not math.isfinite(value):
+        if not abs(value) <= LARGEST:
             raise ConfigError(f"{place} has {cell}, which is no finite number")
         if not self.continuous and value not in (0.0, 1.0):
             raise ConfigError(
@@ -169,10 +168,11 @@ class AssayTable:
 
 
 def _is_value(cell: str) -> bool:
+    word = cell.lower()
     try:
-        _ = WORDS[word] if (word := cell.lower()) in WORDS else float(cell)
+        float(word)
     except ValueError:
-        return False
+        return word in WORDS
     return word not in MISSING
 
 
