@@ -258,7 +258,8 @@ class Trained:
         """Train from the last checkpoint on. Returns the lines of metrics.jsonl and theta."""
         folder.path.mkdir(parents=True, exist_ok=True)
         try:
-            train_run(Experiment.build(self.settings), folder, {"config": {}}, ALONE)
+            with folder.start({}, {}):
+                train_run(Experiment.build(self.settings), folder, {"config": {}}, ALONE)
         except Failed as error:
             raise AssertionError(str(error)) from error
         lines = (folder.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
