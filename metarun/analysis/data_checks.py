@@ -28,7 +28,7 @@ def list_dataset_checks(settings: Settings) -> list[Check]:
     dataset = functools.cache(lambda: build_dataset(settings))
     shape = TaskShape(settings.ways, settings.shots, settings.queries)
     draw = functools.cache(lambda split: draw_tasks(dataset(), split, shape, seed=0))
-    duplicates = declaration("dataset", settings.dataset["name"]).traits.duplicates
+    traits = declaration("dataset", settings.dataset["name"]).traits
     distinct = [
         Check("support and queries of a task share no example", lambda: check_disjoint(draw)),
         Check("no example of one split is in another", lambda: check_splits(draw)),
@@ -37,8 +37,8 @@ def list_dataset_checks(settings: Settings) -> list[Check]:
         Check("it can be prepared and described", lambda: check_description(dataset())),
         Check("tasks have the shapes and labels that are declared", lambda: check_tasks(dataset(), shape, draw)),
         Check("tasks follow from the generator alone", lambda: check_determinism(dataset(), shape, draw)),
-        *([] if duplicates else distinct),
-        Check(ON_GPU, lambda: check_draws(build_dataset(settings, GPU), shape)),
+        *([] if traits.duplicates else distinct),
+        Check(ON_GPU, lambda: check_draws(build_dataset(settings, GPU), shape, traits.rules)),
     ]
 
 

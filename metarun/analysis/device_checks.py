@@ -4,7 +4,7 @@ In a step, in a test, and where tasks are drawn, nothing may wait for the device
 both, or make float64, which Apple's GPUs lack. A check raises AssertionError with the file and line that asks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar, get_args
 
@@ -20,7 +20,7 @@ from metarun.core.batch import Execution, map_tasks, unstack
 from metarun.core.inner import draw_theta
 from metarun.core.norm import collect_statistics, norm_names, use_statistics
 from metarun.core.seeding import generator_for
-from metarun.core.types import Dataset, Params, Split, Task, TaskShape, TaskSource, Theta
+from metarun.core.types import Dataset, Episode, Params, Split, Task, TaskShape, TaskSource, TaskSpec, Theta
 from metarun.engine.evaluate import plan_rows
 from metarun.engine.gradient import meta_gradient
 from metarun.engine.loop import descend
@@ -89,7 +89,7 @@ def check_rows(settings: Settings, kind: Kind) -> None:
     """Test by each row of a result, by vmap and by a loop, after the statistics of norm layers were measured."""
     trained = Problem.of(settings, kind)
     theta, has_norm = place_problem(trained), bool(norm_names(trained.backbone))
-    rows = plan_rows(settings, has_norm).values()
+    rows = [row for row in plan_rows(settings, has_norm).values() if kind == "control" or row.algo["name"] != "rule"]
     statistics: Params = {}
     if any(row.algo.get("norm") == "running" for row in rows):
         tasks = unstack(place(trained.tasks(1)))
@@ -106,13 +106,22 @@ def check_rows(settings: Settings, kind: Kind) -> None:
                 watch(partial(map_tasks, measure, tested, execution))
 
 
-def check_draws(dataset: Dataset, shape: TaskShape) -> None:
-    """Draw tasks of each split from a dataset that was built for the stand-in."""
+def check_draws(dataset: Dataset, shape: TaskShape, rules: Sequence[str] = ()) -> None:
+    """Draw tasks of each split from a dataset that was built for the stand-in, and predict by its rules."""
     for split in get_args(Split):
         source = dataset.tasks(split, shape)
         require_here(source.sample(2, generator_for("check")))
-        if not needs_copies(source, GPU):
-            draw_there(source)
+        if needs_copies(source, GPU):
+            continue
+        tasks = draw_there(source)
+        for rule in rules:
+            watch(partial(map_tasks, partial(follow, source.spec, rule), tasks, "vmap"))
+
+
+def follow(spec: TaskSpec, rule: str, task: Episode) -> Tensor:
+    """Predict the queries by a rule of the dataset."""
+    assert spec.rule is not None, "its traits name rules, its tasks have none"
+    return spec.rule(rule, task.support, task.query.x)
 
 
 def draw_there(source: TaskSource) -> Any:

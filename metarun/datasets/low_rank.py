@@ -87,4 +87,4 @@ class LowRankTasks:
         factors = len(self.directions)
         any_direction = torch.eye(factors, dtype=x.dtype, device=x.device) / factors**0.5
         known = self.directions.to(x.dtype) if rule == "bayes" else any_direction
-        return x @ known @ ridge(support.x @ known, support.y, x.new_tensor(self.noise**2))
+        return x @ known @ ridge(support.x @ known, support.y, x.new_full((), self.noise**2))

@@ -23,7 +23,7 @@ WAITS = {  # the host needs a number, a size or an error code of the result
 }
 INDEXED = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_, aten._unsafe_index}
 COPIES = {aten._to_copy, aten.copy_, aten.copy}
-FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray, Tensor.new_tensor}
+FROM_HOST = {torch.tensor, torch.as_tensor, torch.asarray}
 PACKAGE = Path(__file__).parents[1]
 SKIPPED = (str(Path(torch.__file__).parent), sysconfig.get_path("stdlib"), __file__)
 
@@ -65,6 +65,8 @@ class _Functions(TorchFunctionMode):
         self.watch = watch
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is Tensor.new_tensor and self.watch.is_here(args[0]) and not self.watch.is_here(args[-1]):
+            self.watch.note("new_tensor copies numbers from the host")  # before it fails, as within vmap on meta
         made = function(*args, **(kwargs or {}))
         if function in FROM_HOST and self.watch.is_here(made) and not any(map(self.watch.is_here, args[-1:])):
             self.watch.note(f"{function.__name__} copies numbers from the host")

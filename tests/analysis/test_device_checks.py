@@ -154,12 +154,17 @@ def make_sources() -> Iterator[tuple[str, TaskSource]]:
     yield "measured values", ValueSampler(table, torch.zeros(22, 2, device=GPU), SHAPE, "ngrams")
     yield "published tasks", FixedEpisodes(place(episodes(2)), SHAPE)
     yield "sine waves", Sinusoid(GPU).tasks("train", SHAPE)
-    yield "users of few tastes", LowRank(4, 2, 0.1, GPU).tasks("train", SHAPE)
 
 
 @pytest.mark.parametrize("source", [pytest.param(source, id=name) for name, source in make_sources()])
 def test_tasks_are_drawn_on_the_device(source: TaskSource) -> None:
     check_source(source)
+
+
+def test_rules_that_predict_ask_nothing_of_the_host() -> None:
+    check_draws(LowRank(4, 2, 0.1, GPU), SHAPE, declaration("dataset", "low_rank").traits.rules)
+    with pytest.raises(AssertionError, match="its traits name rules, its tasks have none"):
+        check_draws(Sinusoid(GPU), SHAPE, ["mean"])
 
 
 SPEC = RandomTasks("classification", (1, 4, 4)).spec
@@ -173,6 +178,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "a decision": (lambda z: z if z.sum() > 0 else -z, "aten._local_scalar_dense.default waits for the device"),
     "nonzero": (lambda z: z[(z.sum(1) > 0).nonzero()[:, 0]], "aten.nonzero.default waits for the device"),
     "numbers from the host": (lambda z: z * torch.tensor([2.0], device=z.device), "tensor copies numbers from the"),
+    "a new tensor": (lambda z: z * z.new_tensor([2.0]), "new_tensor copies numbers from the host"),
     "a copy from the host": (lambda z: z * torch.ones(1).to(z), "aten._to_copy.default copies between the device"),
     "a copy to the host": (lambda z: z.cpu().to(z), "aten._to_copy.default copies between the device and the host"),
     "linalg.solve": (lambda z: z @ torch.linalg.solve(z.T @ z, z.T @ z), "aten._linalg_check_errors.default waits"),
