@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn, cast
 
 from metarun.cli import reproduce as table
 from metarun.cli.compose import change, compose
-from metarun.cli.grammar import show
+from metarun.cli.grammar import expand_home, show
 from metarun.cli.hydra_app import Request, check_folder
 from metarun.cli.overview import wrap, write_group, write_overview
 from metarun.cli.plain import NONE
@@ -51,6 +51,8 @@ class Parser(argparse.ArgumentParser):
         found = self.parse_intermixed_args(words)
         if found.config_dir is not None:
             check_folder(found.config_dir)
+        if "overrides" in found:
+            found.overrides = list(map(expand_home, found.overrides))
         return found
 
     def error(self, message: str) -> NoReturn:

@@ -1,6 +1,7 @@
 """Overrides in Hydra's grammar, and the jobs of a sweep."""
 
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 
 from hydra.core.config_loader import ConfigLoader
@@ -29,6 +30,12 @@ def parse(overrides: Sequence[str], loader: ConfigLoader | None = None) -> list[
             raise ConfigError(f"{show(text)} cannot be read: a setting is written name=value")
         found += read
     return found
+
+
+def expand_home(text: str) -> str:
+    """An override whose value begins with ~, which the shell leaves as it is where it is quoted."""
+    name, _, value = text.partition("=")
+    return f"{name}={os.path.expanduser(value)}" if value == "~" or value.startswith("~/") else text
 
 
 def show(text: str) -> str:

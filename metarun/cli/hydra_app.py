@@ -22,7 +22,7 @@ from hydra.plugins.config_source import ConfigResult
 from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.cli.grammar import show
+from metarun.cli.grammar import expand_home, show
 from metarun.cli.plain import Loader
 from metarun.config.errors import ConfigError, did_you_mean, explain_os_error, find_reason
 from metarun.config.load import load_settings, resolve
@@ -60,7 +60,8 @@ class Request:
         parser.error = _refuse  # type: ignore[method-assign]
         found = vars(parser.parse_intermixed_args(words))
         opened = re.compile(rf"({'|'.join(OPEN_TABLES)})[.=]")
-        overrides = [f"++{text}" if opened.match(text) else text for text in found.pop("overrides")]
+        typed = map(expand_home, found.pop("overrides"))
+        overrides = [f"++{text}" if opened.match(text) else text for text in typed]
         for word in overrides:
             if re.fullmatch(r"[\w./-]+", word):
                 hint = did_you_mean(word, [*commands, "--help", "--version"])

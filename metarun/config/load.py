@@ -163,12 +163,17 @@ def _complete(changes: Any, before: Mapping[str, Any]) -> Any:
 
 
 def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Make the user's paths absolute, so that they mean the same wherever a later command is given."""
+    """Make the user's paths absolute, so that they mean the same wherever a later command is given.
+
+    Raises ConfigError for an empty one.
+    """
     changed = dict(values)
     for path in PATHS:
         group, _, name = path.rpartition(".")
         place = changed.get(group) if group else changed
         value = place.get(name) if isinstance(place, Mapping) else None
+        if value == "" and path != "data_dir":  # that of METARUN_DATA, where empty means unset
+            raise ConfigError(f"{path} is empty, as of an unset variable of the shell: give a path, or null")
         if place and value and isinstance(value, str) and _is_path(path, value):
             absolute = {name: os.path.abspath(os.path.expanduser(value))}
             changed |= {group: {**place, **absolute}} if group else absolute

@@ -31,7 +31,8 @@ from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
 from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits
 from metarun.datasets.storage.tree import SPLITS, Picture
 
-PACKING = 2  # raise it when packing changes: then files of older versions are not used
+PACKING = 3  # raise it when packing changes: then files of older versions are not used
+SHOWN = 3  # of a group of equal pictures
 
 
 @register("dataset", "images", DatasetTraits(kind="classification", published=True))
@@ -190,10 +191,9 @@ class Images:
             if listing is None or gap:
                 raise ConfigError(f"dataset={self.collection}: {self._root} is not whole, {gap}: {self._remedy}")
             return Found(dict(listing.items()), "as published")
-        if self._root.is_file() and not is_archive(self._root):
-            raise ConfigError(
-                f"dataset.path is the file {self._root}: name the folder that it is in, {self._root.parent}"
-            )
+        if not self._root.is_dir() and not is_archive(self._root):
+            hint = f": name the folder that it is in, {self._root.parent}" if self._root.is_file() else ""
+            raise ConfigError(f"dataset.path is {self._root}, which is no folder and no archive{hint}")
         found = find(self._root)
         if found is None or not any(found.listing.values()):
             raise ConfigError(f"{self._root} has no pictures in class folders (<class>/<picture>.jpg): {self._remedy}")
@@ -241,5 +241,6 @@ class Images:
             kinds.setdefault(kind, []).append(rows)
         names = self.packed.names() if kinds else []
         for kind, groups in kinds.items():
-            first = " = ".join(names[row] for row in groups[0])
+            first = " = ".join(names[row] for row in groups[0][:SHOWN])
+            first += f" = {len(groups[0]) - SHOWN} more" if len(groups[0]) > SHOWN else ""
             yield f"equal pictures {kind}: {count(len(groups), 'group')}, for example {first}"

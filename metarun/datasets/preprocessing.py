@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import build
-from metarun.config.words import count
+from metarun.config.words import count, make_inert
 from metarun.core.types import Encoder
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.storage.arrays import load_features
@@ -67,7 +67,8 @@ class Pictures:
         found = find_given(path)
         pixels = dict(self._take(convert_all(found, self._form)))
         names = [picture.name if picture.place in (path, path.parent) else str(picture) for picture in found]
-        return Named(names, torch.stack([pixels[picture] for picture in found]), list(found.values()))
+        labels = [label and make_inert(label) for label in found.values()]
+        return Named(list(map(make_inert, names)), torch.stack([pixels[picture] for picture in found]), labels)
 
     def __call__(self, items: Items) -> Tensor:
         """items: an array; or for each picture an array of its own, a file's name, or what Pillow has opened."""

@@ -14,12 +14,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from metarun.config.errors import ConfigError
-from metarun.config.words import count
+from metarun.config.words import count, make_inert
 from metarun.core.files import open_bytes, write_text
 from metarun.datasets.preprocessing import Named
 from metarun.reports.gallery import draw_map, make_cards, to_images
 from metarun.reports.statistics import wilson_interval
 from metarun.reports.tables import Table
+from metarun.reports.text import defuse
 from metarun.reports.web import render
 from metarun.runs.model import Model, Prediction, Regressor
 
@@ -108,9 +109,19 @@ def write_table(
 
 
 def write_csv(file: Path, lines: Sequence[Sequence[str]]) -> None:
+    """Write a CSV file in which no name is taken for a formula or steers a terminal."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(lines)
+    inert = ([cell if _is_number(cell) else defuse(make_inert(cell)) for cell in line] for line in lines)
+    csv.writer(text, lineterminator="\n").writerows(inert)
     write_text(file, text.getvalue())
+
+
+def _is_number(cell: str) -> bool:
+    """Whether it is a number, or several."""
+    try:
+        return bool([float(part) for part in cell.split()])
+    except ValueError:
+        return False
 
 
 def draw_confusion(judgement: Judgement, file: Path) -> None:

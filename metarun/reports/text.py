@@ -70,13 +70,14 @@ def to_csv(cells: Iterable[Cell]) -> str:
         known = (math.nan if number is None else number for number in numbers)
         written = (f"{shown.scale * number:.4f}" if math.isfinite(number) else "" for number in known)
         printed = (None, None) if figure is None else (figure.value, figure.plus_minus)
-        about = map(_make_inert, (cell.name, cell.row, cell.first.dataset, cell.setup.cell, cell.mode))
-        kind = map(_make_inert, (cell.verdict, cell.headline, shown.unit))
+        about = map(defuse, (cell.name, cell.row, cell.first.dataset, cell.setup.cell, cell.mode))
+        kind = map(defuse, (cell.verdict, cell.headline, shown.unit))
         writer.writerow((*about, found.seeds, found.tasks, *written, *printed, *kind))
     return out.getvalue()
 
 
-def _make_inert(text: str) -> str:
+def defuse(text: str) -> str:
+    """The text, which no spreadsheet takes for a formula."""
     return f"'{text}" if text.startswith(FORMULA) else text
 
 

@@ -183,6 +183,10 @@ class Model:
         """
         if isinstance(x, Named):
             return x
+        if x == "":
+            raise ConfigError(
+                "the inputs are an empty path, as of an unset variable of the shell: name a file or folder"
+            )
         if isinstance(x, str | Path):
             return self.preprocessing.read(Path(x))
         if not hasattr(x, "__len__"):

@@ -1,6 +1,7 @@
 """Pictures as files, in the form that a trained network reads."""
 
 import io
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -55,6 +56,30 @@ def test_labelled_pictures_come_in_the_order_of_their_names(pictures: Path, arra
     expected = torch.tensor(list(COLOURS.values()), dtype=torch.uint8)[:, :, None, None].expand(3, 3, 4, 4)
     assert isinstance(found.items, torch.Tensor)
     assert torch.equal(found.items, expected)
+
+
+def test_an_archive_is_labelled_as_the_folder_that_it_was_made_of(pictures: Path) -> None:
+    for name in ("a/images/1.png", "b/images/1.png"):
+        write(pictures / name, encoded((1, 2, 3)))
+    with zipfile.ZipFile(pictures.with_suffix(".zip"), "w") as archive:
+        for file in sorted(pictures.rglob("*.png")):
+            archive.write(file, file.relative_to(pictures))
+    assert build().read(pictures).labels == build().read(pictures.with_suffix(".zip")).labels == ["a", "b"]
+
+
+def test_a_single_picture_may_lie_beside_anything_and_be_a_link(pictures: Path, tmp_path: Path) -> None:
+    write(pictures / "1.png", encoded((1, 2, 3)))
+    (pictures / "2.png").symlink_to("/dev/null")
+    (tmp_path / "link.png").symlink_to(pictures / "1.png")
+    assert build().read(pictures / "1.png").labels == build().read(tmp_path / "link.png").labels == [None]
+    with pytest.raises(ConfigError, match=r"1 picture cannot be used, for example .*: it is not a picture"):
+        build().read(Path("/etc/passwd"))
+
+
+def test_names_that_are_no_text_are_shown_by_their_codes(pictures: Path) -> None:
+    write(pictures / "a\x1b" / os.fsdecode(b"\xff\xfe\xe2\x80\xae.png"), encoded((1, 2, 3)))
+    found = build().read(pictures)
+    assert (found.names, found.labels) == ([r"a\x1b/\udcff\udcfe\u202e.png"], [r"a\x1b"])
 
 
 def test_pictures_without_a_class_folder_have_no_label(pictures: Path) -> None:

@@ -1,6 +1,7 @@
 """What `metarun predict` and `metarun embed` write: tables, pictures and a page."""
 
 import csv
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -79,6 +80,12 @@ def test_the_table_has_every_probability_or_the_likeliest(tmp_path: Path) -> Non
     assert rows[0][:3] == ["3.png", "bee", "bee"]  # exp(1) of exp(1) + 2
     doubts = [float(row[3]) for row in rows]
     assert doubts == sorted(doubts)
+
+
+def test_no_name_in_the_table_is_a_formula_or_steers_a_terminal(tmp_path: Path) -> None:
+    names = ["=HYPERLINK(1)", "-1.5", "-0.5 2", "\x1b[2J\u202e", os.fsdecode(b"\xff"), "+a"]
+    predictions.write_csv(tmp_path / "x.csv", [names])
+    assert read(tmp_path / "x.csv") == [["'=HYPERLINK(1)", "-1.5", "-0.5 2", r"\x1b[2J\u202e", r"\udcff", "'+a"]]
 
 
 def test_principal_components_keep_the_distances_of_points_in_a_plane() -> None:

@@ -53,7 +53,7 @@ def fingerprint(place: Path) -> str:
         else:
             parts = [str(place.stat().st_size).encode(), *_read_ends(place)]
     except OSError as error:
-        raise ConfigError(f"{place} cannot be read ({error.strerror})") from error
+        raise ConfigError(f"{error.filename or place} cannot be read ({error.strerror})") from error
     return hashlib.sha256(b"\n".join(parts)).hexdigest()
 
 
@@ -75,14 +75,28 @@ def _entries(place: Path, wanted: Collection[str], remedy: str) -> Iterator[tupl
         else:
             yield from _read_tar(place, chosen)
     except DAMAGE as error:
-        cause = "is a web page, not an archive" if is_web_page(place) else f"is damaged or cut short ({error})"
+        cause = (
+            "is a web page, not an archive" if is_web_page(place) else f"is damaged or cut short ({_shorten(error)})"
+        )
         raise ConfigError(f"{place} {cause}: {remedy}") from error
     except OSError as error:
         raise ConfigError(f"{error.filename or place} cannot be read ({error.strerror or error})") from error
 
 
+def _shorten(error: Exception) -> str:
+    """The first line: tarfile has one for each of its methods."""
+    return str(error).partition("\n")[0].rstrip(":")
+
+
 def _read_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:
     root = place.resolve()
+    if wanted:  # the others do not matter: a single picture may lie beside anything
+        for name in sorted(wanted, key=_place_in_walk):
+            if not (place / name).resolve().is_relative_to(root):
+                raise ConfigError(f"{place / name} is a link that leads out of {place}: put the files themselves there")
+            if (place / name).is_file():
+                yield name, (place / name).read_bytes()
+        return
     for parent, folders, files in os.walk(place, onerror=_raise, followlinks=True):
         folders.sort()
         for name in sorted([*files, *folders]):
@@ -92,8 +106,13 @@ def _read_folder(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, byt
             if path.is_symlink() and Path(parent).resolve().is_relative_to(path.resolve()):
                 raise ConfigError(f"{path} is a link to a folder that it is in: remove it")
             if name in files:
-                inside = path.relative_to(place).as_posix()
-                yield inside, path.read_bytes() if inside in wanted else None
+                yield path.relative_to(place).as_posix(), None
+
+
+def _place_in_walk(name: str) -> list[tuple[bool, str]]:
+    """Sorts as `os.walk` goes: a folder's files, then what is in its folders."""
+    *folders, file = PurePosixPath(name).parts
+    return [*((True, folder) for folder in folders), (False, file)]
 
 
 def _read_zip(place: Path, wanted: frozenset[str]) -> Iterator[tuple[str, bytes | None]]:

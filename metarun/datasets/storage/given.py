@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from metarun.config.errors import ConfigError
@@ -24,11 +24,9 @@ def find_given(path: Path) -> dict[Picture, str | None]:
     Raises ConfigError if there are no pictures.
     """
     if path.is_file() and not is_archive(path):
-        found: dict[Picture, str | None] = {Picture(path.parent, path.name): None}
-    elif path.is_file():
-        pictures = (Picture(path, name) for name in names(path) if is_picture(name))
-        found = {picture: PurePosixPath(picture.name).parent.name or None for picture in pictures}
-    elif path.is_dir():
+        place = path.resolve() if path.is_symlink() else path
+        found: dict[Picture, str | None] = {Picture(place.parent, place.name): None}
+    elif path.exists():
         labelled = {picture: name for name, pictures in (find_classes(path) or {}).items() for picture in pictures}
         loose = [Picture(path, name) for name in names(path) if "/" not in name and is_picture(name)]
         found = {**dict.fromkeys(loose), **labelled}

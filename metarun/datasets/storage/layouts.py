@@ -5,17 +5,20 @@ The form is recognised by what is there:
 - tables `train.csv`, `val.csv` and `test.csv` (Ravi & Larochelle; LibFewShot), or one `labels.csv`, which may have a
   column `split`: file names and labels of pictures anywhere in the folder
 - lists `train.json`, `val.json` and `test.json` of class names and their folders (easyfsl)
-- class folders `<class>/<picture>`, in folders or archives named train, val and test, or all together
+- class folders `<class>/<picture>`, in folders or archives named train, val and test, or with such folders in each
+  class; or all together, with or without a split in a file beside them (`beside.py`)
 
 A split that is plainly given is kept. One that is not understood is refused, never drawn anew.
 """
 
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
 from metarun.core.types import Split
+from metarun.datasets.storage.beside import find_beside
 from metarun.datasets.storage.listed import find_labels, find_lists, find_tables
 from metarun.datasets.storage.splits import Found, Unclear, complete
 from metarun.datasets.storage.tree import SPLITS, Classes, Listing, Parts, Picture, Tree, find_split, group, merge
@@ -38,8 +41,15 @@ def find(root: Path) -> Found[Picture] | None:
     if not tree.pictures:
         return None
     found = next((result for form in (find_tables, find_lists, find_labels) if (result := form(root, tree))), None)
-    found = found or _find_folders(root, tree)
-    return Found(found.listing, found.origin, [*found.notes, *tree.list_unread()])
+    if found is None:
+        folders = _find_folders(root, tree)
+        found = find_beside(root, tree, folders.listing[None]) if None in folders.listing else None
+        if found is None:
+            return Found(folders.listing, folders.origin, [*folders.notes, *tree.list_unread()])
+    listed = {picture for part in found.listing.values() for pictures in part.values() for picture in pictures}
+    left = len(tree.pictures) - len(listed)
+    unlisted = [f"{count(left, 'picture')} not listed, not read"] if left else []
+    return Found(found.listing, found.origin, [*found.notes, *unlisted, *tree.list_unread()])
 
 
 def find_splits(root: Path) -> Listing | None:
@@ -58,13 +68,16 @@ def find_classes(root: Path) -> Classes | None:
     try:
         found = find(root)
     except Unclear:
-        found = name_classes(_strip_common(Tree.read(root).pictures))
+        pictures = _strip_common(Tree.read(root).pictures)
+        with suppress(Unclear):
+            pictures = _lift_splits(root, pictures)
+        found = name_classes(pictures)
     return merge(found.listing.values()) if found else None
 
 
 def _find_folders(root: Path, tree: Tree) -> Found[Picture]:
     """Class folders, in folders of splits or all together."""
-    pictures = _strip_common(tree.pictures)
+    pictures = _lift_splits(root, _strip_common(tree.pictures))
     firsts = list(dict.fromkeys(parts[0] for parts in pictures.values() if len(parts) > 1))
     named: dict[Split, str] = {}
     for first in firsts:
@@ -121,6 +134,34 @@ def _strip_common(pictures: dict[Picture, Parts]) -> dict[Picture, Parts]:
         pictures = {picture: parts[1:] for picture, parts in pictures.items()}
 
 
+def _lift_splits(root: Path, pictures: dict[Picture, Parts]) -> dict[Picture, Parts]:
+    """Put the split first where each class has folders of splits, <class>/train/<picture>.
+
+    Raises Unclear if only some classes have. A folder beside others, as vehicles/train beside vehicles/bus, is a class.
+    """
+    folders = {parts for parts in pictures.values() if parts}
+    places = {folder: place for folder in folders if (place := _find_split_place(folder, folders))}
+    without = [folder for folder in folders if folder not in places]
+    if not places or any(find_split(folder[0]) for folder in folders):
+        return pictures
+    if without:
+        raise Unclear(
+            f"{root} has {'/'.join(min(places))} and, in no such folder of a split, {'/'.join(min(without))}: "
+            "give each class folders train, val and test, or put these above the classes"
+        )
+    lifted = {folder: (folder[at], *folder[:at], *folder[at + 1 :]) for folder, at in places.items()}
+    return {picture: lifted.get(parts, parts) for picture, parts in pictures.items()}
+
+
+def _find_split_place(folder: Parts, folders: set[Parts]) -> int | None:
+    """The place of a split's name in the path, after the first, that only names of splits are beside."""
+    for at in range(1, len(folder)):
+        if find_split(folder[at]):
+            beside = {other[at] for other in folders if len(other) > at and other[:at] == folder[:at]}
+            return at if all(map(find_split, beside)) else None
+    return None
+
+
 def name_classes(pictures: dict[Picture, Parts]) -> Found[Picture]:
     """The class of a picture is its folder: by its name or, where names repeat, by its path.
 
@@ -131,11 +172,12 @@ def name_classes(pictures: dict[Picture, Parts]) -> Found[Picture]:
     masks = {folder for folder in folders if _is_mask(folder, folders)}
     kept = {picture: parts for picture, parts in pictures.items() if parts and parts not in masks}
     paths = {folder: _strip_holder(folder) for folder in folders - masks if folder}
-    for folder in paths:
-        above = next((folder[:end] for end in range(len(folder) - 1, 0, -1) if folder[:end] in paths), None)
-        if above and paths[folder] != paths[above]:
+    holders = {path: folder for folder, path in paths.items()}
+    for folder, path in paths.items():
+        above = next((path[:end] for end in range(len(path) - 1, 0, -1) if path[:end] in holders), None)
+        if above:
             raise ConfigError(
-                f"pictures are in {'/'.join(above)} and in {'/'.join(folder)}: "
+                f"pictures are in {'/'.join(holders[above])} and in {'/'.join(folder)}: "
                 "it is not clear which of them is the class"
             )
     last = Counter(path[-1] for path in set(paths.values()))
@@ -146,15 +188,18 @@ def name_classes(pictures: dict[Picture, Parts]) -> Found[Picture]:
         notes.append(f"{count(loose, 'picture')} in no class folder, not read")
     if masks:
         left = sum(parts in masks for parts in pictures.values())
-        notes.append(f"{count(left, 'picture')} in {masks.pop()[-1]} beside their classes' pictures, not read")
+        name = next(part for part in min(masks) if part.lower() in MASKS)
+        notes.append(f"{count(left, 'picture')} in {name} beside their classes' pictures, not read")
     return Found({None: classes}, "drawn by dataset.split_seed", notes)
 
 
 def _is_mask(folder: Parts, folders: set[Parts]) -> bool:
-    """Whether this is a folder of masks: there are pictures in the folder above it, or in another one there."""
-    beside = (other for other in folders if other != folder and other[: len(folder) - 1] == folder[:-1])
-    holders = (other for other in beside if len(other) < len(folder) or other[-1].lower() in HOLDERS)
-    return len(folder) > 1 and folder[-1].lower() in MASKS and next(holders, None) is not None
+    """Whether the folder, or one that it is in, is of masks: beside it is one of pictures, or pictures themselves."""
+    return any(
+        name.lower() in MASKS
+        and any(o[:at] == folder[:at] and (o[at].lower() in HOLDERS if len(o) > at else at > 0) for o in folders)
+        for at, name in enumerate(folder)
+    )
 
 
 def _strip_holder(folder: Parts) -> Parts:

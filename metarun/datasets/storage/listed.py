@@ -56,7 +56,7 @@ def find_tables(root: Path, tree: Tree) -> Found[Picture] | None:
         sheet = Sheet.open(table)
         listed = [(file, label) for _, (file, label) in sheet.read(FILE, LABEL)]
         rows += [(table.name, split, label, index.get(file, table, listed)) for file, label in listed]
-    return complete(root, _group_rows(rows), {split: table.name for split, table in tables.items()})
+    return complete(root, group_rows(rows), {split: table.name for split, table in tables.items()})
 
 
 def find_labels(root: Path, tree: Tree) -> Found[Picture] | None:
@@ -72,10 +72,10 @@ def find_labels(root: Path, tree: Tree) -> Found[Picture] | None:
     for line, (file, label) in read:
         split = splits.get(line)
         rows.append((table.name, split, label, index.get(file, table, listed)))
-    listing = _group_rows(rows)
+    listing = group_rows(rows)
     if not splits:
-        return Found(listing, f"{table.name} has no column split")
-    return complete(root, listing, {split: f"{table.name}, column split" for split in listing if split})
+        return Found(listing, f"drawn by dataset.split_seed, {table.name} has no column split")
+    return complete(root, listing, {split: f"{table.name}, column {sheet.title(SPLIT)}" for split in listing if split})
 
 
 def find_lists(root: Path, tree: Tree) -> Found[Picture] | None:
@@ -147,7 +147,7 @@ class Index:
         )
 
 
-def _group_rows(rows: Iterable[tuple[str, Split | None, str, Picture]]) -> dict[Split | None, Classes]:
+def group_rows(rows: Iterable[tuple[str, Split | None, str, Picture]]) -> dict[Split | None, Classes]:
     """The classes of each split, each picture once. Raises ConfigError if one is in two splits or has two labels."""
     seen: dict[Picture, tuple[str, Split | None, str]] = {}
     twice: dict[str, list[Picture]] = {}

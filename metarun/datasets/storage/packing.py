@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.config.errors import ConfigError
-from metarun.config.words import make_inert
+from metarun.config.words import count, make_inert
 from metarun.core.types import Split
 from metarun.datasets.storage.archives import contents
 from metarun.datasets.storage.safe_pickle import read_pickled_pictures
@@ -104,7 +104,8 @@ def pack(
 ) -> None:
     """Fill `folder`; `about` names the pictures in the progress bar, `facts` go into the index.
 
-    If `lenient`, unusable pictures are left out and listed in the index. Otherwise one raises ConfigError.
+    If `lenient`, unusable pictures are left out and listed in the index, unless they are all. Otherwise one raises
+    ConfigError.
     """
     labels = {picture: label for label, pictures in enumerate(classes.values()) for picture in pictures}
     broken: list[str] = []
@@ -125,6 +126,8 @@ def pack(
                 broken.append(f"{picture}: {result}")
             else:
                 raise ConfigError(f"{picture} cannot be used ({result}): get a whole copy")
+    if len(broken) == len(labels):
+        raise ConfigError(f"none of {count(len(labels), 'picture')} can be used, for example {'; '.join(broken[:3])}")
     index = {
         "classes": list(classes),
         "form": asdict(form),

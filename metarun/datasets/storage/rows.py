@@ -45,13 +45,13 @@ def find_rows(root: Path, endings: Sequence[str], read: Reader, noun: str, wante
     noun: what is split. wanted: what the file must be, in messages.
     """
     listing: dict[Split | None, Groups[Example]] = {}
-    named: dict[Split, str] = {}
     files = list_files(root, endings, wanted)
+    named = {split: file.name for split, file in files.items() if split}
     for split, file in files.items():
         for own, group, example in read(file):
             where = split or own
             if where is not None:
-                named.setdefault(where, file.name if split else f"{file.name}, column split")
+                named.setdefault(where, f"{file.name}, column split")
             listing.setdefault(where, {}).setdefault(group, []).append(example)
     if not listing:
         raise ConfigError(f"{root} has no {plural(noun)}: it must be {wanted}")

@@ -38,7 +38,9 @@ def complete(
 
     noun: what is split.
     """
-    missing = [split for split in ("train", "test") if not listing.get(split)]
+    if empty := [name for split, name in named.items() if not listing.get(split)]:
+        raise Unclear(f"{root}: {empty[0]} lists nothing: fill it, or take it away")
+    missing = [split for split in ("train", "test") if split not in named]
     given = ", ".join(dict.fromkeys(named[split] for split in SPLITS if split in named))
     if missing:
         raise Unclear(

@@ -84,6 +84,11 @@ class Sheet:
     def has(self, column: Column) -> bool:
         return self._find(column) is not None
 
+    def title(self, column: Column) -> str:
+        """The header of a column that is there, as it was found."""
+        place = self._find(column)
+        return make_inert(self.header[place].strip("\"' ")) if place is not None else column.name
+
     def read(self, *columns: Column, blank: bool = False) -> Iterator[Row]:
         """The cells of these columns, line by line; empty ones only if they may be `blank`.
 

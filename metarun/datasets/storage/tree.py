@@ -15,7 +15,7 @@ PICTURES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".j2k", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif",
     ".ppm", ".pgm", ".pbm", ".pnm", ".tga",
 )  # fmt: skip
-BESIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".db", ".ini", ".pdf", ".py", "")
+BESIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".html", ".yaml", ".yml", ".db", ".ini", ".pdf", ".py")
 SPELLINGS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training", "meta-train", "meta_train", "metatrain"),
     "val": ("val", "valid", "validation", "dev", "meta-val", "meta_val", "metaval", "meta-valid"),
@@ -68,7 +68,7 @@ class Tree:
     """Every picture below a root, with the folders that lead to it; an archive counts as a folder of its name."""
 
     pictures: dict[Picture, Parts]
-    unread: Counter[str]  # endings, and archives, that are not read
+    unread: Counter[str]  # files that are not read by their kind, mostly the ending; and archives
 
     @classmethod
     def read(cls, root: Path) -> "Tree":
@@ -82,8 +82,8 @@ class Tree:
                     folders = path.parts[:-1]
                     twice = above and folders[:1] == above  # birds.zip often holds one folder, birds
                     pictures[Picture(place, name)] = folders if twice else (*above, *folders)
-                elif not _is_hidden(name) and path.suffix.lower() not in (*BESIDE, *ARCHIVES, *TABLES):
-                    unread[path.suffix.lower()] += 1
+                elif kind := _name_unread(path):
+                    unread[kind] += 1
         return cls(pictures, unread)
 
     def list_unread(self) -> Iterator[str]:
@@ -91,6 +91,16 @@ class Tree:
         if self.unread:
             counts = ", ".join(f"{number} {ending}" for ending, number in self.unread.most_common())
             yield f"files that are not read: {counts}"
+
+
+def _name_unread(path: PurePosixPath) -> str | None:
+    """What a file that is no picture is counted as; None for those that are usual beside pictures."""
+    ending = path.suffix.lower()
+    if _is_hidden(str(path)):
+        return f"hidden {ending}" if ending in PICTURES and "__MACOSX" not in path.parts else None
+    if not ending:
+        return None if path.name.isupper() else "without an ending"  # README, LICENSE
+    return None if ending in (*BESIDE, *ARCHIVES, *TABLES) else ending
 
 
 def _find_places(root: Path, unread: Counter[str]) -> Iterator[tuple[Path, Parts]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from metarun.config.errors import ConfigError
+from metarun.datasets.storage import archives
 from tests.support.tiny_pictures import (
     encoded,
     images,
@@ -70,6 +71,16 @@ def not_a_table(pictures: Path) -> None:
     write(pictures / "val.csv", b"a,b\n1,2\n")
 
 
+def a_broken_link(pictures: Path) -> None:
+    write_folders(pictures)
+    (pictures / "train" / "gone.png").symlink_to("nowhere.png")
+
+
+def a_tar_of_zeros(pictures: Path) -> None:
+    write_ravi_tars(pictures)
+    write(pictures / "images-val.tar.xz", bytes(3000))
+
+
 def a_class_short(pictures: Path) -> None:
     write_folders(pictures)
     for piece in pieces():
@@ -85,6 +96,8 @@ WRONG: dict[Callable[[Path], None], str] = {
     linking_tar: r"images-val.tar.xz holds images/evil.png, a link to /etc/passwd",
     linking_folder: r"elsewhere is a link that leads out of .*: put the files themselves there",
     not_a_table: r"val.csv: its first line must name the columns filename,label, and is ",
+    a_broken_link: r"train/gone.png cannot be read \(No such file or directory\)",
+    a_tar_of_zeros: r"images-val.tar.xz is damaged or cut short \(file could not be opened successfully\): replace it",
     a_class_short: r"is not whole, val has 1 class, not 2: its pictures are ImageNet's",
 }
 
@@ -99,6 +112,21 @@ def test_what_is_wrong_is_said_in_one_line_and_leaves_nothing(
     assert "\n" not in str(error.value)
     assert packings(picture_cache) == []
     assert not (pictures / "harmed").exists()
+
+
+def test_wanted_files_come_in_the_order_of_a_walk_whatever_lies_beside_them(pictures: Path) -> None:
+    """The packed pictures' hash, by which runs know their data, depends on it."""
+    names = ["b/1", "b/c/1", "a-1", "a/2", "a/b/9", "z", "b/c.d/1", "a.b"]
+    for name in names:
+        write(pictures / name, name.encode())
+    walked = archives.names(pictures)
+    (pictures / "beside").symlink_to("/etc")
+    found = list(archives.contents(pictures, names))
+    assert sorted(name for name, _ in found) == walked
+    assert all(content == name.encode() for name, content in found)
+    order = [Path(parent, file) for parent, folders, files in os.walk(pictures) if folders.sort() is None
+             for file in sorted(files)]  # fmt: skip
+    assert [pictures / name for name, _ in found] == order
 
 
 def test_nothing_there_says_where_to_get_it(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def count(root: Path) -> Counts:
     return {split: {name: len(pictures) for name, pictures in part.items()} for split, part in found.listing.items()}
 
 
-def look(root: Path) -> Found:
+def look(root: Path) -> Found[Picture]:
     found = find(root)
     assert found is not None
     return found
@@ -119,6 +119,86 @@ def test_every_form_of_a_given_split_is_kept(make: Callable[[Path], None], pictu
     assert look(pictures).notes == []
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda root: put(root, *(f"class{c}/{split}/{i}.png" for split in PARTS for c in PARTS[split] for i in (0, 1))),
+        lambda root: put(root, *(f"class{c}/Training/img/{i}.png" for c in range(5) for i in (0, 1)),
+                         *(f"class{c}/testing/img/{i}.png" for c in range(5, 8) for i in (0, 1))),
+        lambda root: in_text_lists(root),
+        lambda root: in_metadata(root, "file_name,Subset", lambda c, split: split),
+    ],
+)  # fmt: skip
+def test_a_split_within_the_classes_or_in_a_file_beside_them_is_kept(
+    make: Callable[[Path], None], pictures: Path
+) -> None:
+    make(pictures)
+    found = {split: list(part) for split, part in look(pictures).listing.items()}
+    train, test = ([f"class{c}" for c in numbers] for numbers in (range(5), range(5, 8)))
+    assert [*found["train"], *found.get("val", [])] == train
+    assert found["test"] == test
+
+
+def in_text_lists(root: Path) -> None:
+    put(root, *classes("images/", range(8)))
+    for split, numbers in PARTS.items():
+        (root / f"{split}.txt").write_text("".join(f"class{c}\n" for c in numbers))
+
+
+def in_metadata(root: Path, header: str, rest: Callable[[int, str], str]) -> None:
+    put(root, *classes("", range(8)))
+    lines = [f"class{c}/{i}.png,{rest(c, split)}" for split in PARTS for c in PARTS[split] for i in (0, 1)]
+    (root / "metadata.csv").write_text("\n".join([header, *lines]))
+
+
+def test_a_split_of_each_classs_pictures_is_no_split_of_classes_and_told(pictures: Path) -> None:
+    put(pictures, *(f"class{c}/{split}/{i}.png" for c in range(4) for split in ("train", "test") for i in (0, 1)))
+    assert {split: list(part) for split, part in look(pictures).listing.items()} == {
+        "train": [f"class{c}" for c in range(4)],
+        "test": [f"class{c}" for c in range(4)],
+    }
+    assert look(pictures).notes[0].startswith("4 classes in both train and test, ")
+    shutil.rmtree(pictures)
+    put(pictures, *classes("a/train/", range(1)), *classes("", range(1, 3)))
+    with pytest.raises(ConfigError, match="has a/train/class0 and, in no such folder of a split, class1: give each"):
+        find(pictures)
+    shutil.rmtree(pictures)
+    put(pictures, "vehicles/train/0.png", "vehicles/bus/0.png", "fish/ray/0.png")  # a train is a vehicle
+    assert count(pictures) == {None: {"train": 1, "bus": 1, "ray": 1}}
+
+
+def test_labels_in_a_table_of_any_name_count_where_there_are_no_class_folders(pictures: Path) -> None:
+    put_flat(pictures)
+    lines = [f"images/{c}_{i}.png,class{c}" for c in range(8) for i in range(2)]
+    (pictures / "metadata.csv").write_text("\n".join(["file_name,label", *lines[:-1]]))
+    found = look(pictures)
+    assert {name: len(held) for name, held in found.listing[None].items()} == {
+        **{f"class{c}": 2 for c in range(7)}, "class7": 1
+    }  # fmt: skip
+    assert found.origin == "drawn by dataset.split_seed, metadata.csv has no column split"
+    assert found.notes == ["1 picture not listed, not read"]
+    (pictures / "metadata.csv").write_text("\n".join(["file_name,label,Set", *(f"{line},1" for line in lines)]))
+    assert look(pictures).origin == "drawn by dataset.split_seed, metadata.csv has no column split"
+    (pictures / "metadata.csv").write_text("file_name,label,Set\nimages/0_0.png,a,train\nimages/0_1.png,a,tset\n")
+    with pytest.raises(ConfigError, match=r"metadata.csv: line 3 has the split 'tset'"):
+        find(pictures)
+
+
+def test_lists_that_name_no_class_folders_are_refused_and_a_split_that_lists_nothing(pictures: Path) -> None:
+    in_text_lists(pictures)
+    (pictures / "test.txt").write_text("class5/0.png 5\n")
+    with pytest.raises(
+        ConfigError, match=r"test.txt: line 1 is 'class5/0.png 5', which is no class folder: .*test.csv"
+    ):
+        find(pictures)
+    assert find_classes(pictures) is not None
+    shutil.rmtree(pictures)
+    in_tables(pictures)
+    (pictures / "val.csv").write_text("filename,label\n")
+    with pytest.raises(ConfigError, match=r"val.csv lists nothing: fill it, or take it away"):
+        find(pictures)
+
+
 @pytest.mark.parametrize("form", ["folders", "tables"])
 def test_without_val_the_split_is_kept_and_said(form: str, pictures: Path) -> None:
     if form == "folders":
@@ -175,6 +255,7 @@ def test_folders_beside_a_whole_split_are_named(pictures: Path) -> None:
         (["n01/images/0.png", "n02/images/0.png"], {"n01": 1, "n02": 1}),
         (["n01/0.png", "n02/0.png", "n02/1.png"], {"n01": 1, "n02": 2}),
         (["masks/0.png", "hats/0.png"], {"masks": 1, "hats": 1}),
+        (["images/a/0.png", "images/b/0.png", "masks/a/0.png", "masks/b/0.png"], {"a": 1, "b": 1}),
     ],
 )
 def test_a_class_is_its_folder_or_where_names_repeat_its_path(
@@ -206,14 +287,18 @@ def test_pictures_in_a_folder_and_in_one_below_it_are_refused(pictures: Path) ->
     put(pictures, "a/0.png", "a/young/0.png", "b/0.png")
     with pytest.raises(ConfigError, match="pictures are in a and in a/young: it is not clear which of them"):
         find(pictures)
+    shutil.rmtree(pictures)
+    put(pictures, "a/images/0.png", "a/crops/0.png", "b/images/0.png", "b/crops/0.png")
+    with pytest.raises(ConfigError, match=r"pictures are in (a|b)/images and in \1/crops: it is not clear which of"):
+        find(pictures)
 
 
 def test_files_that_are_not_read_are_counted_by_ending(pictures: Path) -> None:
     put(pictures, "a/0.jfif", "b/0.jp2")
-    for name in ("a/1.heic", "b/1.HEIC", "b/2.npy", "b/readme.txt", "b/.hidden"):
+    for name in ("a/1.heic", "b/1.HEIC", "b/2.npy", "b/readme.txt", "b/.hidden", "b/._7.png", "b/10017", "README"):
         write(pictures / name, b"")
     assert count(pictures) == {None: {"a": 1, "b": 1}}
-    assert look(pictures).notes == ["files that are not read: 2 .heic, 1 .npy"]
+    assert look(pictures).notes == ["files that are not read: 2 .heic, 1 hidden .png, 1 without an ending, 1 .npy"]
 
 
 def test_a_picture_in_two_tables_or_under_two_labels_is_refused(pictures: Path) -> None:

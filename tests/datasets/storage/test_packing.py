@@ -85,6 +85,16 @@ def test_a_damaged_packing_is_noticed(pictures: Path, picture_cache: Path) -> No
         images("folder", pictures).prepare()
 
 
+def test_pictures_of_which_none_can_be_used_are_refused_with_the_reason(pictures: Path, picture_cache: Path) -> None:
+    for i in range(5):
+        write(pictures / "a" / f"{i}.png", b"no picture")
+    with pytest.raises(
+        ConfigError, match=r"none of 5 pictures can be used, for example a/0.png: it is not a picture; "
+    ):
+        images("folder", pictures).prepare()
+    assert packings(picture_cache) == []
+
+
 @pytest.mark.integration
 def test_a_full_disk_is_one_line_and_leaves_nothing(pictures: Path, picture_cache: Path) -> None:
     """A limit on the size of files stands in for it."""
