@@ -157,7 +157,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("init_from=", "init_from is empty, as of an unset variable of the shell: give a path, or null"),
     ("dataset=folder dataset.path=/dev/null", "dataset.path is /dev/null, which is no folder and no archive"),
     ("dataset=folder dataset.path=~/not/there", f"dataset=folder: nothing at {Path.home()}/not/there: ..."),
-    ("profile dataset=folder dataset.path=~/not/there", f"dataset=folder: nothing at {Path.home()}/not/there: ..."),
+    ("data folder dataset.path=~/not/there", f"dataset=folder: nothing at {Path.home()}/not/there: ..."),
     ("dataset=folder dataset.path=3", "dataset.path is 3: it must be text"),
     ("hydra.run.dir=null", "hydra.run.dir=null: a value of another kind is needed here"),
     ("hydra.run.dir=${algo}", "hydra.run.dir: While dereferencing interpolation '${algo}': it is no text"),

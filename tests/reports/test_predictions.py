@@ -153,6 +153,7 @@ def test_a_task_of_a_dataset_shows_what_a_model_does(metarun: Command, trained: 
     [
         (["glyphs:test", "query"], "SUPPORT is glyphs:test and QUERY query: give the same DATASET:SPLIT for both"),
         (["support", "nothing"], "there is no file or folder nothing"),
+        (["support", ""], "the inputs are an empty path, as of an unset variable of the shell: name a file or folder"),
         (["support", "query", "--top=0"], "--top is 0: it must be at least 1"),
         (["support", "table.csv", "--to=./table.csv"], "--to is table.csv: that is what is to be read"),
         (["support", "query", "--to=a.txt"], "--to is a.txt: give a file whose name ends with .csv"),

@@ -76,9 +76,9 @@ def a_broken_link(pictures: Path) -> None:
     (pictures / "train" / "gone.png").symlink_to("nowhere.png")
 
 
-def a_tar_of_zeros(pictures: Path) -> None:
+def what_is_no_tar(pictures: Path) -> None:
     write_ravi_tars(pictures)
-    write(pictures / "images-val.tar.xz", bytes(3000))
+    write(pictures / "images-val.tar.xz", b"no tar" * 500)
 
 
 def a_class_short(pictures: Path) -> None:
@@ -97,7 +97,7 @@ WRONG: dict[Callable[[Path], None], str] = {
     linking_folder: r"elsewhere is a link that leads out of .*: put the files themselves there",
     not_a_table: r"val.csv: its first line must name the columns filename,label, and is ",
     a_broken_link: r"train/gone.png cannot be read \(No such file or directory\)",
-    a_tar_of_zeros: r"images-val.tar.xz is damaged or cut short \(file could not be opened successfully\): replace it",
+    what_is_no_tar: r"images-val.tar.xz is damaged or cut short \(file could not be opened successfully\): replace it",
     a_class_short: r"is not whole, val has 1 class, not 2: its pictures are ImageNet's",
 }
 
