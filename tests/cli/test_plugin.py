@@ -12,6 +12,7 @@ from metarun.cli import compose as compose_module
 from metarun.cli import hydra_app
 from metarun.cli.compose import compose, describe_options
 from tests.conftest import TINY, Command
+from tests.support.tiny_pictures import write_folders
 
 PLUGIN = Path(__file__).parents[1] / "plugin"
 
@@ -99,3 +100,47 @@ def test_of_two_files_of_one_name_metaruns_own_counts(place: Path, monkeypatch: 
     described = describe_options("algo")
     assert described["theirs"] == "Theirs"
     assert described["maml"] != "Another"
+
+
+SAME = """
+import torch, metarun
+from metarun.config.load import load_settings
+from metarun.engine.build import Experiment
+from metarun.engine.evaluate import draw_fixed_tasks
+from metarun.core.batch import unstack
+from metarun.runs.folder import RunFolder
+from pathlib import Path
+experiment = Experiment.build(load_settings(RunFolder(Path("run")).config()))
+model = metarun.load("run")
+kept = {tuple(row) for row in experiment.dataset.features.tolist()}
+assert {tuple(row) for row in model.embed("pictures/test").tolist()} < kept  # bit for bit
+scores = RunFolder(Path("run")).read_scores("test", "accuracy")
+source = experiment.build_tester(experiment.plan_rows()["test"], "test").source
+tasks = unstack(next(draw_fixed_tasks(source, 10, 0, "test")))
+for score, (support, query) in zip(scores, tasks):
+    found = model.adapt((support.x, support.y)).predict(query.x).labels
+    assert abs(score - (torch.tensor(found) == query.y).double().mean()) < 1e-6
+"""
+
+
+@pytest.mark.integration
+def test_its_encoder_gives_predictions_with_a_run_and_without_the_same_as_in_the_test(
+    metarun_process: Command, place: Path, installed: None
+) -> None:
+    write_folders(place / "pictures")
+    data = ("dataset=folder", "dataset.path=pictures", "encoder=colours")
+    small = ("ways=2", "queries=2", "eval.tasks=10", "eval.val_tasks=5", "device=cpu")
+    answer = metarun_process(*data, "algo=protonet", *small, "hydra.run.dir=run")
+    assert (answer.code, answer.err) == (0, "")
+    assert "note: encoder colours: classes seen in pre-training: no" in answer.out
+    done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for first, table in (("run", "with.csv"), ("--encoder=colours", "without.csv")):
+        answer = metarun_process("predict", first, "pictures/test", "pictures/test", "--to", table)
+        assert (answer.code, answer.err) == (0, "")
+    assert (place / "with.csv").read_text() == (place / "without.csv").read_text()
+    trained = metarun_process(
+        *data, "algo=maml", "backbone=mlp", *small, "trainer.steps=2", "trainer.workers=1", "hydra.run.dir=maml"
+    )
+    assert trained.code == 0, trained.err
+    assert metarun_process("predict", "maml", "pictures/test", "pictures/test").code == 0

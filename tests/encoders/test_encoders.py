@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 
 from metarun.cli.compose import compose
@@ -15,6 +16,7 @@ from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, 
 from metarun.encoders.files import find_packaged, load_tensors
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
 from metarun.encoders.morgan import Morgan
+from metarun.encoders.torchvision import TorchVision
 from metarun.encoders.wordllama import WordLlama
 
 CPU = torch.device("cpu")
@@ -194,3 +196,20 @@ def test_an_encoder_is_suggested_for_own_pictures_if_it_is_installed(
     assert "metarun predict --encoder efficientnet_lite0 SUPPORT QUERY" in str(suggest_encoder(own))
     for words in (["dataset=glyphs"], ["dataset=folder", "dataset.path=birds", "encoder=efficientnet_lite0"]):
         assert suggest_encoder(load_settings(resolve(compose(words)))) is None
+
+
+def test_torchvisions_networks_take_weights_of_a_local_file(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = torchvision.models.get_model("shufflenet_v2_x0_5").eval()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    mean, std = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
+    encoder = TorchVision("shufflenet_v2_x0_5", str(tmp_path / "w.pth"), 32, mean, std, False, CPU)
+    pictures = torch.rand(2, 3, 32, 32)
+    logits = F.linear(encoder.encode(pictures), network.fc.weight, network.fc.bias)
+    normalised = torch.stack([(pictures[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+    torch.testing.assert_close(logits, network(normalised), rtol=1e-4, atol=1e-5)
+    assert encoder.size == 1024
+    with pytest.raises(ConfigError, match=r"encoder\.path is .*w\.pth: its weights are not those of resnet18"):
+        TorchVision("resnet18", str(tmp_path / "w.pth"), 32, mean, std, False, CPU).encode(pictures)
+    with pytest.raises(ConfigError, match=r"encoder\.path is None: it must be a file with weights of resnet18"):
+        TorchVision("resnet18", None, 32, mean, std, False, CPU)
