@@ -13,6 +13,7 @@ from typing import Any
 
 import benchmark
 import contenders
+import coverage
 import gpu
 import gpu_checks
 import growth
@@ -139,6 +140,20 @@ def test_samplers_draw_the_same_kind_of_tasks() -> None:
         assert (classes == classes[:, :, :1]).all(), name
         for rows in (classes[:, :, 0], examples.flatten(0, 1)):
             assert all(len(row.unique()) == len(row) for row in rows), name
+
+
+def test_coverage_counts_the_splits_whose_interval_holds_the_truth() -> None:
+    """All pictures of a class are equal: where classes differ every answer is right, elsewhere the first is given."""
+    directions = torch.nn.functional.normalize(torch.randn(12, 4, generator=torch.Generator().manual_seed(0)), dim=-1)
+    apart, alike = directions[:, None].expand(-1, 8, -1), torch.ones(12, 8, 4) / 2
+    for features, accuracy in ((apart, 1.0), (alike, 0.2)):
+        scores, classes = coverage.score(features, torch.tensor([1, 2, 3, 5, 7, 9]), 40, torch.Generator())
+        assert scores.tolist() == pytest.approx([accuracy] * 40)
+        assert set(classes.flatten().tolist()) == {1, 2, 3, 5, 7, 9}
+        for truth, held in ((accuracy, 1.0), (0.5, 0.0)):
+            for found in coverage.measure(features, truth, 8, splits=3, tasks=40):
+                assert found.held == held
+                assert found.half == pytest.approx(0, abs=1e-6)
 
 
 def test_the_tables_of_methods_are_what_the_script_writes() -> None:
