@@ -70,8 +70,21 @@ def gradients_by_name(net: Network) -> dict[str, Tensor]:
     return {component(name): p.grad for name, p in net.named_parameters() if p.grad is not None}
 
 
-Backward = Callable[[Episode], None]  # adds a task's gradient to what the network has
+Backward = Callable[[Episode], None]  # adds a gradient to what the network has: of one task, or the mean over a batch
 Peer = Callable[[Network, Work], Backward]
+
+
+def over_tasks(peer: Peer, net: Network, work: Work) -> Backward:
+    """What a peer does that takes one task at a time, for a batch of tasks."""
+    backward = peer(net, work)
+
+    def whole(tasks: Episode) -> None:
+        for task in unstack(tasks):
+            backward(task)
+        for p in net.parameters():
+            p.grad = None if p.grad is None else p.grad / work.tasks
+
+    return whole
 
 
 def train_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple[Step, Gradient]:
@@ -82,10 +95,7 @@ def train_by(peer: Peer, work: Work, dtype: torch.dtype, device: str) -> tuple[S
 
     def gradient() -> dict[str, Tensor]:
         optimizer.zero_grad()
-        for task in unstack(tasks):
-            backward(task)
-        for p in net.parameters():
-            p.grad = None if p.grad is None else p.grad / work.tasks
+        backward(tasks)
         return gradients_by_name(net)
 
     def step() -> None:
@@ -209,15 +219,62 @@ def by_learn2learn(net: Network, work: Work) -> Backward:
     return backward
 
 
-LIBRARIES = {"higher": by_higher, "torchopt": by_torchopt, "learn2learn": by_learn2learn}
+class Named(nn.Module):
+    """A network in the form that parallel-metalearn asks for."""
+
+    def __init__(self, net: Network) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor, **about: object) -> dict[str, object]:
+        return {"logits": self.net(x), "buffers": {}}
+
+    def get_fast_weights(self) -> dict[str, nn.Parameter]:
+        return {f"net.{name}": p for name, p in self.net.named_parameters() if name in self.net.adaptable()}
+
+
+def by_parallel_metalearn(net: Network, work: Work) -> Backward:
+    """MAML as in parallel-metalearn's own example, all tasks in one vmap; its outer step has rate 0."""
+    from metalearn.algorithms import MAML
+    from metalearn.inner_optimizers import InnerSGD
+    from metalearn.loss import CategoricalAccuracy, CrossEntropy
+
+    model, lr, first_order = Named(net), work.algo["inner_lr"], work.algo["first_order"]
+    inner = InnerSGD(model.get_fast_weights(), first_order, lr, learn_lr=False)
+    for p in inner.parameters():  # it rounds the rate to float32
+        p.data = torch.full_like(p, lr, dtype=next(net.parameters()).dtype)
+    learner = MAML(
+        model=model,
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.0),
+        inner_optimizer=inner,
+        support_loss_fn=CrossEntropy(CategoricalAccuracy()),
+        inner_steps=work.algo["inner_steps"],
+        chunk_size=work.tasks,
+        device=next(net.parameters()).device,
+    )
+
+    def backward(tasks: Episode) -> None:
+        support, query = tasks
+        learner.step(iter([(support.x, {"labels": support.y}, query.x, {"labels": query.y})]))
+
+    return backward
+
+
+LIBRARIES: dict[str, tuple[str, Peer]] = {  # package -> name, how
+    "higher": ("higher", partial(over_tasks, by_higher)),
+    "torchopt": ("torchopt", partial(over_tasks, by_torchopt)),
+    "learn2learn": ("learn2learn", partial(over_tasks, by_learn2learn)),
+    "metalearn": ("parallel-metalearn", by_parallel_metalearn),
+}
 ADAPTS_NORMS = ("torchopt", "learn2learn")  # adapt norm layers too: another gradient, nearly the same work
 
 
 def peers_for(work: Work) -> dict[str, Peer]:
     """The peers that can do this work and are installed, the plain loop first."""
     if work.algo["name"] == "protonet":
-        return {PLAIN: plain_protonet}
+        return {PLAIN: partial(over_tasks, plain_protonet)}
     if work.algo["name"] == "reptile":
-        return {PLAIN: plain_reptile, f"{PLAIN}, fused Adam": partial(plain_reptile, fused=True)}
-    installed = {name: peer for name, peer in LIBRARIES.items() if importlib.util.find_spec(name)}
-    return {PLAIN: plain_maml, **installed}
+        fused = partial(plain_reptile, fused=True)
+        return {PLAIN: partial(over_tasks, plain_reptile), f"{PLAIN}, fused Adam": partial(over_tasks, fused)}
+    installed = dict(found for package, found in LIBRARIES.items() if importlib.util.find_spec(package))
+    return {PLAIN: partial(over_tasks, plain_maml), **installed}

@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from metarun.cli import reproduce as table
 from metarun.cli.compose import change, compose
@@ -33,6 +33,8 @@ READ_LIKE = {"pictures": "folder", "strings": "texts"}  # the dataset whose file
 
 # Settings of `metarun evaluate` that are not below `eval`
 ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
+# How a network reads pictures: the name of a fact in its checkpoint -> that of a dataset's setting
+FORM = {"size": "image_size"} | {name: name for name in ("channels", "resize", "filter", "ink", "mean", "std")}
 
 
 class Parser(argparse.ArgumentParser):
@@ -76,6 +78,9 @@ def evaluate(words: Sequence[str]) -> None:
     Settings are those of eval, without the prefix (ways=20, shots=5, tasks=5000, checkpoint=last,
     algo.inner_steps=10), and device, data_dir, dataset.path, dataset.placement and dataset.test_tasks.
     Without any the run's own test is repeated.
+
+    dataset=NAME, with dataset.path=... and so on, tests on another dataset: its pictures are resized as those of the
+    training were. split=all takes the classes of all its splits.
     """
     parser = Parser(evaluate)
     parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
@@ -83,14 +88,34 @@ def evaluate(words: Sequence[str]) -> None:
     arguments = parser.read(words)
     folder = RunFolder(arguments.run.absolute())
     folder.settings()
-    changes = [text if text.startswith(ELSEWHERE) else f"eval.{text}" for text in arguments.overrides]
-    config = change(folder.config(), changes)
+    other = compose_dataset(arguments.overrides, arguments.config_dir, folder)
+    moved = ("dataset=", "dataset.") if other else ()
+    changes = [text if text.startswith((*ELSEWHERE, *moved)) else f"eval.{text}" for text in arguments.overrides]
+    config = change(folder.config(), [text for text in changes if not text.startswith(moved)] if moved else changes)
+    if other:
+        config["eval"]["dataset"] = other
     settings = load_settings(config)
     if settings.dataset.get("path") is not None:  # named by what it means, wherever the command was given
         changes = [f"dataset.path={settings.dataset['path']}" if "dataset.path=" in text else text for text in changes]
     from metarun.runs.run import test_again
 
     test_again(settings, folder, config, changes)
+
+
+def compose_dataset(overrides: Sequence[str], config_dir: str | None, folder: RunFolder) -> dict[str, Any] | None:
+    """Compose the dataset that `dataset=NAME` asks for, pictures in the form of the run's where no other is given; None
+    if there is no such override. Raises ConfigError.
+    """
+    if not any(text.startswith("dataset=") for text in overrides):
+        return None
+    asked = [text for text in overrides if text.startswith(("dataset=", "dataset."))]
+    values: dict[str, Any] = resolve(compose(asked, config_dir))["dataset"]
+    given = {text.partition("=")[0].removeprefix("dataset.") for text in asked}
+    from metarun.engine import checkpoint
+
+    form = checkpoint.load(folder.checkpoint("last"))[1].get("preprocessing", {})
+    read = {FORM[key]: value for key, value in form.items() if key in FORM and FORM[key] not in given}
+    return values | {key: value for key, value in read.items() if key in values}
 
 
 def data(words: Sequence[str]) -> None:

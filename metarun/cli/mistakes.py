@@ -38,7 +38,7 @@ def check_choice(override: Override, loader: ConfigLoader) -> None:
         raise ConfigError("hydra itself cannot be set: set what is in it, for example hydra.run.dir=FOLDER")
     if override.is_delete() or (group == "experiment" and value is None) or not (known := list_options(loader, group)):
         return
-    if override.is_add() or override.is_force_add():
+    if override.package is None and (override.is_add() or override.is_force_add()):  # with one it is a second choice
         raise ConfigError(f"{override.input_line}: {group} has an option already: write {group}=NAME to replace it")
     several = value if group == "experiment" and isinstance(value, list) and value else [value]
     for option in several:

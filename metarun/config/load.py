@@ -11,11 +11,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.errors import ConfigError, find_reason, instead
 from metarun.config.registry import CONFIGS, GROUPS, check, config_folders, dataset_traits, declaration
-from metarun.config.schema import EvalSettings, Settings, apply_test_changes
+from metarun.config.schema import EvalSettings, Settings, apply_data_changes, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
 PATHS = ("data_dir", "dataset.path", "encoder.path", "eval.checkpoint", "init_from")  # of the user's
+NEW = {"dataset": {}, "split": "test"}  # settings of eval that earlier runs do not have, with what they did
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
@@ -101,7 +102,7 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
     hints = get_type_hints(EvalSettings, include_extras=True)
     variables = {field.name: hints[field.name] for field in fields(EvalSettings) if field.name not in ONCE}
     common = apply_test_changes(settings.algo, settings.eval.algo)
-    data = {**settings.dataset, **settings.eval.dataset}
+    data = apply_data_changes(settings.dataset, settings.eval.dataset)
     check("algo", common, problems, "eval.algo")
     check("dataset", data, problems, "eval.dataset")
     converted = {}
@@ -113,7 +114,7 @@ def _convert_variants(settings: Settings, problems: list[str]) -> dict[str, dict
         known = {setting: changes[setting] for setting in declared}
         converted[name] = convert_fields(known, declared, key, problems)
         check("algo", apply_test_changes(common, changes.get("algo", {})), problems, f"{key}.algo")
-        check("dataset", {**data, **changes.get("dataset", {})}, problems, f"{key}.dataset")
+        check("dataset", apply_data_changes(data, changes.get("dataset", {})), problems, f"{key}.dataset")
     return converted
 
 
@@ -191,7 +192,7 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     where = {"placement", "path"} if is_published(dataset) else {"placement"}
     dataset = {key: value for key, value in dataset.items() if key not in where}
     unset = ("init_from",) if values.get("init_from") is None else ()  # settings that earlier runs do not have
-    test = {key: value for key, value in values.get("eval", {}).items() if (key, value) != ("dataset", {})}
+    test = {key: value for key, value in values.get("eval", {}).items() if (key, value) not in NEW.items()}
     kept = {key: value for key, value in values.items() if key not in {*WHERE, *unset}}
     return kept | {"dataset": dataset, "eval": test}
 

@@ -72,7 +72,8 @@ class EvalSettings:
     checkpoint: str
     algo: dict[str, Any]  # settings of the algorithm that differ at meta-test; or another algorithm's, by name
     variants: dict[str, dict[str, Any]]  # name -> settings of this table that differ
-    dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ at meta-test
+    dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ; or another, by name
+    split: Literal["train", "val", "test", "all"] = "test"  # whose classes are tested
 
 
 @dataclass(frozen=True)
@@ -100,3 +101,13 @@ class Settings:
 def apply_test_changes(trained: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return an algorithm's settings with those that differ at meta-test; another `name` brings all its own."""
     return {**changes} if changes.get("name", trained["name"]) != trained["name"] else {**trained, **changes}
+
+
+def is_other_dataset(own: Mapping[str, Any], changes: Mapping[str, Any]) -> bool:
+    """Whether the changes name another dataset, or another collection of the same kind."""
+    return any(changes.get(key, own.get(key)) != own.get(key) for key in ("name", "collection"))
+
+
+def apply_data_changes(own: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a dataset's settings with those that differ at meta-test; another dataset brings all its own."""
+    return {**changes} if is_other_dataset(own, changes) else {**own, **changes}

@@ -13,6 +13,7 @@ from metarun.config.traits import HEADLINES, Kind, Metric
 from metarun.core.types import PADDING, Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
 TOP = 5  # places of a ranking that nDCG looks at
+ANSWERS = "answers"  # beside the metrics of a tested task, and none itself
 
 
 def is_present(y: Tensor) -> Tensor:
@@ -96,6 +97,17 @@ def measure(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
     return {name: lookup("metric", name)(prediction, y).detach() for name in names}
 
 
+def measure_test(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
+    """Measure a tested task: the headline metric and, where tasks share classes, the answers, [N, N]: how many queries
+    of the class in the row were taken for that in the column.
+    """
+    found = measure(spec, prediction, y)
+    if spec.kind != "classification" or spec.metric or spec.ways:
+        return found
+    taken = one_hot(prediction.argmax(-1), spec.output_size).to(prediction.dtype)
+    return found | {ANSWERS: one_hot(y, spec.output_size).to(prediction.dtype).T @ taken}
+
+
 def one_hot(y: Tensor, classes: int) -> Tensor:
     """[...] -> [..., classes], true at the label. PyTorch's own form waits for the device to check the labels."""
     return y[..., None] == torch.arange(classes, device=y.device)
@@ -147,9 +159,9 @@ def predict_queries(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Epi
 
 
 def episode_metrics(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
-    """Return the metrics after adaptation."""
+    """Return the metrics after adaptation, and the answers."""
     phi = adapt_to(algo, theta, episode)
-    return measure(spec, predict_queries(algo, theta, phi, episode), episode.query.y)
+    return measure_test(spec, predict_queries(algo, theta, phi, episode), episode.query.y)
 
 
 def metrics_by_step(
@@ -161,6 +173,6 @@ def metrics_by_step(
     """
     if algo.norm == "per_query":
         return episode_metrics(algo, spec, theta, episode)
-    found = [measure(spec, predict_queries(algo, theta, phi, episode), episode.query.y) for phi in states]
+    found = [measure_test(spec, predict_queries(algo, theta, phi, episode), episode.query.y) for phi in states]
     name = headline_metric(spec)
     return {**found[-1], f"{name}_by_step": torch.stack([metrics[name] for metrics in found])}

@@ -16,6 +16,7 @@ Params = dict[str, Tensor]  # parameter name -> tensor
 Theta = dict[str, Params]  # component ("backbone", "norm", "head", ...) -> Params
 Metrics = dict[str, Tensor]  # name -> tensor of any shape, for one task
 Split = Literal["train", "val", "test"]
+Part = Split | Literal["all"]  # all: the classes of the three together
 
 PADDING = -100  # the label of what is no example; PyTorch's cross-entropy passes it over
 
@@ -207,7 +208,10 @@ class ClassSource(TaskSource, Protocol):
 
 
 class Dataset(Protocol):
-    """A named collection that tasks are drawn from."""
+    """A named collection that tasks are drawn from.
+
+    One whose traits say `pooled` gives tasks of the split "all" as well: of the classes of all splits together.
+    """
 
     def prepare(self) -> None:
         """Fetch, verify and pack what is missing; cheap if everything is there."""

@@ -14,7 +14,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Fraction, Whole
 from metarun.config.traits import DatasetTraits
-from metarun.core.types import Split, TaskShape
+from metarun.core.types import Part, TaskShape
 from metarun.datasets.grouped import Grouped
 from metarun.datasets.preprocessing import Numbers
 from metarun.datasets.sampling.augment import AsStored
@@ -23,7 +23,7 @@ from metarun.datasets.storage.rows import ARRAYS, Example, find_rows, read_featu
 from metarun.datasets.storage.splits import Found
 
 
-@register("dataset", "features", DatasetTraits(kind="classification"))
+@register("dataset", "features", DatasetTraits(kind="classification", pooled=True))
 @dataclass(frozen=True)
 class Features(Grouped):
     """Classes of vectors; see configs/dataset/features.yaml."""
@@ -40,10 +40,13 @@ class Features(Grouped):
     wanted = "the arrays embeddings and labels"
     form = "float32"
 
-    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
+    def tasks(self, split: Part, shape: TaskShape) -> EpisodeSampler:
         """Episodes of vectors [D]. Raises ConfigError if the shape asks for more than the split has."""
-        table, _ = self.make_table(self.choose(split, shape, shape.ways))
-        return EpisodeSampler(table, shape, transform=AsStored("numbers"), split=split)
+        classes = self.choose(split, shape, shape.ways)
+        names = [self.packed.groups[number].name for number in classes]
+        return EpisodeSampler(
+            self.make_table(classes)[0], shape, transform=AsStored("numbers"), split=split, names=names
+        )
 
     def preprocessing(self) -> dict[str, Any]:
         """Numbers as they are."""

@@ -22,7 +22,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Seed
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
-from metarun.core.types import Split, TaskShape
+from metarun.core.types import Part, Split, TaskShape
 from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct
 from metarun.datasets.sampling.table import Table
@@ -49,7 +49,7 @@ def use_one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@register("dataset", "glyphs", DatasetTraits(kind="classification"))
+@register("dataset", "glyphs", DatasetTraits(kind="classification", pooled=True))
 @dataclass(frozen=True)
 class Glyphs:
     """Generated characters; no class is in two splits."""
@@ -68,7 +68,7 @@ class Glyphs:
         """Draw the images if the cache does not have them. Raises ConfigError if it cannot be written."""
         self._ensure_images()
 
-    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
+    def tasks(self, split: Part, shape: TaskShape) -> EpisodeSampler:
         """Tasks of images [1, S, S]. Raises ConfigError if the shape asks for more than the split has."""
         start, stop = self._rows[split]
         return EpisodeSampler(Table.from_classes(self._table[start:stop].to(self.device)), shape, split=split)
@@ -108,10 +108,11 @@ class Glyphs:
         return {"train": self.classes_train, "val": self.classes_val, "test": self.classes_test}
 
     @property
-    def _rows(self) -> dict[Split, tuple[int, int]]:
+    def _rows(self) -> dict[Part, tuple[int, int]]:
         """First row and end of each split. Test comes first, so that `classes_train` does not change it."""
         test, val = self.classes_test, self.classes_test + self.classes_val
-        return {"test": (0, test), "val": (test, val), "train": (val, val + self.classes_train)}
+        end = val + self.classes_train
+        return {"test": (0, test), "val": (test, val), "train": (val, end), "all": (0, end)}
 
     @property
     def _name(self) -> str:

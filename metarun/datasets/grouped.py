@@ -15,11 +15,11 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.load import OWN
 from metarun.config.words import count, make_inert
-from metarun.core.types import Contents, Split, TaskShape
+from metarun.core.types import Contents, Part, Split, TaskShape
 from metarun.datasets.sampling.table import Table, format_range
 from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.rows import Example, hash_content
-from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits, plural
+from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits, join, plural
 from metarun.datasets.storage.tree import SPLITS
 
 PACKING = 1  # raise it when packing changes: then files of older versions are not used
@@ -195,12 +195,12 @@ class Grouped:
         """Those groups that tasks can be drawn from, whatever their shape."""
         return list(groups)
 
-    def choose(self, split: Split, shape: TaskShape, least: int = 1) -> list[int]:
+    def choose(self, split: Part, shape: TaskShape, least: int = 1) -> list[int]:
         """The groups of a split with enough examples. Raises ConfigError."""
         groups = self.packed.groups
         sizes, names = [group.size for group in groups], [group.name for group in groups]
         choice = Choice(sizes, names, self.nouns, self.split_fractions, self.small_classes == "skip")
-        return choice.choose(split, self.usable(self.split_groups()[split]), shape, least)
+        return choice.choose(split, self.usable(join(self.split_groups(), split)), shape, least)
 
     def make_table(self, groups: Sequence[int]) -> tuple[Table, Tensor]:
         """The examples of these groups, numbered in their order, and the values [m, outputs] of the table's rows."""

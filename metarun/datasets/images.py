@@ -17,7 +17,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Positive, Whole
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
-from metarun.core.types import Contents, Split, TaskShape
+from metarun.core.types import Contents, Part, Split, TaskShape
 from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.sampling.episodes import EpisodeSampler
@@ -28,14 +28,14 @@ from metarun.datasets.storage.download import download
 from metarun.datasets.storage.known_sets import KNOWN_SETS, KnownSet
 from metarun.datasets.storage.layouts import find
 from metarun.datasets.storage.packing import ClassOf, Form, Packed, pack
-from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits
+from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits, join
 from metarun.datasets.storage.tree import SPLITS, Picture
 
 PACKING = 3  # raise it when packing changes: then files of older versions are not used
 SHOWN = 3  # of a group of equal pictures
 
 
-@register("dataset", "images", DatasetTraits(kind="classification", published=True))
+@register("dataset", "images", DatasetTraits(kind="classification", published=True, pooled=True))
 @dataclass(frozen=True)
 class Images:
     """Classes of pictures; see configs/dataset/folder.yaml."""
@@ -72,7 +72,7 @@ class Images:
         """Download if that is possible, verify and pack. Raises ConfigError if pictures are missing or damaged."""
         _ = self.packed
 
-    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
+    def tasks(self, split: Part, shape: TaskShape) -> EpisodeSampler:
         """Episodes of pictures [channels, image_size, image_size]; those of `train` are changed at random.
 
         Raises ConfigError if the shape asks for more than the split has, and as `prepare` does.
@@ -88,7 +88,8 @@ class Images:
         if split == "train":
             table = replace(table, rotated=self.rotations_train == "classes")
             transform = replace(transform, crop=self.crop, flip=self.flip, jitter=self.jitter)
-        return EpisodeSampler(table, shape, transform=transform, split=split)
+        names = [packed.classes[number].name for number in classes]
+        return EpisodeSampler(table, shape, transform=transform, split=split, names=names)
 
     def contents(self) -> Contents:
         """All packed pictures."""
@@ -205,11 +206,11 @@ class Images:
         """
         return draw_splits([where for where, _ in self.packed.classes], self.split_fractions, self.split_seed)
 
-    def _choose_classes(self, split: Split, shape: TaskShape) -> list[int]:
+    def _choose_classes(self, split: Part, shape: TaskShape) -> list[int]:
         """The classes with enough pictures for a task. Raises ConfigError if they are too few, or others are not to be
         skipped.
         """
-        classes = self.split_classes()[split]
+        classes = join(self.split_classes(), split)
         names, skip = [name for _, name in self.packed.classes], self.small_classes == "skip"
         choice = Choice(self.packed.sizes(), names, ("class", "picture"), self.split_fractions, skip)
         return choice.choose(split, classes, shape, shape.ways)

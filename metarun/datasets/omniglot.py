@@ -24,7 +24,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Whole
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
-from metarun.core.types import Episode, Examples, Split, TaskShape
+from metarun.core.types import Episode, Examples, Part, Split, TaskShape
 from metarun.datasets.omniglot_files import DRAWINGS, PARTS, find_parts, list_characters, load, pack
 from metarun.datasets.omniglot_runs import RUN, locate_runs
 from metarun.datasets.preprocessing import Pictures
@@ -33,6 +33,7 @@ from metarun.datasets.sampling.table import Table
 from metarun.datasets.storage.archives import fingerprint
 from metarun.datasets.storage.cache import cache_dir, ensure
 from metarun.datasets.storage.download import download
+from metarun.datasets.storage.splits import join
 
 URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"  # the one torchvision uses
 PACKING = 1  # raise it when `pack` changes: then tables of older versions are not used
@@ -46,7 +47,7 @@ VINYALS_TEST_TOO = {f"Gurmukhi/character{number}" for number in (42, 43, 44, 45)
 # fmt: on
 
 
-@register("dataset", "omniglot", DatasetTraits(kind="classification", published=True))
+@register("dataset", "omniglot", DatasetTraits(kind="classification", published=True, pooled=True))
 @dataclass(frozen=True)
 class Omniglot:
     """Handwritten characters as classes of 20 grey images; see configs/dataset/omniglot.yaml."""
@@ -71,7 +72,7 @@ class Omniglot:
         """
         _ = self.packed
 
-    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler | FixedEpisodes:
+    def tasks(self, split: Part, shape: TaskShape) -> EpisodeSampler | FixedEpisodes:
         """Episodes of images [1, image_size, image_size].
 
         Raises ConfigError if the shape asks for more than the split has, and as `prepare` does.
@@ -79,17 +80,18 @@ class Omniglot:
         if split == "test" and self.test_tasks == "runs":
             return self._runs(shape)
         images, index = self.packed
-        rows = divide(index["characters"], self.split, self.split_seed)[split]
-        images = images[rows].to(self.device)
+        rows = join(divide(index["characters"], self.split, self.split_seed), split)
+        names, images = [index["characters"][row].partition("/")[2] for row in rows], images[rows].to(self.device)
         rotations = self._rotations(split)
         if rotations != "none":
             rotated = [torch.rot90(images, quarters, (-2, -1)) for quarters in range(4)]
             images = torch.stack(rotated, dim=1).flatten(0, 1)  # rows 4c..4c+3: the rotations of character c
+        if rotations == "classes":
+            names = [f"{name} turned by {quarters * 90}" for name in names for quarters in range(4)]
         if self.ink == 1:
             images = 255 - images
-        return EpisodeSampler(
-            Table.from_classes(images), shape, variants=4 if rotations == "episode" else 1, split=split
-        )
+        variants = 4 if rotations == "episode" else 1
+        return EpisodeSampler(Table.from_classes(images), shape, variants, split=split, names=names)
 
     def _runs(self, shape: TaskShape) -> FixedEpisodes:
         """The published one-shot runs, which are upright whatever `rotations_test` is. Raises ConfigError."""
@@ -158,7 +160,7 @@ class Omniglot:
     def _root(self) -> Path:
         return self.data_dir / "omniglot" if self.path is None else Path(self.path).expanduser()
 
-    def _rotations(self, split: Split) -> str:
+    def _rotations(self, split: Part) -> str:
         return self.rotations_train if split == "train" else self.rotations_test
 
     def _cache_name(self, places: dict[str, Path]) -> str:

@@ -16,7 +16,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, Whole
 from metarun.config.traits import DatasetTraits
-from metarun.core.types import Split, TaskShape
+from metarun.core.types import Part, TaskShape
 from metarun.datasets.grouped import Grouped
 from metarun.datasets.preprocessing import Strings
 from metarun.datasets.sampling.augment import AsStored
@@ -60,7 +60,7 @@ CORPORA = {
 }
 
 
-@register("dataset", "texts", DatasetTraits(kind="classification", published=True))
+@register("dataset", "texts", DatasetTraits(kind="classification", published=True, pooled=True))
 @dataclass(frozen=True)
 class Texts(Grouped):
     """Classes of short texts, as bags of hashed n-grams; see configs/dataset/texts.yaml."""
@@ -79,10 +79,13 @@ class Texts(Grouped):
     nouns = ("class", "text")
     wanted = "a table of texts and labels"
 
-    def tasks(self, split: Split, shape: TaskShape) -> EpisodeSampler:
+    def tasks(self, split: Part, shape: TaskShape) -> EpisodeSampler:
         """Episodes of rows [width]. Raises ConfigError if the shape asks for more than the split has."""
-        table, _ = self.make_table(self.choose(split, shape, shape.ways))
-        return EpisodeSampler(table, shape, transform=AsStored("ngrams"), split=split)
+        classes = self.choose(split, shape, shape.ways)
+        names = [self.packed.groups[number].name for number in classes]
+        return EpisodeSampler(
+            self.make_table(classes)[0], shape, transform=AsStored("ngrams"), split=split, names=names
+        )
 
     def preprocessing(self) -> dict[str, Any]:
         """Bags of n-grams of the text."""

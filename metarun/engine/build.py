@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import build, declaration, find_misfit, known, traits_of
-from metarun.config.schema import EvalSettings, Settings
+from metarun.config.schema import EvalSettings, Settings, apply_data_changes, is_other_dataset
 from metarun.config.traits import BackboneTraits, Inputs, Traits
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
@@ -24,6 +24,7 @@ from metarun.core.types import (
     Encoder,
     FewShotAlgorithm,
     Params,
+    Part,
     Split,
     TaskShape,
     TaskSource,
@@ -120,18 +121,32 @@ class Experiment:
         return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in tasks])
 
     def build_tester(self, row: EvalSettings, split: Split) -> Tester:
-        """Build what tests on tasks of `split` with the settings of `row`. Raises ConfigError for a misfit."""
-        dataset = (
-            build_dataset(change_dataset(self.settings, row.dataset), self.device) if row.dataset else self.dataset
-        )
-        tasks = dataset.tasks(split, TaskShape(row.ways, row.shots, row.queries))
+        """Build what tests with the settings of `row`: on tasks of val, or on those that the row asks for.
+
+        Raises ConfigError for a misfit.
+        """
+        dataset, part = self.find_dataset(row, split)
+        tasks = dataset.tasks(cast(Split, part), TaskShape(row.ways, row.shots, row.queries))
         source = put_in_order(tasks, row.algo)
+        check_inputs(row, source.spec, self.source.spec)
         algo = build_algorithm(row.algo, self.backbone, source.spec, trained=self.source.spec)
         seed = self.settings.seed
         for component in draw_theta(algo, seed).keys() - draw_theta(self.algo, seed).keys():
             name, trained = row.algo["name"], self.settings.algo["name"]
             raise ConfigError(f"eval.algo.name is {name}: it needs a {component}, which algo={trained} does not learn")
-        return Tester(algo, self.backbone, source, row, split)
+        return Tester(algo, self.backbone, source, row, split, dataset)
+
+    def find_dataset(self, row: EvalSettings, split: Split) -> tuple[Dataset, Part]:
+        """The dataset and the classes that a row is tested on; it is validated on the run's own. Raises ConfigError."""
+        own = self.settings.dataset
+        if row.split == "all" and not declaration("dataset", row.dataset.get("name", own["name"])).traits.pooled:
+            name = row.dataset.get("name", own["name"])
+            raise ConfigError(f"eval.split is all: dataset={name} has no such split, choose train, val or test")
+        if split == "val" and is_other_dataset(own, row.dataset):
+            return self.dataset, split
+        changed = replace(self.settings, dataset=apply_data_changes(own, row.dataset))
+        dataset = build_dataset(changed, self.device) if row.dataset else self.dataset
+        return dataset, split if split == "val" else row.split
 
     @property
     def learns(self) -> bool:
@@ -148,14 +163,22 @@ class Experiment:
         return plan_rows(self.settings, self.has_norm)
 
 
+def check_inputs(row: EvalSettings, spec: TaskSpec, trained: TaskSpec) -> None:
+    """Raise ConfigError if the network cannot read the tasks of another dataset."""
+    if not row.dataset:
+        return
+    read, found = ((part.kind, part.inputs, list(part.input_shape)) for part in (trained, spec))
+    if found != read:
+        name = row.dataset.get("collection", row.dataset["name"])
+        raise ConfigError(
+            f"eval.dataset is {name}: its tasks are {' of '.join(map(str, found))}, "
+            f"this model was trained for {' of '.join(map(str, read))}"
+        )
+
+
 def allow_tf32(allowed: bool) -> None:
     """Let matrix products and convolutions on a GPU round their inputs to TF32, or not."""
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = allowed
-
-
-def change_dataset(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """The settings of a run with some of the dataset's changed."""
-    return replace(settings, dataset={**settings.dataset, **changes})
 
 
 def build_dataset(settings: Settings, device: torch.device | None = None) -> Dataset:

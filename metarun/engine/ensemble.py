@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metarun.core.objectives import adapt_to, measure, predict_queries
+from metarun.core.objectives import adapt_to, measure_test, predict_queries
 from metarun.core.types import Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
 
@@ -31,5 +31,5 @@ class Ensemble:
         return torch.stack(found).mean(0)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
-        """Return the headline metric; `theta` is not read, because the members have theirs."""
-        return measure(self.spec, self.probabilities(episode), episode.query.y)
+        """Return the headline metric and the answers; `theta` is not read, because the members have theirs."""
+        return measure_test(self.spec, self.probabilities(episode), episode.query.y)

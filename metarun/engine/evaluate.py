@@ -13,16 +13,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from metarun.config.registry import declaration
-from metarun.config.schema import EvalSettings, Settings, apply_test_changes
+from metarun.config.schema import EvalSettings, Settings, apply_data_changes, apply_test_changes
 from metarun.core.batch import Execution, count_tasks, map_tasks, take
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
+from metarun.core.objectives import ANSWERS
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import over_tasks
 from metarun.core.types import (
     Algorithm,
     Backbone,
     ClassSource,
+    Dataset,
     Episode,
     Examples,
     Metrics,
@@ -53,6 +55,11 @@ class Scores:
         return len(next(iter(self.per_task.values()), ()))
 
     @property
+    def metrics(self) -> Metrics:
+        """What was measured, without the answers."""
+        return {name: values for name, values in self.per_task.items() if name != ANSWERS}
+
+    @property
     def task_hash(self) -> str:
         """Of all inputs and labels: two equal hashes mean the same test."""
         return hashlib.sha256(b"".join(self.prints)).hexdigest()
@@ -66,7 +73,7 @@ class Scores:
 
     def summarise(self) -> dict[str, Any]:
         """Return name -> {"mean", "ci95"}, lists for vector metrics; ci95 as `over_tasks`, None for a single task."""
-        arrays = {name: values.double().numpy() for name, values in self.per_task.items()}
+        arrays = {name: values.double().numpy() for name, values in self.metrics.items()}
         intervals = {name: over_tasks(values) for name, values in arrays.items()}
         return {
             name: {"mean": values.mean(0).tolist(), "ci95": None if interval is None else interval.tolist()}
@@ -100,7 +107,7 @@ def plan_rows(settings: Settings, has_norm: bool) -> dict[str, EvalSettings]:
     rows = {"test": test}
     for name, changes in settings.eval.variants.items():
         algo, dataset = apply_test_changes(test.algo, changes.get("algo", {})), changes.get("dataset", {})
-        rows[name] = replace(test, **{**changes, "algo": algo, "dataset": {**test.dataset, **dataset}})
+        rows[name] = replace(test, **{**changes, "algo": algo, "dataset": apply_data_changes(test.dataset, dataset)})
     inductive = {
         f"{name}_inductive": replace(row, algo=make_inductive(row.algo))
         for name, row in rows.items()
@@ -140,6 +147,7 @@ class Tester:
     source: TaskSource
     row: EvalSettings
     split: Split
+    dataset: Dataset  # that the tasks are drawn from
 
     def score(
         self,
@@ -171,9 +179,19 @@ class Tester:
             keep=keep,
         )
 
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the classes that `draw_classes` numbers; none where they have none."""
+        names: Sequence[str] = getattr(self._drawn, "names", ())
+        return names
+
+    @property
+    def _drawn(self) -> TaskSource:
+        return self.source.source if isinstance(self.source, InOrder) else self.source
+
     def draw_classes(self, tasks: int) -> Tensor | None:
         """Draw the classes of the tasks that `score` scores: [tasks, N]; None where tasks have none in common."""
-        source = self.source.source if isinstance(self.source, InOrder) else self.source
+        source = self._drawn
         if not isinstance(source, ClassSource):
             return None
         generators = (generator_for(self.row.seed, self.split, block) for block in range(math.ceil(tasks / BLOCK)))

@@ -23,7 +23,7 @@ from metarun.core.statistics import Scores, over_classes
 from metarun.reports.published import Figure, Setup, find_figure, look_up
 from metarun.reports.statistics import Summary, summarise
 from metarun.runs.folder import RunFolder
-from metarun.runs.result import Estimate, Result, Row, describe_mode, describe_task
+from metarun.runs.result import UNTRAINED, Estimate, Result, Row, describe_mode, describe_task
 
 NAMED = 3  # settings in a name
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former takes a tenth of the time
@@ -161,6 +161,11 @@ class Cell:
         return self.first.result
 
     @property
+    def is_untrained(self) -> bool:
+        """Whether the weights are those from which training began."""
+        return self.row == UNTRAINED
+
+    @property
     def test(self) -> Row:
         return self.result.rows[self.row]
 
@@ -177,7 +182,7 @@ class Cell:
         test, result = self.test, self.result
         return Setup(
             algo=self.first.algo,
-            dataset=self.first.dataset,
+            dataset=self.first.dataset if self.test.data is None else self.dataset,
             config=result.config,
             metric=result.headline,
             kind=result.kind,
@@ -207,9 +212,12 @@ class Cell:
 
     @property
     def dataset(self) -> str:
-        """The dataset with its split: "omniglot (vinyals)"."""
+        """The dataset with its split: "omniglot (vinyals)"; of a test elsewhere also where: "omniglot -> cub"."""
         split = self.result.config["dataset"].get("split")
-        return f"{self.first.dataset} ({split})" if split else self.first.dataset
+        own = f"{self.first.dataset} ({split})" if split else self.first.dataset
+        tested = None if self.test.data is None else str(self.test.data.get("name"))
+        place = ", ".join(filter(None, (tested, "" if self.test.split == "test" else f"split {self.test.split}")))
+        return f"{own} -> {place}" if place else own
 
     @property
     def score(self) -> str:

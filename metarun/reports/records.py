@@ -23,6 +23,8 @@ def list_records(run: Run) -> Iterator[dict[str, Any]]:
         yield {
             "algo": run.algo,
             "dataset": run.collection,
+            "tested_on": run.collection if row.data is None else row.data["name"],
+            "split": row.split,
             "encoder": run.encoder,
             "classes_seen": result.dataset.get("encoder", {}).get("classes_seen"),  # in the encoder's pre-training
             "experiment": result.choices.get("experiment"),

@@ -7,7 +7,7 @@ from itertools import combinations
 
 import numpy as np
 
-from metarun.core.statistics import Scores, over_tasks
+from metarun.core.statistics import Scores, over_tasks, student_quantile
 
 ALL_PAIRS = 8  # up to so many methods, every pair is compared
 
@@ -33,13 +33,6 @@ def summarise(scores: Sequence[Scores]) -> Summary:
         over_seeds = student_quantile(seeds - 1) * float(per_seed.std(ddof=1)) / math.sqrt(seeds)
     half = over_tasks(per_task)
     return Summary(float(table.mean()), None if half is None else float(half), over_seeds, seeds, tasks)
-
-
-def student_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t."""
-    from scipy.stats import t
-
-    return float(t.ppf(0.975, freedom))
 
 
 def wilson_interval(part: int, whole: int) -> tuple[float, float]:

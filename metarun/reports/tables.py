@@ -22,9 +22,11 @@ HEADER = (
 ENCODED = (
     "experiment", "row", "dataset", "task", "result", "over classes", "mode", "classes seen in pre-training",
 )  # fmt: skip
+CLASS_HEADER = ("experiment", "row", "dataset", "tasks at chance", "least often told", "most often taken")
 ROWS = {
     "test": "the run's own test; an experiment tests as the method's paper does",
     "20way": "the same model on tasks of 20 classes",
+    "untrained": "the same network and method with the weights from which training began, on some of the tasks",
     "queries15": "the same model with 15 queries per class, all predicted in one batch",
     "_inductive": "the same model and tasks, but each query is predicted without sight of the other queries",
 }
@@ -114,7 +116,8 @@ class Report:
     @cached_property
     def steps(self) -> list[Section]:
         """Metrics with several values per task: after each inner step, or at each instance of a class."""
-        return [_make_vector_table(cell, by) for cell in self.cells for by in cell.vectors if by in VECTORS]
+        trained = (cell for cell in self.cells if not cell.is_untrained)
+        return [_make_vector_table(cell, by) for cell in trained for by in cell.vectors if by in VECTORS]
 
     @cached_property
     def differing(self) -> list[Section]:
@@ -125,6 +128,12 @@ class Report:
     def comparisons(self) -> list[Section]:
         """For each group of methods on the same tasks: mean ranks, and pairs in the order of rank."""
         return [_compare_group(group) for group in _group_comparable(self.cells)]
+
+    @cached_property
+    def hardest(self) -> list[Section]:
+        """The classes that are told least often, and the pairs that are confused most often."""
+        lines = [_make_class_line(cell) for cell in self.cells if cell.test.hardest and not cell.is_untrained]
+        return [Section("Hardest classes", [Table(CLASS_HEADER, lines)])] if lines else []
 
     @cached_property
     def notes(self) -> list[str]:
@@ -213,6 +222,16 @@ def _format_classes(cell: Cell) -> str:
     if cell.over_classes is None:
         return f"unknown ({'the same ' if number == test.ways else ''}{count(number, noun)})"
     return f"± {_format_number(cell.metric, cell.over_classes)} ({count(number, noun)})"
+
+
+def _make_class_line(cell: Cell) -> tuple[str, ...]:
+    """The entries of a cell, in the order of CLASS_HEADER."""
+    test = cell.test
+    at_chance = "" if test.at_chance is None else f"{100 * test.at_chance:.1f} %"
+    hardest = ", ".join(f"{name} {_format_number(cell.metric, float(share))}" for name, share in test.hardest)
+    pairs = ((first, second, float(share)) for first, second, share in test.confused)
+    confused = ", ".join(f"{first} for {second} {100 * share:.0f} %" for first, second, share in pairs)
+    return cell.name, cell.row, cell.dataset, at_chance, hardest, confused
 
 
 def _format_number(metric: Metric, value: float) -> str:
@@ -342,7 +361,7 @@ def _group_comparable(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         scored = cell.scores is not None and len(cell.scores) > 1 and np.isfinite(cell.scores).all()
-        if scored and not cell.row.endswith("_inductive"):
+        if scored and not cell.row.endswith("_inductive") and not cell.is_untrained:
             found.setdefault((cell.test.task_hash, cell.headline), []).append(cell)
     return (group for group in found.values() if len(group) > 1)
 

@@ -28,7 +28,10 @@ def to_markdown(report: Report) -> str:
         "Written by `metarun report` from the runs' own files.",
         *([f"Not read:\n\n{_format_bullets(report.skipped)}"] if report.skipped else []),
         *([format_table(*report.overview)] if report.overview.rows else []),
-        *map(_format_section, [*report.encoded, *report.papers, *report.steps, *report.comparisons]),
+        *map(
+            _format_section,
+            [*report.encoded, *report.papers, *report.hardest, *report.steps, *report.comparisons],
+        ),
         *(["## Warnings", _format_bullets(report.warnings)] if report.warnings else []),
         "## Where runs differ from the papers",
         _format_bullets(report.notes) or "Nowhere, as far as it is known.",

@@ -17,7 +17,9 @@ from metarun.core.statistics import FEW
 from metarun.core.types import Split
 from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Scores
-from metarun.runs.result import Evaluation, Row, describe_mode, describe_task
+from metarun.runs.result import UNTRAINED, Evaluation, Row, describe_mode, describe_place, describe_task
+
+HARDEST = 3  # classes that are named at the end of a run
 
 
 def describe_start(experiment: Experiment, data: Mapping[str, Any], device: str) -> Iterator[str]:
@@ -53,9 +55,17 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         assert not isinstance(headline.ci95, list)
         figure = result.metric.shown(headline.mean, headline.ci95)
         task, tasks = describe_task(result.kind, row.ways, row.shots, row.queries), count(row.tasks, "task")
-        yield f"{name:20} {result.headline} {figure}  ({task}, {tasks}, {describe_mode(row)})"
+        about = ", ".join(filter(None, (describe_place(row), task, tasks, describe_mode(row))))
+        yield f"{name:20} {result.headline} {figure}  ({about})"
+        if name == UNTRAINED:
+            continue
         if beyond := describe_classes(result, row):
             yield f"{'':20} {beyond}"
+        if row.at_chance:
+            yield f"{'':20} {100 * row.at_chance:.1f} % of the tasks are no better than guessing"
+        if name == "test" and row.hardest:
+            told = (f"{title} {result.metric.shown(float(share))}" for title, share in row.hardest[:HARDEST])
+            yield f"{'':20} least often told: {', '.join(told)}"
         for vector, values in row.metrics.items():
             if isinstance(values.mean, list):
                 base, by = split_vector(vector)
@@ -92,7 +102,7 @@ def write_scores(path: Path, scores: Scores, classes: Tensor | None = None) -> N
     path.parent.mkdir(exist_ok=True)
     columns = {
         name if values.dim() == 1 else f"{name}_{i}": column.tolist()
-        for name, values in scores.per_task.items()
+        for name, values in scores.metrics.items()
         for i, column in enumerate(values.flatten(1).T if values.dim() > 1 else [values])
     }
     if classes is not None:

@@ -11,11 +11,9 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from metarun.config.errors import ConfigError
-from metarun.config.schema import EvalSettings
 from metarun.core.machine import device_name, find_versions
 from metarun.engine import checkpoint
-from metarun.engine.build import Experiment
-from metarun.engine.evaluate import NOTHING, Keep, Model, Scores
+from metarun.engine.evaluate import NOTHING, Keep, Model, Scores, Tester
 from metarun.engine.plan import Plan
 
 
@@ -47,10 +45,10 @@ class Draft:
         return write
 
 
-def make_key(experiment: Experiment, models: Sequence[Model], row: EvalSettings, plan: Plan) -> str:
+def make_key(tester: Tester, models: Sequence[Model], plan: Plan, device: torch.device) -> str:
     """Hash the models, the settings of the row, the data, and what executes the test."""
-    machine = device_name(experiment.device), find_versions()
-    asked = [asdict(row), experiment.dataset.identity(), plan.execution, machine]
+    machine = device_name(device), find_versions()
+    asked = [asdict(tester.row), tester.dataset.identity(), plan.execution, machine]
     digest = hashlib.sha256(json.dumps(asked, default=str).encode())
     for tensor in tree_leaves(models):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

@@ -53,11 +53,14 @@ class Prediction:
     classes: list[Label]
     logits: Tensor  # [n, N], on the CPU: the method's own scores, higher for the more likely class
     names: list[str]  # of the inputs: files, or numbers from 0
+    temperature: float | None = None  # of the model; see `Model.temperature`
 
     @property
     def probabilities(self) -> Tensor:
-        """[n, N], the softmax of the logits. Not calibrated: a method may be right more or less often than it says."""
-        return self.logits.softmax(-1)
+        """[n, N], the softmax of the logits by the temperature. Without one they are not calibrated: a method may be
+        right more or less often than it says.
+        """
+        return (self.logits / (self.temperature or 1.0)).softmax(-1)
 
     @property
     def labels(self) -> list[Label]:
@@ -77,11 +80,13 @@ class Classifier:
     _read: Callable[[Given], Named]
     _predict: Callable[[Items], Tensor]
     unused: int  # classes of a fixed last layer that the support does not have
+    temperature: float | None = None
 
     def predict(self, x: Given) -> Prediction:
         """Tell the classes of x: inputs in any form of the support's, or files. Raises ConfigError for another form."""
         named = self._read(x)
-        return Prediction(self.classes, self._predict(named.items)[:, self._columns], named.names)
+        logits = self._predict(named.items)[:, self._columns]
+        return Prediction(self.classes, logits, named.names, self.temperature)
 
     def __repr__(self) -> str:
         return f"Classifier({', '.join(map(repr, self.classes))})"
@@ -115,6 +120,7 @@ class Model:
     theta: Theta
     statistics: Params  # of norm layers over training tasks; empty if the test does not use them
     backbone: Backbone
+    temperature: float | None = None  # that logits are divided by, fitted on validation tasks at the run's end
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.spec.input_shape))
@@ -170,7 +176,8 @@ class Model:
             order = torch.arange(len(numbers))
         examples = Examples(x[order.to(x.device)], columns[numbers[order]].to(self.device))
         unused = 0 if self.spec.ways else spec.output_size - len(classes)
-        return Classifier(classes, columns, self.read, self._learn(row, spec, examples), unused)
+        temperature = self.temperature if row == self._row(per_query=True) else None  # fitted for this form alone
+        return Classifier(classes, columns, self.read, self._learn(row, spec, examples), unused, temperature)
 
     def read(self, x: Given) -> Named:
         """Read the inputs of a file, a folder or an archive, and their labels if it has them.
@@ -349,6 +356,7 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         theta=tensors["theta"],
         statistics=tensors["statistics"],
         backbone=backbone.to(place),
+        temperature=find_temperature(file),
     )
 
 
@@ -369,6 +377,14 @@ def build_untrained(settings: Settings) -> Model:
             f"algo={settings.algo['name']} with backbone={settings.backbone['name']} must be trained first"
         )
     return Model(settings, "", spec, preprocessing, 0, device, theta, {}, backbone)
+
+
+def find_temperature(checkpoint: Path) -> float | None:
+    """The temperature in the result of the run that the checkpoint lies in, if it is the one that was tested."""
+    folder = RunFolder(checkpoint.parent.parent)
+    result = folder.result() if (folder.path / "result.json").is_file() else None
+    tested = result and folder.checkpoint(result.checkpoint.name)
+    return result.temperature if result and tested == checkpoint else None
 
 
 def _sort(labels: Sequence[Any]) -> list[Label]:

@@ -10,6 +10,7 @@ from metarun.config.traits import Kind, Metric
 from metarun.config.validate import convert
 from metarun.config.words import count
 
+UNTRAINED = "untrained"  # the row of the weights that training began from
 Number = float | list[Any]  # a list for a vector metric
 
 
@@ -42,6 +43,11 @@ class Row:
     assays: int | None = None  # the same where a task is drawn from a list, as a whole
     ci95_over_classes: float | None = None  # or over assays, of the headline metric: where few, see `core.statistics`
     dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ from training
+    split: str = "test"
+    data: dict[str, Any] | None = None  # the identity of another dataset than the run's
+    at_chance: float | None = None  # the share of tasks whose figure is no better than guessing
+    hardest: list[list[str | float]] = field(default_factory=list)  # [class, accuracy], from the lowest on
+    confused: list[list[str | float]] = field(default_factory=list)  # [class, taken for, share], from the highest on
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Row":
@@ -103,6 +109,7 @@ class Evaluation:
     dataset: dict[str, Any]  # identity of the data
     warnings: list[str] = field(default_factory=list)  # why a figure may not mean what it seems to
     notes: list[str] = field(default_factory=list)  # what a person must know of the data
+    temperature: float | None = None  # that logits are divided by, fitted on validation tasks
 
     @property
     def metric(self) -> Metric:
@@ -212,3 +219,9 @@ def describe_task(kind: Kind, ways: int, shots: int, queries: int) -> str:
     if kind == "control":
         return (f"{shots} + " if shots else "") + count(queries, "episode")
     return f"{ways}-way {shots}-shot, {count(queries, 'query')} per class"
+
+
+def describe_place(row: Row) -> str:
+    """Say whose classes were tested, where it is not the test split of the run's own dataset: "on cub, all"."""
+    name = "" if row.data is None else f"on {row.data['name']}"
+    return ", ".join(filter(None, (name, "" if row.split == "test" else f"split {row.split}")))

@@ -26,7 +26,7 @@ from metarun.runs.artifacts import describe_result, describe_start, draw_curves
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, say, speak
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
-from metarun.runs.session import check_ensemble, load_models, score_rows, train_run
+from metarun.runs.session import check_ensemble, find_temperature, load_models, score_rows, train_run
 from metarun.runs.warnings import find_warnings, read_last_loss
 from metarun.runs.weights import OTHER_RUN, check_files, check_weights, hash_files
 from metarun.runs.worker import follow, start_workers
@@ -176,9 +176,11 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     say.info("in %s", folder.path)
     progress = train_run(experiment, folder, about, ranks)
     models, facts = load_models(experiment, folder, ranks)
-    rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), folder, ranks)
+    plan = Plan(**facts[-1]["progress"]["plan"])
+    rows = score_rows(experiment, models, plan, folder, ranks)
     headline = headline_metric(experiment.source.spec)
     result = Result(
+        temperature=find_temperature(experiment, models, plan, ranks),
         headline=headline,
         kind=experiment.source.spec.kind,
         rows=rows,

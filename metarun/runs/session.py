@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,15 @@ from torch.utils._pytree import tree_map
 
 from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, declaration, metric, traits_of
-from metarun.config.schema import Settings
+from metarun.config.schema import EvalSettings, Settings
 from metarun.config.words import count, format_duration
-from metarun.core.objectives import headline_metric
+from metarun.core.objectives import ANSWERS, headline_metric
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import FEW, over_classes
 from metarun.core.types import Task
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
+from metarun.engine.calibration import fit_temperature
 from metarun.engine.capture import capture_step, choose_recording
 from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import NOTHING, Model, Scores, forget, is_transductive
@@ -29,12 +30,16 @@ from metarun.engine.plan import MetaGradient, Plan
 from metarun.engine.prefetch import Prefetch, needs_copies
 from metarun.engine.state import Log, NonFiniteLoss, Progress, Silence, State, Window
 from metarun.runs.artifacts import draw_regret, draw_vectors, write_scores
+from metarun.runs.classes import Pairs
 from metarun.runs.draft import Draft, make_key
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
-from metarun.runs.result import Estimate, Row
+from metarun.runs.result import UNTRAINED, Estimate, Row
+from metarun.runs.warnings import ROUNDING
 from metarun.runs.weights import check_shapes
+
+FEW_TASKS = 100  # that the untrained weights are tested on
 
 
 def train_run(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
@@ -264,26 +269,56 @@ def measure_classes(scores: Scores, classes: Tensor | None, headline: str) -> di
     return {"classes" if classes.shape[1] > 1 else "assays": number, "ci95_over_classes": found}
 
 
+def measure_chance(scores: Scores, headline: str, ways: int) -> float | None:
+    """The share of tasks whose figure is no better than guessing; None if there is no such figure."""
+    guessed = metric(headline).guessed(ways)
+    if guessed is None:
+        return None
+    return float((scores.per_task[headline].double() <= guessed + ROUNDING).double().mean())
+
+
+def count_pairs(scores: Scores, classes: Tensor | None) -> Pairs | None:
+    """Which classes were taken for which; None where tasks have none in common."""
+    answers = scores.per_task.get(ANSWERS)
+    if answers is None or classes is None or classes.shape != answers.shape[:2]:
+        return None
+    return Pairs.count(answers.double().numpy(), classes.numpy())
+
+
+def plan_tests(experiment: Experiment, models: list[Model]) -> dict[str, tuple[EvalSettings, list[Model]]]:
+    """Row -> its settings and the models that are tested. The last row has the weights that no training has changed."""
+    rows = experiment.plan_rows()
+    theta = experiment.draw_theta()
+    untrained = Model(theta, experiment.measure_statistics(theta))
+    row = replace(rows["test"], tasks=min(rows["test"].tasks, FEW_TASKS))
+    return {name: (row, models) for name, row in rows.items()} | {UNTRAINED: (row, [untrained])}
+
+
 def score_rows(
     experiment: Experiment, models: list[Model], plan: Plan, folder: RunFolder | None, ranks: Ranks
 ) -> dict[str, Row]:
-    """Test the models on every row of the result. Writes the scores into the folder, if there is one.
+    """Test the models on every row of the result, and the untrained weights on some tasks of the first.
 
-    Tasks are executed as in training. Several models are tested as an ensemble, and its rows say so. A test that was
-    stopped goes on after the tasks that its draft in the folder holds.
+    Writes the scores into the folder, if there is one. Tasks are executed as in training. Several models are tested as
+    an ensemble, and its rows say so. A test that was stopped goes on after the tasks that its draft holds.
     """
     rows = {}
-    for name, row in experiment.plan_rows().items():
-        draft = Draft(folder.draft(name), make_key(experiment, models, row, plan)) if folder else None
+    for name, (row, members) in plan_tests(experiment, models).items():
+        tester = experiment.build_tester(row, "test")
+        draft = Draft(folder.draft(name), make_key(tester, members, plan, experiment.device)) if folder else None
         done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
         started = time.perf_counter() - before
         if folder:
             say.info("testing %s: %s", name, count(row.tasks, "task"))
-        tester, keep = experiment.build_tester(row, "test"), draft.follow(started) if draft else forget
-        scores = tester.score(models, row.tasks, plan.execution, ranks, done, keep)
-        classes = tester.draw_classes(row.tasks)
+        keep = draft.follow(started) if draft else forget
+        scores = tester.score(members, row.tasks, plan.execution, ranks, done, keep)
+        classes, headline = tester.draw_classes(row.tasks), headline_metric(tester.source.spec)
+        pairs = count_pairs(scores, classes)
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores, classes)
+        if folder and pairs:
+            pairs.write(folder.path / "scores" / f"{name}_classes.csv", tester.names)
+        hardest, confused = pairs.list_hardest(tester.names) if pairs else ([], [])
         rows[name] = Row(
             metrics={metric: Estimate(**values) for metric, values in scores.summarise().items()},
             ways=row.ways,
@@ -293,13 +328,28 @@ def score_rows(
             task_hash=scores.task_hash,
             algo=row.algo,
             transductive=is_transductive(row, experiment.has_norm),
-            ensemble=len(models),
+            ensemble=len(members),
             seconds=round(time.perf_counter() - started, 1),
+            **measure_classes(scores, classes, headline),
+            at_chance=measure_chance(scores, headline, row.ways),
+            hardest=hardest,
+            confused=confused,
             dataset=row.dataset,
-            **measure_classes(scores, classes, headline_metric(tester.source.spec)),
+            split=row.split,
+            data=tester.dataset.identity() if row.dataset else None,
         )
     if folder:
         draw_vectors(folder.path / "scores", rows)
         for best in declaration("dataset", experiment.settings.dataset["name"]).traits.rules[:1]:
             draw_regret(folder.path / "scores", rows, best)
     return rows
+
+
+def find_temperature(experiment: Experiment, models: list[Model], plan: Plan, ranks: Ranks) -> float | None:
+    """Fit the temperature of a single model's probabilities on the validation tasks, as `metarun predict` adapts it."""
+    if len(models) > 1:
+        return None
+    rows = experiment.plan_rows()
+    row = rows.get("test_inductive", rows["test"])
+    row = replace(row, tasks=experiment.settings.eval.val_tasks)
+    return fit_temperature(experiment.build_tester(row, "val"), models[0], plan.execution, ranks)

@@ -79,7 +79,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "eval.variants.x.checkpoint=last",
         "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
-        "shots, queries, tasks_per_chunk, algo, dataset",
+        "shots, queries, tasks_per_chunk, algo, dataset, split",
     ),
     ("algo.name=mmal", f"algo.name is 'mmal': the nearest of {len(known('algo'))} are maml, ..."),
     ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),

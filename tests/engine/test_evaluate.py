@@ -1,11 +1,13 @@
 """Fixed tasks, means and intervals."""
 
+from typing import cast
+
 import pytest
 import torch
 
 from metarun.config.schema import EvalSettings
 from metarun.core.batch import Execution
-from metarun.core.types import Examples, TaskShape, TaskSource
+from metarun.core.types import Dataset, Examples, TaskShape, TaskSource
 from metarun.datasets.sampling.episodes import EpisodeSampler, FixedEpisodes
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
@@ -96,7 +98,7 @@ def test_the_classes_of_test_tasks_are_those_of_the_tasks_that_are_scored(
     algo, _ = algo_and_theta("maml", "conv4_strided")
     tasks: TaskSource = source if mixed is None else InOrder(source, mixed, strings=False)
     row = EvalSettings(70, 1, 5, 3, 2, 2, 10, 1, "best", {}, {})
-    classes = testing.Tester(algo, algo.backbone, tasks, row, "test").draw_classes(70)
+    classes = testing.Tester(algo, algo.backbone, tasks, row, "test", cast(Dataset, None)).draw_classes(70)
     assert classes is not None
     pictures = source.table.examples.double().flatten(1).sum(1).view(12, 6)  # [classes, drawings]
     drawn = list(draw_fixed_tasks(tasks, 70, 5, "test"))

@@ -1,5 +1,6 @@
 """Few-shot episodes drawn from a table of examples: whole batches of tasks, without a Python loop over tasks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
-from metarun.core.types import Episode, Examples, Split, TaskShape, TaskSpec
+from metarun.core.types import Episode, Examples, Part, TaskShape, TaskSpec
 from metarun.datasets.sampling.augment import UNCHANGED, Transform
 from metarun.datasets.sampling.table import Table
 
@@ -24,7 +25,8 @@ class EpisodeSampler:
     shape: TaskShape
     variants: int = 1
     transform: Transform = UNCHANGED
-    split: Split | None = None  # named in messages
+    split: Part | None = None  # named in messages
+    names: Sequence[str] = ()  # of the classes that `draw_classes` numbers; none where they have none
 
     def __post_init__(self) -> None:
         ways, shots, queries = self.shape

@@ -4,14 +4,14 @@ It is never drawn anew where one was given.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from metarun.config.errors import ConfigError
 from metarun.config.words import count
-from metarun.core.types import Split, TaskShape
+from metarun.core.types import Part, Split, TaskShape
 from metarun.datasets.storage.tree import SPLITS
 
 Member = TypeVar("Member")
@@ -89,6 +89,11 @@ def draw_splits(given: Sequence[Split | None], fractions: Sequence[float], seed:
     return {split: sorted([*known[split], *free[ends[i] : ends[i + 1]]]) for i, split in enumerate(SPLITS)}
 
 
+def join(splits: Mapping[Split, Sequence[int]], split: Part) -> list[int]:
+    """The numbers of one split, or of all together, ascending."""
+    return sorted(number for part in splits.values() for number in part) if split == "all" else list(splits[split])
+
+
 @dataclass(frozen=True)
 class Choice:
     """Which classes of a split can be drawn from: those with enough examples for a task."""
@@ -99,7 +104,7 @@ class Choice:
     fractions: Sequence[float]  # of the splits
     skip: bool  # leave small classes out, instead of refusing
 
-    def choose(self, split: Split, classes: Sequence[int], shape: TaskShape, least: int) -> list[int]:
+    def choose(self, split: Part, classes: Sequence[int], shape: TaskShape, least: int) -> list[int]:
         """The classes with enough examples. Raises ConfigError if fewer than `least` have, or one has not and none is
         to be skipped.
         """
