@@ -46,7 +46,7 @@ class R2D2:
         """Lambda(Z), the closed form: features [n, D + 1], y [n] class indices or [n, output] values -> [D + 1, N]."""
         classes = self.spec.kind == "classification"
         targets = one_hot(y, self.spec.output_size).to(features.dtype) if classes else y
-        return ridge(features, targets, len(features) * theta["ridge"]["log_penalty"].exp())
+        return ridge(features, targets, features.shape[0] * theta["ridge"]["log_penalty"].exp())
 
     def outputs(self, theta: Theta, phi: Tensor, features: Tensor) -> Tensor:
         """alpha X W + beta, which turns regressed labels into logits."""

@@ -89,7 +89,7 @@ class RelationNet:
     def embed(self, theta: Theta, x: Tensor) -> Tensor:
         """f: x [n, *input] -> maps [n, C, S, S]."""
         z = forward(self.backbone, (theta["backbone"], theta["norm"]), x)
-        return z.view(len(z), *self.backbone.feature_shape)
+        return z.view(z.shape[0], *self.backbone.feature_shape)
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """The sum of each class's maps (section 3.3): support.x [n, *input] -> [N, C, S, S]."""
@@ -101,7 +101,7 @@ class RelationNet:
         """r_{k, i} = g(C(f(class k), f(x_i))) (Eq. 1): x [n, *input] -> relation scores [n, N], between 0 and 1."""
         z = self.embed(theta, x)  # [n, C, S, S]
         pairs = torch.cat(
-            [phi.expand(len(z), *phi.shape), z[:, None].expand(-1, *phi.shape)],
+            [phi.expand(z.shape[0], *phi.shape), z[:, None].expand(-1, *phi.shape)],
             dim=2,
         )  # [n, N, 2C, S, S]
         scores = forward(self.relation, theta["relation"], pairs.flatten(0, 1))

@@ -240,6 +240,27 @@ def embed(words: Sequence[str]) -> None:
     print(*map(printable, embed_inputs(model, model.read(arguments.files), arguments.to, arguments.html)), sep="\n")
 
 
+def export(words: Sequence[str]) -> None:
+    """Write a trained network as a program that needs no metarun.
+
+    With --ways it is the whole way from a labelled support to the queries' logits, of methods that adapt without
+    gradient steps. FILE ends with .pt2 (torch.export) or with .onnx (pip install 'metarun[onnx]').
+    """
+    parser = Parser(export)
+    parser.add_argument("run", type=Path, help="the folder of the run, or a checkpoint")
+    parser.add_argument("file", type=Path, help="what to write: model.pt2 or model.onnx")
+    parser.add_argument("--ways", type=int, metavar="N", help="support to prediction, for supports of N classes")
+    arguments = parser.read(words)
+    check_file("FILE", arguments.file, ".pt2", ".onnx")
+    if arguments.ways is not None and arguments.ways < 2:
+        raise ConfigError(f"--ways is {arguments.ways}: it must be at least 2")
+    from metarun.runs.export import export_model
+    from metarun.runs.model import load
+
+    model = load(arguments.run, device="cpu")
+    print(*map(printable, export_model(model, arguments.file, arguments.ways)), sep="\n")
+
+
 def read_task(arguments: argparse.Namespace, model: "Model") -> "tuple[Named, Named]":
     """Read support and queries; or draw both, where they are a dataset and its split. Raises ConfigError."""
     words = (arguments.support, arguments.query)
@@ -378,6 +399,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "evaluate": evaluate,
     "predict": predict,
     "embed": embed,
+    "export": export,
     "report": report,
     "reproduce": reproduce,
     "profile": profile,

@@ -11,7 +11,7 @@ from torch.func import vmap
 
 def add_ones(x: Tensor) -> Tensor:
     """Append a column of ones, whose weight is the bias. [n, d] -> [n, d + 1]."""
-    return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
+    return torch.cat([x, x.new_ones(x.shape[0], 1)], dim=1)
 
 
 def ridge(x: Tensor, weighted_targets: Tensor, penalty: Tensor, weights: Tensor | float = 1.0) -> Tensor:
@@ -33,7 +33,7 @@ def solve(matrix: Tensor, penalty: Tensor | float, right: Tensor) -> Tensor:
     """
     kind = torch.promote_types(torch.promote_types(matrix.dtype, right.dtype), torch.float32)
     matrix, right = matrix.to(kind), right.to(kind)
-    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
     solution: Tensor = torch.linalg.solve_ex(matrix + penalty * identity, right)[0]
     return solution
 
@@ -72,7 +72,7 @@ def multinomial_regression(
     mean = (there * x).sum(0) / count
     centred = there * (x - mean)
     kernel = centred @ centred.T
-    step = solve(kernel / 2, penalty, torch.eye(len(x), dtype=x.dtype, device=x.device))  # (K / 2 + penalty)^-1
+    step = solve(kernel / 2, penalty, torch.eye(x.shape[0], dtype=x.dtype, device=x.device))  # (K / 2 + penalty)^-1
     a, b = torch.zeros_like(members), members.new_zeros(members.shape[1])
     for _ in range(iterations):
         excess = there * (kernel @ a + b).softmax(-1) - members

@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings
@@ -206,18 +205,24 @@ class Model:
         Norm layers use the averages over training tasks if the test does, otherwise the statistics of x itself: then
         the features of an input depend on the others. Raises ConfigError if the method has no network of this kind.
         """
-        if "backbone" not in self.theta:
-            raise ConfigError(f"algo={self.algo} has no component backbone: there are no features")
-        row = self._row(per_query=True)
-        inputs, backbone = self._read(self.read(x).items), self._build_backbone(row)
-        shapes = {name: p.shape for name, p in backbone.named_parameters()}
-        weights = {**self.theta["backbone"], **self.theta.get("norm", {})}
-        # a method may have norm parameters for each inner step: the network that all tasks share has the first
-        weights = {name: p if p.shape == shapes[name] else p[0] for name, p in weights.items()}
-        alone = row.algo.get("norm") == "running" or not norm_names(backbone)
+        network = self.build_network()
+        inputs, row = self._read(self.read(x).items), self._row(per_query=True)
+        alone = row.algo.get("norm") == "running" or not norm_names(network)
         with torch.no_grad():
             parts = inputs.split(BATCH) if alone else (inputs,)
-            return torch.cat([functional_call(backbone, weights, (part,)).cpu() for part in parts])
+            return torch.cat([network(part).cpu() for part in parts])
+
+    def build_network(self) -> Backbone:
+        """Build the trained network by itself: [n, *input] -> [n, D]. Raises ConfigError if the method has none."""
+        if "backbone" not in self.theta:
+            raise ConfigError(f"algo={self.algo} has no component backbone: there are no features")
+        network = self._build_backbone(self._row(per_query=True))
+        weights = {**self.theta["backbone"], **self.theta.get("norm", {})}
+        with torch.no_grad():
+            for name, p in network.named_parameters():
+                # a method may have norm parameters for each inner step: the network that all tasks share has the first
+                p.copy_(weights[name] if weights[name].shape == p.shape else weights[name][0])
+        return network.requires_grad_(False)
 
     def _row(self, per_query: bool) -> EvalSettings:
         """The settings of the test, in the inductive form if there is one and it is asked for."""
