@@ -75,9 +75,11 @@ def describe_result(result: Evaluation) -> Iterator[str]:
 
 
 def describe_classes(result: Evaluation, row: Row) -> str:
-    """Say what holds if other classes, or assays, are drawn; empty where there are many, or tasks share none."""
+    """Say what holds if other classes, or assays, are drawn; empty where there are many, tasks share none, or there is
+    no interval.
+    """
     number, noun = row.count_pool(result.kind)
-    if number is None or number >= FEW:
+    if number is None or number >= FEW or row.metrics[result.headline].ci95 is None:
         return ""
     pool = count(number, noun)
     if row.ci95_over_classes is not None:

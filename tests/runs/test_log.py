@@ -83,6 +83,14 @@ def test_figures_with_several_values_per_task_are_told_and_drawn_whatever_they_a
     ]
 
 
+def test_a_single_task_has_no_interval_to_explain() -> None:
+    row = Row({"accuracy": Estimate(0.75, None)}, 5, 1, 1, 1, "", {}, False, classes=5)
+    checkpoint = Checkpoint("best", 1)
+    test = Evaluation(headline="accuracy", kind="classification", rows={"test": row}, checkpoint=checkpoint, dataset={})
+    (line,) = describe_result(test)
+    assert "±" not in line
+
+
 def test_damaged_lines_of_a_metrics_file_are_dropped(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 1\n{"step": 1, "split": "train"}\n{"st\n[]\n')
     RunLog(tmp_path, NoLogger(), step=5).close()
