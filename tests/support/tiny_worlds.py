@@ -11,6 +11,7 @@ from metarun.core.seeding import generator_for
 from metarun.core.types import TaskShape, TaskSpec, Theta, Trial, World
 from metarun.datasets.bandit import Bandit
 from metarun.datasets.cartpole import CartPole
+from metarun.datasets.cheetah import Cheetah
 from metarun.datasets.driving import Driving
 from metarun.datasets.gridgame import GridGame
 from metarun.datasets.navigation import Navigation
@@ -29,6 +30,7 @@ WORLDS: dict[str, Any] = {
     "gridgame": GridGame(horizon=12, device=CPU),
 }
 BRIEF = {name: replace(w, horizon=2) if name != "bandit" else w for name, w in WORLDS.items()}  # for shapes alone
+BRIEF["cheetah"] = Cheetah(goal="speed", horizon=2, device=CPU)  # MuJoCo need not be there
 
 
 def spec_of(world: World, skipped: int, counted: int) -> TaskSpec:
