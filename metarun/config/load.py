@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.config.errors import ConfigError, find_reason, instead
-from metarun.config.registry import CONFIGS, GROUPS, check, config_folders, dataset_traits, declaration
+from metarun.config.registry import CONFIGS, GROUPS, check, config_folders, dataset_traits, declaration, known
 from metarun.config.schema import EvalSettings, Settings, apply_data_changes, apply_test_changes
 from metarun.config.validate import convert, convert_fields
 
@@ -148,13 +148,14 @@ def complete_tests(values: dict[str, Any]) -> dict[str, Any]:
             name: {**row, "algo": _complete(row["algo"], before)} if isinstance(row, Mapping) and "algo" in row else row
             for name, row in variants.items()
         }
-    return {**values, "eval": {**test, "algo": common, "variants": variants}}
+    completed = {"algo": common, "variants": variants}
+    return {**values, "eval": {**test, **{key: completed[key] for key in completed if key in test}}}
 
 
 def _complete(changes: Any, before: Mapping[str, Any]) -> Any:
     """Changes with the other settings of the method that they name, if that is not the one before."""
     name = changes.get("name", before.get("name")) if isinstance(changes, Mapping) else before.get("name")
-    if name == before.get("name") or not isinstance(name, str):
+    if name == before.get("name") or name not in known("algo"):
         return changes
     files = (folder / "algo" / f"{name}.yaml" for folder in (CONFIGS, *config_folders()))
     file = next((file for file in files if file.is_file()), None)
