@@ -303,7 +303,7 @@ def test_labels_must_be_as_many_as_inputs(protonet: metarun.Model) -> None:
 def test_more_classes_than_in_training_where_the_method_can(protonet: metarun.Model, fomaml: metarun.Model) -> None:
     x, y = torch.rand(14, 1, 28, 28), list(range(7)) * 2
     assert adapt(protonet, (x, y)).predict(x).logits.shape == (14, 7)
-    with pytest.raises(metarun.ConfigError, match=r"7 classes: this model's last layer has 5 .*: .*baseline, .*protonet"):
+    with pytest.raises(metarun.ConfigError, match=r"7 classes: this model's last layer .*: .*baseline, .*protonet"):
         fomaml.adapt((x, y))
     with pytest.raises(metarun.ConfigError) as told:
         fomaml.adapt((x, y))
