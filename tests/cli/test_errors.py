@@ -97,7 +97,10 @@ MISTAKES: list[tuple[str, str]] = [
     ("--config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
     ("list --config-dir=nowhere", "--config-dir is nowhere: there is no such folder"),
     ("help", f"help is no command (did you mean --help?): choose from {', '.join(COMMANDS)}, or set name=value"),
-    ("list algos", "algos is not listed: choose from algo, dataset, backbone, encoder, experiment (did you mean algo?)"),
+    (
+        "list algos",
+        "algos is not listed: choose from algo, dataset, backbone, encoder, experiment (did you mean algo?)",
+    ),
     ("list algo mml", "no algo fits 'mml': a pattern may contain * and ?, as in 'm*' (did you mean maml?)"),
     ("resume", "metarun resume: the following arguments are required: run; see metarun resume --help"),
     ("report outputs --to=/dev/null", "the report's folder /dev/null cannot be made: /dev/null is a file"),
