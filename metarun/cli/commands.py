@@ -281,7 +281,7 @@ def read_task(arguments: argparse.Namespace, model: "Model") -> "tuple[Named, Na
 
 
 def explain(words: Sequence[str]) -> None:
-    """Draw the loss or the rates that a run has learned, or how its policy acts.
+    """Draw what a run has learned: a loss, rates, or how it acts.
 
     Drawings, and the numbers behind them or an animation, go to explained/ in the run's folder.
     """

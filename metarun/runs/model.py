@@ -189,7 +189,7 @@ class Model:
         """
         if isinstance(x, Named):
             return x
-        if x == "":
+        if isinstance(x, str) and not x:
             raise ConfigError(
                 "the inputs are an empty path, as of an unset variable of the shell: name a file or folder"
             )

@@ -51,7 +51,7 @@ def test_the_end_that_is_drawn_is_where_the_episode_ends(name: str, rule: str) -
     world.draw(axes, task.latent, camera.develop(camera.films[0]))
     x, y = (np.asarray(values, dtype=float) for values in axes.lines[-1].get_data())
     if name == "gridgame":
-        assert [float(x), float(y)] == [2, float(task.latent["door"])]
+        assert [x.item(), y.item()] == [2, float(task.latent["door"])]
         return
     length = float(task.latent["length"] if name == "pendulum" else 2 * task.latent["half"])
     assert (x[1] - x[0], y[1] - y[0]) == pytest.approx((0, length), abs=0.1)

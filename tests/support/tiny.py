@@ -22,6 +22,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "conv4_strided": {"filters": 4},
     "koch": {"filters": 2, "kernels": [3, 2, 2, 1], "units": 6},
     "conv4_flat": {"filters": 4},
+    "linear": {},
     "mlp": {"hidden": [6, 5], "batch_norm": True},
     "ngram": {"buckets": 11, "features": 4, "length": NGRAM_LENGTH},
     "r2d2": {"filters": [3, 2, 4, 3]},
@@ -30,7 +31,7 @@ BACKBONES: dict[str, dict[str, Any]] = {
     "wide_deep": {"wide": 3, "hidden": [6, 5]},
     "torchvision": {"model": "resnet18", "weights": None},
 }
-UNPAIRED = ("torchvision",)  # too slow with every algorithm: tests/backbones/test_torchvision.py stands in
+UNPAIRED = ("torchvision", "linear")  # too slow with every algorithm: tests/backbones, and mlp, stand in
 FEW_SHOT = [name for name in known("algo") if "control" not in declaration("algo", name).traits.kinds]
 REFERENCES: dict[str, ModuleType] = {
     name: import_module(f"tests.reference.{name}")
