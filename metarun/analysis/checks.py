@@ -131,9 +131,9 @@ def check_init(problem: Callable[[], Problem]) -> None:
         require(
             torch.equal(b, c), f"{name} does not follow from the seed alone: it is drawn, or kept, outside of init()"
         )
-        constant = bool((a == a.flatten()[0]).all()) if a.numel() else True
+        drawn = len(a.unique()) > 2  # neither a constant nor an identity
         require(
-            constant or not torch.equal(a, b), f"{name} is random and yet the same for two seeds: draw it in init()"
+            not drawn or not torch.equal(a, b), f"{name} is random and yet the same for two seeds: draw it in init()"
         )
 
 

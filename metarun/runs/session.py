@@ -286,12 +286,15 @@ def count_pairs(scores: Scores, classes: Tensor | None) -> Pairs | None:
 
 
 def plan_tests(experiment: Experiment, models: list[Model]) -> dict[str, tuple[EvalSettings, list[Model]]]:
-    """Row -> its settings and the models that are tested. The last row has the weights that no training has changed."""
-    rows = experiment.plan_rows()
-    theta = experiment.draw_theta()
-    untrained = Model(theta, experiment.measure_statistics(theta))
-    row = replace(rows["test"], tasks=min(rows["test"].tasks, FEW_TASKS))
-    return {name: (row, models) for name, row in rows.items()} | {UNTRAINED: (row, [untrained])}
+    """Row -> its settings and the models that are tested. The last row has the weights that no training has changed,
+    unless the method has none.
+    """
+    rows, theta = experiment.plan_rows(), experiment.draw_theta()
+    tests = {name: (row, models) for name, row in rows.items()}
+    if any(theta.values()):
+        row = replace(rows["test"], tasks=min(rows["test"].tasks, FEW_TASKS))
+        tests[UNTRAINED] = row, [Model(theta, experiment.measure_statistics(theta))]
+    return tests
 
 
 def score_rows(

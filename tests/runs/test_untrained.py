@@ -34,4 +34,5 @@ def test_a_run_with_nothing_to_learn_is_validated_and_tested_without_a_step(meta
     means = torch.stack([support.x[support.y == k].flatten(1).mean(0) for k in range(5)])
     nearest = torch.cdist(query.x.flatten(1).double(), means.double()).argmin(1)
     assert scores[0] == pytest.approx(float((nearest == query.y).double().mean()), abs=1e-6)
+    assert "untrained" not in result.rows  # it would be the same
     assert metarun("resume", "run").code == 0
