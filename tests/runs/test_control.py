@@ -41,7 +41,7 @@ def test_a_result_has_a_row_for_each_rule_on_the_same_tasks_and_says_how_the_pol
     assert answer.code == 0, answer.err
     result = result_of(place / "run")
     assert result["headline"] == "total_return"
-    assert result["test"].keys() == {"test", *RULES}
+    assert result["test"].keys() == {"test", "untrained", *RULES}
     assert len({row["task_hash"] for row in result["test"].values()}) == 1
     for row in result["test"].values():
         assert len(row["return_by_episode"]["mean"]) == 3

@@ -24,7 +24,7 @@ def test_ridge_regression_learns_what_can_be_known_of_users_with_few_tastes(meta
     assert answer.code == 0, answer.err
     rows = json.loads((place / "run/result.json").read_text(encoding="utf-8"))["test"]
     rules = {"bayes", "ridge", "mean"}
-    assert rows.keys() == {"test", "clear", "alone"} | rules | {f"clear_{rule}" for rule in rules}
+    assert rows.keys() == {"test", "untrained", "clear", "alone"} | rules | {f"clear_{rule}" for rule in rules}
     error = {name: row["mae"]["mean"] for name, row in rows.items()}
     assert error["bayes"] < error["test"] < 1.1 * error["bayes"]
     assert error["test"] < 0.6 * error["ridge"] < error["mean"]
