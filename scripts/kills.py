@@ -65,7 +65,7 @@ MODES = {  # name -> overrides, and its share of the kills
     "compiled": (["trainer.execution=vmap", "trainer.compile=true", "trainer.workers=1"], 7),
 }
 TINY = (
-    "dataset=folder", "dataset.image_size=8", "dataset.channels=1", "backbone.filters=1",
+    "experiment=null", "dataset=folder", "dataset.image_size=8", "dataset.channels=1", "backbone.filters=1",
     "ways=3", "queries=2", "trainer.steps=6", "trainer.log_every=2", "trainer.eval_every=3", "trainer.keep_best=2",
     "trainer.tasks_per_step=4", "eval.tasks=120", "eval.val_tasks=10", "device=cpu", "hydra.run.dir=outputs/run",
 )  # fmt: skip

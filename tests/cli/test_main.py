@@ -305,7 +305,7 @@ def test_protonet_later_with_other_ways_and_checkpoint(metarun: Command, train: 
 def test_maml_later_with_other_queries_and_steps(metarun: Command, train: Train) -> None:
     folder = train("run")
     assert metarun("evaluate", "run", "queries=9", "algo.inner_steps=3").code == 0
-    (row, _) = json.loads((folder / "tests/queries=9-algo.inner_steps=3/result.json").read_text())["test"].values()
+    row, *_ = json.loads((folder / "tests/queries=9-algo.inner_steps=3/result.json").read_text())["test"].values()
     assert (row["queries"], row["algo"]["inner_steps"]) == (9, 3)
     assert len(row["accuracy_by_step"]["mean"]) == 4
 

@@ -29,9 +29,9 @@ from metarun.datasets.preprocessing import Numbers
 
 
 @register(
-    "metric", "ndcg", Metric(higher_is_better=True, worst=0.0, tolerance=2.0, unit="nDCG%", scale=100.0, decimals=1)
+    "metric", "gain", Metric(higher_is_better=True, worst=0.0, tolerance=2.0, unit="nDCG%", scale=100.0, decimals=1)
 )
-def ndcg(prediction: Tensor, y: Tensor) -> Tensor:
+def gain(prediction: Tensor, y: Tensor) -> Tensor:
     """Discounted gain of class 1 in the order of its logit, as a share of the ideal order's."""
     ranking = (prediction[:, 1] - prediction[:, 0]).argsort(descending=True)
     discount = (torch.arange(len(y), device=y.device) + 2.0).log2().reciprocal().to(prediction.dtype)
@@ -48,7 +48,7 @@ class Source:
 
     @property
     def spec(self) -> TaskSpec:
-        return TaskSpec("classification", (3,), 2, metric="ndcg")
+        return TaskSpec("classification", (3,), 2, metric="gain")
 
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         normal = torch.randn(num_tasks, 3, 1, generator=generator)
@@ -63,7 +63,7 @@ class Source:
         return Episode(part(self.shape.shots), part(self.shape.queries))
 
 
-@register("dataset", "rankings", DatasetTraits(kind="classification", metric="ndcg"))
+@register("dataset", "rankings", DatasetTraits(kind="classification", metric="gain"))
 @dataclass(frozen=True)
 class Rankings:
     """Points to rank."""
@@ -144,18 +144,18 @@ def test_a_metric_of_a_plugin_is_seen_everywhere(plugin: Path, place: Path) -> N
     output, _ = run.communicate(timeout=240)
     assert run.returncode == 0, bar
     result = json.loads((place / "runs/run/result.json").read_text(encoding="utf-8"))
-    assert result["headline"] == "ndcg"
-    row = result["test"]["test"]["ndcg"]
+    assert result["headline"] == "gain"
+    row = result["test"]["test"]["gain"]
     with (place / "runs/run/scores/test.csv").open(encoding="utf-8") as file:
-        scores = [float(line["ndcg"]) for line in csv.DictReader(file)]
+        scores = [float(line["gain"]) for line in csv.DictReader(file)]
     assert row["mean"] == pytest.approx(sum(scores) / len(scores))
     assert all(0 < score <= 1 for score in scores)
-    shown = f"ndcg {100 * row['mean']:.1f} ± {100 * row['ci95']:.1f} nDCG%"
+    shown = f"gain {100 * row['mean']:.1f} ± {100 * row['ci95']:.1f} nDCG%"
     assert shown in output
-    assert "val ndcg=" in bar
+    assert "val gain=" in bar
     assert "nDCG%" in bar
     with (place / "runs/run/metrics.csv").open(encoding="utf-8") as file:
-        assert any(line["ndcg"] for line in csv.DictReader(file) if line["split"] == "val")
+        assert any(line["gain"] for line in csv.DictReader(file) if line["split"] == "val")
     assert (place / "runs/run/curves.png").read_bytes().startswith(b"\x89PNG")
 
     report = [sys.executable, "-m", "metarun", "report", "runs", "--to", "page"]
