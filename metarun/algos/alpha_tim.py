@@ -22,7 +22,8 @@ from torch.func import grad
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks, forward
+from metarun.core.features import find_directions
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import class_means, episode_loss, episode_metrics
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -46,10 +47,6 @@ class AlphaTIM:
     def init(self) -> Theta:
         return draw_networks(self.backbone)
 
-    def features(self, theta: Theta, x: Tensor) -> Tensor:
-        """x: [n, *input] -> [n, D], of length 1."""
-        return F.normalize(forward(self.backbone, (theta["backbone"], theta["norm"]), x), dim=-1)
-
     def logits(self, weights: Tensor, z: Tensor) -> Tensor:
         """-tau / 2 |z - w_k|^2. [N, D], [n, D] -> [n, N]."""
         return -self.temperature / 2 * (z[:, None] - weights).square().sum(-1)
@@ -62,8 +59,8 @@ class AlphaTIM:
 
     def adapt(self, theta: Theta, support: Examples, queries: Tensor | None = None) -> Tensor:
         """Minimise CE(support) - H(mean of p) + mean of H(p), p the queries' labels, from the class means: [N, D]."""
-        z, y = self.features(theta, support.x), support.y
-        seen = None if queries is None else self.features(theta, queries)
+        z, y = find_directions(self.backbone, theta, support.x), support.y
+        seen = None if queries is None else find_directions(self.backbone, theta, queries)
 
         def loss(weights: Tensor) -> Tensor:
             of_support = F.cross_entropy(self.logits(weights, z), y)
@@ -85,7 +82,7 @@ class AlphaTIM:
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N]."""
-        return self.logits(phi, self.features(theta, x))
+        return self.logits(phi, find_directions(self.backbone, theta, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         return episode_loss(self, self.spec, theta, episode)

@@ -10,13 +10,13 @@ paper trains a classifier of all training classes. It can also be trained itself
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks, forward
+from metarun.core.features import find_directions
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
 from metarun.core.solvers import multinomial_regression
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
@@ -36,20 +36,16 @@ class Logistic:
     def init(self) -> Theta:
         return draw_networks(self.backbone)
 
-    def features(self, theta: Theta, x: Tensor) -> Tensor:
-        """x: [n, *input] -> [n, D], of length 1."""
-        return F.normalize(forward(self.backbone, (theta["backbone"], theta["norm"]), x), dim=-1)
-
     def adapt(self, theta: Theta, support: Examples) -> Params:
         """support.x: [n, *input] -> weight [D, N], bias [N]."""
-        z = self.features(theta, support.x)
+        z = find_directions(self.backbone, theta, support.x)
         members = one_hot(support.y, self.spec.output_size).to(z.dtype)
         weight, bias = multinomial_regression(z, members, self.penalty, self.iterations)
         return {"weight": weight, "bias": bias}
 
     def predict(self, theta: Theta, phi: Params, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N]."""
-        return self.features(theta, x) @ phi["weight"] + phi["bias"]
+        return find_directions(self.backbone, theta, x) @ phi["weight"] + phi["bias"]
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         return episode_loss(self, self.spec, theta, episode)

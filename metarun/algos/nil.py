@@ -9,13 +9,13 @@ cosines, without a temperature.
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks, forward
+from metarun.core.features import find_directions
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
@@ -32,18 +32,14 @@ class NIL:
     def init(self) -> Theta:
         return draw_networks(self.backbone)
 
-    def directions(self, theta: Theta, x: Tensor) -> Tensor:
-        """Features, scaled to length 1. x: [n, *input] -> [n, D]."""
-        return F.normalize(forward(self.backbone, (theta["backbone"], theta["norm"]), x), dim=-1)
-
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """The sum of each class's directions. support.x: [n, *input], support.y: [n] -> [N, D]."""
-        directions = self.directions(theta, support.x)
+        directions = find_directions(self.backbone, theta, support.x)
         return one_hot(support.y, self.spec.output_size).to(directions.dtype).T @ directions
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         """Sum the support's labels, weighted by cosines with the query: x [n, *input] -> logits [n, N]."""
-        return self.directions(theta, x) @ phi.T
+        return find_directions(self.backbone, theta, x) @ phi.T
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         return episode_loss(self, self.spec, theta, episode)

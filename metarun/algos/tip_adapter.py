@@ -13,13 +13,13 @@ also be trained.
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.config.registry import register
 from metarun.config.schema import Norm, Positive
 from metarun.config.traits import Traits
-from metarun.core.inner import draw_networks, forward
+from metarun.core.features import find_directions
+from metarun.core.inner import draw_networks
 from metarun.core.objectives import episode_loss, episode_metrics, one_hot
 from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
@@ -37,18 +37,14 @@ class TipAdapter:
     def init(self) -> Theta:
         return draw_networks(self.backbone)
 
-    def features(self, theta: Theta, x: Tensor) -> Tensor:
-        """x: [n, *input] -> [n, D], of length 1."""
-        return F.normalize(forward(self.backbone, (theta["backbone"], theta["norm"]), x), dim=-1)
-
     def adapt(self, theta: Theta, support: Examples) -> Params:
         """Fill the cache: keys F [n, D], values L [n, N]. support.x: [n, *input]."""
-        keys = self.features(theta, support.x)
+        keys = find_directions(self.backbone, theta, support.x)
         return {"keys": keys, "values": one_hot(support.y, self.spec.output_size).to(keys.dtype)}
 
     def predict(self, theta: Theta, phi: Params, x: Tensor) -> Tensor:
         """exp(-beta (1 - f F^T)) L. x: [n, *input] -> logits [n, N]."""
-        cosines = self.features(theta, x) @ phi["keys"].T
+        cosines = find_directions(self.backbone, theta, x) @ phi["keys"].T
         return (-self.beta * (1 - cosines)).exp() @ phi["values"]
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:

@@ -1,9 +1,16 @@
 """What heads do to features before they compare them."""
 
+import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.core.inner import forward
 from metarun.core.objectives import is_present
-from metarun.core.types import Backbone
+from metarun.core.types import Backbone, Theta
+
+
+def find_directions(backbone: Backbone, theta: Theta, x: Tensor) -> Tensor:
+    """The network's features, scaled to length 1. x: [n, *input] -> [n, D]."""
+    return F.normalize(forward(backbone, (theta["backbone"], theta["norm"]), x), dim=-1)
 
 
 def find_centre(backbone: Backbone, z: Tensor, y: Tensor) -> Tensor:

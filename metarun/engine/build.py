@@ -139,13 +139,13 @@ class Experiment:
     def find_dataset(self, row: EvalSettings, split: Split) -> tuple[Dataset, Part]:
         """The dataset and the classes that a row is tested on; it is validated on the run's own. Raises ConfigError."""
         own = self.settings.dataset
-        if row.split == "all" and not declaration("dataset", row.dataset.get("name", own["name"])).traits.pooled:
-            name = row.dataset.get("name", own["name"])
+        values = apply_data_changes(own, row.dataset)
+        if row.split == "all" and not declaration("dataset", values["name"]).traits.pooled:
+            name = values["name"]
             raise ConfigError(f"eval.split is all: dataset={name} has no such split, choose train, val or test")
         if split == "val" and is_other_dataset(own, row.dataset):
             return self.dataset, split
-        changed = replace(self.settings, dataset=apply_data_changes(own, row.dataset))
-        dataset = build_dataset(changed, self.device) if row.dataset else self.dataset
+        dataset = build_dataset(replace(self.settings, dataset=values), self.device) if row.dataset else self.dataset
         return dataset, split if split == "val" else row.split
 
     @property
@@ -169,7 +169,7 @@ def check_inputs(row: EvalSettings, spec: TaskSpec, trained: TaskSpec) -> None:
         return
     read, found = ((part.kind, part.inputs, list(part.input_shape)) for part in (trained, spec))
     if found != read:
-        name = row.dataset.get("collection", row.dataset["name"])
+        name = row.dataset.get("collection", row.dataset.get("name", row.dataset))  # or only settings that differ
         raise ConfigError(
             f"eval.dataset is {name}: its tasks are {' of '.join(map(str, found))}, "
             f"this model was trained for {' of '.join(map(str, read))}"

@@ -81,6 +81,10 @@ MISTAKES: list[tuple[str, str]] = [
         "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
         "shots, queries, tasks_per_chunk, algo, dataset, split",
     ),
+    (
+        "glyphs eval.dataset={image_size:9}",
+        "eval.dataset is {'image_size': 9}: its tasks are classification of numbers of [1, 9, 9], this model was ...",
+    ),
     ("algo.name=mmal", f"algo.name is 'mmal': the nearest of {len(known('algo'))} are maml, ..."),
     ("logger=nothing", "logger is 'nothing': choose from none, tensorboard, wandb"),
     (
