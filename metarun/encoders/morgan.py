@@ -51,8 +51,8 @@ class Morgan:
     @cached_property
     def _tools(self) -> tuple[Any, Any]:
         """RDKit's reader of molecules, whose messages are silenced, and its generator of fingerprints."""
-        from rdkit import Chem, RDLogger
+        from rdkit import Chem, rdBase
         from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
 
-        RDLogger.DisableLog("rdApp.*")
+        rdBase.DisableLog("rdApp.*")
         return Chem, GetMorganGenerator(radius=self.radius, fpSize=self.bits)
