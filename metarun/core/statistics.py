@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
-FEW = 200  # classes, or assays: below this number the interval over classes is given
 
 
 def over_tasks(scores: Scores) -> Scores | None:
@@ -43,16 +42,16 @@ def over_classes(scores: Scores, classes: NDArray[np.int64]) -> float | None:
     None where nothing can be known: a class is in all of the tasks, or a score is not finite.
     """
     numbers, places = np.unique(classes, return_inverse=True)
-    without = np.ones((len(numbers), len(scores)), bool)
-    without[places.reshape(classes.shape), np.arange(len(scores))[:, None]] = False
-    if len(numbers) < 2 or not without.any(1).all() or not np.isfinite(scores).all():
+    places, count = places.reshape(classes.shape), len(numbers)
+    without = len(scores) - np.bincount(places.ravel())  # [C]: tasks without each class
+    if count < 2 or not without.all() or not np.isfinite(scores).all():
         return None
-    weights = without / without.sum(1, keepdims=True)
-    weights -= weights.mean(0)  # [C, tasks]: times the scores, the m_c - m
-    variance = scores.var(ddof=1)
-    jackknife = ((weights @ scores) ** 2).sum() - variance * (weights**2).sum()
-    of_classes = max(0.0, (1 - 1 / len(numbers)) * jackknife)
-    return student_quantile(len(numbers) - 1) * math.sqrt(of_classes + variance / len(scores))
+    share, variance = 1 / without, scores.var(ddof=1)  # share: the weight of such a task in m_c
+    means = share * (scores.sum() - np.bincount(places.ravel(), scores.repeat(classes.shape[1])))
+    mean_share = (share.sum() - share[places].sum(1)) / count  # [tasks]: the weight of a task in m
+    noise = variance * (share.sum() - count * (mean_share**2).sum())
+    of_classes = max(0.0, (1 - 1 / count) * (count * means.var() - noise))
+    return student_quantile(count - 1) * math.sqrt(of_classes + variance / len(scores))
 
 
 def student_quantile(freedom: int) -> float:

@@ -268,12 +268,12 @@ class Cell:
     def over_classes(self) -> float | None:
         """Half a 95 % interval over other classes, of the mean over seeds; of what was not kept, the widest of a run's.
 
-        None where classes are many, or nothing is known of others.
+        None where tasks share no classes, or nothing is known of others.
         """
         found = [run.result.rows[self.row].ci95_over_classes for run in self.runs]
         widest = max((interval for interval in found if interval is not None), default=None)
         classes = self.first.read_classes(self.row)
-        if widest is None or classes is None or self.scores is None:
+        if classes is None or self.scores is None:
             return widest
         return over_classes(self.scores, classes)
 

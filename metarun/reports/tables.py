@@ -10,7 +10,6 @@ import numpy as np
 from metarun.config.registry import metric
 from metarun.config.traits import Metric
 from metarun.config.words import count, format_duration
-from metarun.core.statistics import FEW
 from metarun.reports.collect import Cell, Run, find_differences, make_cells
 from metarun.reports.published import READ, Figure, find_entries, read_figures, read_sources
 from metarun.reports.statistics import Comparison, compare, mean_ranks
@@ -37,7 +36,7 @@ VECTORS = {  # name of a vector metric, after "_by_" -> heading of its numbers, 
 READING = """\
 A result is the mean over the test tasks, ± 1.96 standard deviations / sqrt(tasks). This interval covers the choice of
 tasks, not that of the test classes or of the training seed. *Over classes* is half a 95 % interval over the draw of the
-test classes (or assays), by the jackknife of U-statistics, where there are fewer than {few}; it is unknown where all
+test classes (or assays), by the jackknife of U-statistics: the one to quote for other classes. It is unknown where all
 tasks have the same classes. *Over seeds* is half a 95 % interval over training seeds, by Student's t, where there are
 several seeds. ‡ marks a result with a warning. Runs with the same dataset and kind of task are tested on the same
 tasks, whatever the method and seed.
@@ -162,7 +161,7 @@ class Report:
                 own.setdefault((figure.tolerance, figure.dataset), {})[figure.cell] = None
         tolerances = [_format_tolerance(name, metric(name)) for name in metrics]
         tolerances += [f"{value:g} for {', '.join(cells)} on {dataset}" for (value, dataset), cells in own.items()]
-        return READING.format(few=FEW, tolerances="; ".join(tolerances))
+        return READING.format(tolerances="; ".join(tolerances))
 
     @property
     def cited(self) -> dict[str, str]:
@@ -217,7 +216,7 @@ def _format_classes(cell: Cell) -> str:
     """The interval over classes and their number: "± 4.21 (20 classes)"; or that all tasks have the same ones."""
     test = cell.test
     number, noun = test.count_pool(cell.result.kind)
-    if number is None or number >= FEW:
+    if number is None:
         return ""
     if cell.over_classes is None:
         return f"unknown ({'the same ' if number == test.ways else ''}{count(number, noun)})"

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +14,6 @@ from torch import Tensor
 from metarun.config.registry import style
 from metarun.config.words import count
 from metarun.core.files import open_bytes, write_text
-from metarun.core.statistics import FEW
 from metarun.core.types import Split
 from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Scores
@@ -75,11 +75,10 @@ def describe_result(result: Evaluation) -> Iterator[str]:
 
 
 def describe_classes(result: Evaluation, row: Row) -> str:
-    """Say what holds if other classes, or assays, are drawn; empty where there are many, tasks share none, or there is
-    no interval.
-    """
+    """Say what holds if other classes, or assays, are drawn; empty where tasks share none, or there is no interval."""
     number, noun = row.count_pool(result.kind)
-    if number is None or number >= FEW or row.metrics[result.headline].ci95 is None:
+    interval = row.metrics[result.headline].ci95
+    if number is None or not isinstance(interval, float) or not math.isfinite(interval):
         return ""
     pool = count(number, noun)
     if row.ci95_over_classes is not None:

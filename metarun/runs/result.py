@@ -41,7 +41,7 @@ class Row:
     seconds: float | None = None
     classes: int | None = None  # different ones in all tasks; None where tasks have none in common
     assays: int | None = None  # the same where a task is drawn from a list, as a whole
-    ci95_over_classes: float | None = None  # or over assays, of the headline metric: where few, see `core.statistics`
+    ci95_over_classes: float | None = None  # or over assays, of the headline metric, see `core.statistics`
     dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ from training
     split: str = "test"
     data: dict[str, Any] | None = None  # the identity of another dataset than the run's

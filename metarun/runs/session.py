@@ -17,7 +17,7 @@ from metarun.config.schema import EvalSettings, Settings
 from metarun.config.words import count, format_duration
 from metarun.core.objectives import ANSWERS, headline_metric
 from metarun.core.seeding import generator_for
-from metarun.core.statistics import FEW, over_classes
+from metarun.core.statistics import over_classes
 from metarun.core.types import Task
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
@@ -261,12 +261,11 @@ def check_ensemble(experiment: Experiment) -> None:
 
 
 def measure_classes(scores: Scores, classes: Tensor | None, headline: str) -> dict[str, Any]:
-    """Return how many classes or assays the tasks have and, where these are few, the interval over them."""
+    """Return how many classes or assays the tasks have, and the interval over the draw of these."""
     if classes is None:
         return {}
-    number = len(classes.unique())
-    found = over_classes(scores.per_task[headline].double().numpy(), classes.numpy()) if number < FEW else None
-    return {"classes" if classes.shape[1] > 1 else "assays": number, "ci95_over_classes": found}
+    found = over_classes(scores.per_task[headline].double().numpy(), classes.numpy())
+    return {"classes" if classes.shape[1] > 1 else "assays": len(classes.unique()), "ci95_over_classes": found}
 
 
 def measure_chance(scores: Scores, headline: str, ways: int) -> float | None:

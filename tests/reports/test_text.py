@@ -77,11 +77,11 @@ def test_a_suspect_result_is_marked_and_explained_in_every_format(tmp_path: Path
         ({"assays": 157, "ci95_over_classes": 0.0421}, "± 4.21 (157 assays)"),
         ({"classes": 5, "ci95_over_classes": None}, "unknown (the same 5 classes)"),
         ({"classes": 6, "ci95_over_classes": None}, "unknown (6 classes)"),
-        ({"classes": 423, "ci95_over_classes": None}, ""),
+        ({"classes": 423, "ci95_over_classes": 0.0021}, "± 0.21 (423 classes)"),
         ({}, ""),
     ],
 )
-def test_where_test_classes_are_few_their_number_stands_beside_the_result(
+def test_the_number_of_test_classes_stands_beside_the_result(
     pool: dict[str, Any], shown: str, tmp_path: Path
 ) -> None:
     result = omniglot_result()
