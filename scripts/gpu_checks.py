@@ -26,10 +26,12 @@ from metarun.core.types import Algorithm, Task, TaskShape, Theta
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.table import Table
 from metarun.engine.build import allow_tf32
-from metarun.engine.capture import WARM_UP, Captured, capture_step, describe_chain, record
-from metarun.engine.gradient import meta_gradient, sum_tasks
+from metarun.engine.capture import WARM_UP, Captured, capture_descent, capture_step, describe_chain, record
+from metarun.engine.gradient import meta_gradient
+from metarun.engine.loop import Descent
 from metarun.engine.plan import MetaGradient
 from metarun.engine.prefetch import Prefetch
+from metarun.engine.state import State
 from tests.reference import maml_rl, rl2
 from tests.support.steps import build_step, is_recorded, make_settings, train
 from tests.support.tiny import ONE_BACKBONE, algo_and_theta, episodes, leaves
@@ -59,7 +61,7 @@ def list_checks(device: torch.device) -> dict[str, Check]:
     for title, problem in problems:
         for execution in EXECUTIONS:
             checks[f"{title}, {execution}: the graph of a step"] = partial(compare_step, problem, execution)
-        checks[f"{title}, vmap: the graph of the gradient"] = partial(compare_part, problem)
+        checks[f"{title}, vmap: the graphs of its halves"] = partial(compare_halves, problem)
     for precision in ("tf32", "bfloat16"):
         problem = partial(make, "maml", "conv4_strided")
         checks[f"maml on conv4_strided, loop, {precision}: the graph of a step"] = partial(
@@ -143,18 +145,26 @@ def compare_step(
     return "; ".join(said)
 
 
-def compare_part(problem: Callable[..., Made], device: torch.device) -> str:
-    """The gradient alone, as several processes record it, at other weights each time."""
+def compare_halves(problem: Callable[..., Made], device: torch.device) -> str:
+    """Steps of two graphs, the gradient and the descent, as several processes record them, are those of Python."""
     algo, theta, tasks = problem(device, torch.float64)
-    part, gaps = Captured("gradient", sum_tasks(algo, "vmap"), lambda outputs: outputs[1]), []
-    for _ in range(WARM_UP + 2):
-        theta = tree_map(lambda p: (1.01 * p).detach().requires_grad_(), theta)
-        expected = meta_gradient(algo, theta, tasks, execution="vmap")
-        found = meta_gradient(algo, theta, tasks, execution="vmap", part=part)
-        gaps.append(measure_gap(leaves(found[2]), leaves(expected[2])))
-    assert is_recorded(part), "the gradient was not recorded; the log says why"
-    require(max(gaps), EXACT, "the graph's meta-gradient")
-    return f"{max(gaps):.0e} from the eager one"
+    settings, recorded, trained = make_settings(clip_norm=0.1), list[Captured[Any]](), []
+
+    def keep(descent: Descent, state: State) -> Descent:
+        recorded.append(capture_descent(descent, state))
+        return recorded[-1]
+
+    for run, capture in (
+        (MetaGradient(algo, settings), lambda descent, state: descent),
+        (MetaGradient(algo, settings, recording="halves"), keep),
+    ):
+        state, step = build_step(algo, theta, run, capture)
+        train(state, step, tasks)
+        trained.append(leaves(state.theta))
+    assert is_recorded(recorded[0]), "the descent was not recorded; the log says why"
+    gap = measure_gap(trained[1], trained[0])
+    require(gap, EXACT, "the weights after steps by two graphs")
+    return f"{gap:.0e} from eager steps"
 
 
 def replay(device: torch.device) -> str:

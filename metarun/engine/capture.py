@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.config.schema import TrainerSettings
+from metarun.core.types import Theta
 from metarun.engine.distributed import Ranks
 from metarun.engine.state import State
 from metarun.engine.verify import find_difference, shapes_of
 from metarun.engine.watch import Watch
 
 T = TypeVar("T")
-Recording = Literal["step", "gradient", "nothing"]
+Recording = Literal["step", "halves", "gradient", "nothing"]
 WARM_UP = 3  # calls before recording: libraries set themselves up at first use, which must not be recorded
 EMPTY = "The CUDA Graph is empty"  # PyTorch's warning about a recording on another device or stream
 say = logging.getLogger(__name__)
@@ -32,20 +33,19 @@ say = logging.getLogger(__name__)
 def choose_recording(
     settings: TrainerSettings, device: torch.device, optimizer: torch.optim.Optimizer, ranks: Ranks
 ) -> Recording:
-    """Return what of a step is recorded: all of it, or the gradient alone, and then the log says why."""
+    """Return what of a step is recorded: all of it, or its halves, between which several processes add their gradients,
+    or the gradient alone, and then the log says why.
+    """
     if not settings.cuda_graph:
         return "nothing"
     if device.type != "cuda":
         say.info("trainer.cuda_graph has no effect: device=%s has no CUDA graphs", device.type)
         return "nothing"
-    if ranks.count > 1:
-        reason = "several processes share a step"
-    elif not all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
-        reason = f"{type(optimizer).__name__} has its rate on the host"
-    else:
-        return "step"
-    say.info("of a step only the gradient is recorded as a CUDA graph: %s", reason)
-    return "gradient"
+    if not all(isinstance(group["lr"], Tensor) for group in optimizer.param_groups):
+        name = type(optimizer).__name__
+        say.info("of a step only the gradient is recorded as a CUDA graph: %s has its rate on the host", name)
+        return "gradient"
+    return "step" if ranks.count == 1 else "halves"
 
 
 def record(function: Callable[[], T]) -> Callable[[], T]:
@@ -180,12 +180,20 @@ class Captured(Generic[T]):
 def capture_step(step: Callable[..., T], state: State) -> Captured[T]:
     """Record a whole step of training: tasks in, means out; theta and the optimiser's state change in place."""
     parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
-    return Captured(
-        "step",
-        step,
-        gradient=lambda means: [p.grad for p in parameters],
-        changed=lambda: tree_leaves((state.theta, dict(state.optimizer.state))),
-    )
+    return Captured("step", step, gradient=lambda means: [p.grad for p in parameters], changed=state.list_tensors)
+
+
+def capture_descent(descent: Callable[[Theta], object], state: State) -> Captured[list[Tensor]]:
+    """Record the second half of a step: gradient in; theta and the optimiser's state change in place."""
+
+    def move(gradient: Theta) -> list[Tensor]:
+        """Return how far each weight moved: what is compared."""
+        weights = tree_leaves(state.theta)
+        before = torch._foreach_add([p.detach() for p in weights], 0)
+        descent(tree_map(torch.clone, gradient))  # clipping works in place, and a gradient is compared three times
+        return list(torch._foreach_sub([p.detach() for p in weights], before))
+
+    return Captured("descent", move, gradient=lambda moves: moves, changed=state.list_tensors)
 
 
 def describe_chain(error: BaseException) -> str:

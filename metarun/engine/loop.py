@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,11 +15,13 @@ from metarun.engine.state import Log, NonFiniteLoss, Progress, State
 from metarun.engine.stop import catch_signals
 
 Step = Callable[[Task], Metrics]  # one outer step on these tasks, in place; returns the means to log
+Descent = Callable[[Theta], object]  # its second half: takes the gradient
+T = TypeVar("T")
 
 
-def run_eagerly(step: Step) -> Step:
-    """The step as it is."""
-    return step
+def run_eagerly(part: T) -> T:
+    """The part of a step as it is."""
+    return part
 
 
 def train(
@@ -34,21 +36,26 @@ def train(
     log: Log,
     carried: tuple[str, ...] = (),
     capture: Callable[[Step], Step] = run_eagerly,
+    capture_descent: Callable[[Descent], Descent] = run_eagerly,
     ranks: Ranks = ALONE,
 ) -> None:
     """Descend the mean task loss in `state.theta`, in place, from `state.progress.step` to `settings.steps`.
 
     `tasks_of` draws the tasks of a step from the step's own seed, so a resumed run is bit-equal to one that never
     stopped. `validate` returns a score (more is better) and what to log. `save` writes the checkpoints "last", "best"
-    and, of the `keep_best` best validations, "best-STEP". `capture` may replace the step by a faster form of itself.
-    Raises NonFiniteLoss.
+    and, of the `keep_best` best validations, "best-STEP". `capture` and `capture_descent` may replace the step, or its
+    second half, by a faster form of itself. Raises NonFiniteLoss.
     """
     theta, optimizer, progress, window = state.theta, state.optimizer, state.progress, state.window
+
+    @capture_descent
+    def follow(gradient: Theta) -> None:
+        descend(theta, gradient, optimizer, settings, carried)
 
     @capture
     def take_step(tasks: Task) -> Metrics:
         loss, metrics, gradient = meta_gradient(theta, tasks)
-        descend(theta, gradient, optimizer, settings, carried)
+        follow(gradient)
         return {"loss": loss, **metrics}
 
     with catch_signals() as stop, log.bar(progress.step, settings.steps) as bar:

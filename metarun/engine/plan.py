@@ -74,7 +74,7 @@ def arrange(theta: Theta, channels_last: bool) -> None:
 class MetaGradient:
     """(theta, tasks) -> mean loss, mean metrics, meta-gradient: computed as the plan and the settings say.
 
-    recording: what of a step becomes a CUDA graph. Where that is the gradient, it is recorded here.
+    recording: what of a step becomes a CUDA graph. Where the gradient is one of its own, it is recorded here.
     """
 
     def __init__(
@@ -160,7 +160,7 @@ class MetaGradient:
         """See `meta_gradient`. Where memory runs out, the chunk is halved for good."""
         while True:
             try:
-                return self._compute(self.plan, theta, tasks, self.ranks, self.recording == "gradient")
+                return self._compute(self.plan, theta, tasks, self.ranks, self.recording in ("gradient", "halves"))
             except RuntimeError as error:
                 start, stop = self.ranks.share(count_tasks(tasks))
                 size = min(self.plan.tasks_per_chunk or stop - start, stop - start)

@@ -1,9 +1,11 @@
 """What training changes: all that a checkpoint brings back, and what the loop tells about it."""
 
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from metarun.core.types import Metrics, Theta
@@ -74,6 +76,10 @@ class State:
     optimizer: torch.optim.Optimizer
     progress: Progress = field(default_factory=Progress)
     window: Window = field(default_factory=Window)
+
+    def list_tensors(self) -> list[Tensor]:
+        """What a step changes in place: theta and the optimiser's state."""
+        return cast(list[Tensor], tree_leaves((self.theta, dict(self.optimizer.state))))
 
 
 class Log(Protocol):

@@ -22,7 +22,7 @@ from metarun.core.types import Task
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
 from metarun.engine.calibration import fit_temperature
-from metarun.engine.capture import capture_step, choose_recording
+from metarun.engine.capture import capture_descent, capture_step, choose_recording
 from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import NOTHING, Model, Scores, forget, is_transductive
 from metarun.engine.loop import run_eagerly, train
@@ -114,7 +114,10 @@ class Session:
                 save=self.save,
                 log=log,
                 carried=traits_of(experiment.algo).carried,
-                capture=(lambda step: capture_step(step, state)) if recording == "step" else run_eagerly,
+                capture=functools.partial(capture_step, state=state) if recording == "step" else run_eagerly,
+                capture_descent=(
+                    functools.partial(capture_descent, state=state) if recording == "halves" else run_eagerly
+                ),
                 ranks=self.ranks,
             )
         finally:

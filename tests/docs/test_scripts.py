@@ -206,7 +206,7 @@ def test_the_checks_of_a_card_see_what_is_right_and_what_is_not(monkeypatch: pyt
     cpu, problem = torch.device("cpu"), partial(gpu_checks.make, "maml", "mlp")
     assert gpu_checks.replay(cpu) == "exact"
     assert "float32" in gpu_checks.compare_step(problem, "vmap", cpu)
-    assert "from the eager one" in gpu_checks.compare_part(problem, cpu)
+    assert "from eager steps" in gpu_checks.compare_halves(problem, cpu)
     assert gpu_checks.compare_gradient(problem, "loop", cpu) == "0e+00 from the CPU's"
     rates = iter([0.1, 0.1001])
 

@@ -13,10 +13,12 @@ import torch
 from metarun.backbones.resnet12 import drop_block
 from metarun.core.batch import Execution
 from metarun.core.types import Metrics
-from metarun.engine.capture import WARM_UP, Captured, capture_step, choose_recording, record
+from metarun.engine.capture import WARM_UP, Captured, capture_descent, capture_step, choose_recording, record
 from metarun.engine.distributed import ALONE, Ranks
 from metarun.engine.gradient import sum_tasks
+from metarun.engine.loop import Descent
 from metarun.engine.plan import MetaGradient
+from metarun.engine.state import State
 from metarun.runs.log import say
 from tests.engine.test_plan import mark_slow
 from tests.support.fake_cuda import FakeCuda, FakeGraph, FakeStream
@@ -67,6 +69,25 @@ def test_a_recorded_gradient_is_the_gradient_at_other_weights_and_tasks(cuda: Fa
         theta = {c: {n: (1.1 * p).detach().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
     assert len(part.programs) == 1
     assert is_recorded(part)
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile", "baseline"])  # reptile: carried, which no optimiser moves
+def test_recorded_halves_of_a_step_replay_as_the_step(name: str, cuda: FakeCuda) -> None:
+    """As several processes record it: the gradient, and then clipping and the optimiser."""
+    algo, theta = algo_and_theta(name, "mlp")
+    state, step = build_step(algo, theta, MetaGradient(algo, SETTINGS))
+    expected = train(state, step, episodes(3))
+    recorded: list[Captured[Any]] = []
+
+    def keep(descent: Descent, state: State) -> Descent:
+        recorded.append(capture_descent(descent, state))
+        return recorded[0]
+
+    again, step = build_step(algo, theta, MetaGradient(algo, SETTINGS, recording="halves"), keep)
+    found = train(again, step, episodes(3))
+    assert is_recorded(recorded[0])
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(leaves(again.theta), leaves(state.theta), rtol=1e-10, atol=1e-13)
 
 
 def test_auto_compares_graphs_where_a_run_records_them(cuda: FakeCuda) -> None:
@@ -164,9 +185,10 @@ def test_what_is_recorded_depends_on_settings_device_optimiser_and_processes(tol
     assert not told.text
     assert choose_recording(settings, torch.device("cpu"), adam, ALONE) == "nothing"
     assert "trainer.cuda_graph has no effect: device=cpu has no CUDA graphs" in told.text
-    assert choose_recording(settings, cuda, adam, Ranks(1, 2)) == "gradient"
-    assert choose_recording(settings, cuda, sgd, ALONE) == "gradient"
-    assert "several processes share a step" in told.text
+    assert choose_recording(settings, cuda, adam, Ranks(1, 2)) == "halves"
+    assert (
+        choose_recording(settings, cuda, sgd, ALONE) == choose_recording(settings, cuda, sgd, Ranks(1, 2)) == "gradient"
+    )
     assert "SGD has its rate on the host" in told.text
 
 

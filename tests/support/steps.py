@@ -1,5 +1,6 @@
 """Steps of a training of each method, on a CPU or a GPU, to be recorded as CUDA graphs."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ from metarun.config.registry import traits_of
 from metarun.config.schema import TrainerSettings
 from metarun.core.types import Algorithm, Metrics, Task, Theta
 from metarun.engine.capture import WARM_UP, Captured
-from metarun.engine.loop import Step, descend, set_rates
+from metarun.engine.loop import Descent, Step, descend, set_rates
 from metarun.engine.optimizers import move_rates
 from metarun.engine.plan import MetaGradient
 from metarun.engine.state import State
@@ -39,7 +40,12 @@ def make_settings(**changes: Any) -> TrainerSettings:
     return TrainerSettings(**{**values, **changes})
 
 
-def build_step(algo: Algorithm, theta: Theta, meta_gradient: MetaGradient) -> tuple[State, Step]:
+def build_step(
+    algo: Algorithm,
+    theta: Theta,
+    meta_gradient: MetaGradient,
+    capture_descent: Callable[[Descent, State], Descent] = lambda descent, state: descent,
+) -> tuple[State, Step]:
     """A state, and the step of a training: by an Adam whose rate a graph can read."""
     theta = {c: {n: p.detach().clone().requires_grad_() for n, p in params.items()} for c, params in theta.items()}
     carried = traits_of(algo).carried
@@ -48,12 +54,18 @@ def build_step(algo: Algorithm, theta: Theta, meta_gradient: MetaGradient) -> tu
     optimizer.param_groups[0]["initial_lr"] = 1e-2
     move_rates(optimizer, learned[0].device)
 
+    def descent(gradient: Theta) -> None:
+        descend(theta, gradient, optimizer, meta_gradient.settings, carried)
+
+    state = State(theta, optimizer)
+    follow = capture_descent(descent, state)
+
     def step(tasks: Task) -> Metrics:
         loss, metrics, gradient = meta_gradient(theta, tasks)
-        descend(theta, gradient, optimizer, meta_gradient.settings, carried)
+        follow(gradient)
         return {"loss": loss, **metrics}
 
-    return State(theta, optimizer), step
+    return state, step
 
 
 def change(tasks: Task, number: int) -> Any:
