@@ -375,7 +375,7 @@ def test_every_method_has_features(trained: Trained, algo: str) -> None:
 def test_collect_has_a_flat_record_for_each_row(place: Path) -> None:
     run = train("algo=fomaml", "algo.norm=batch")
     records = metarun.collect("outputs")
-    assert [record["row"] for record in records] == ["test", "test_inductive", "untrained"]
+    assert [record["row"] for record in records] == ["test", "test_inductive", "untrained", "pixels"]
     for record in records:
         assert record["mean"] == run.result.estimate(record["row"]).mean
         assert record["folder"] == str(run.folder.relative_to(place))

@@ -32,6 +32,7 @@ class DatasetTraits:
     metric: str | None = None
     published: bool = False  # the same data wherever it lies: its path is no part of a run's identity
     rules: tuple[str, ...] = ()  # what else acts in a world, the best first, or predicts values: rows of the result
+    baselines: tuple[str, ...] = ()  # what needs no training, of `metarun.engine.baselines`: rows of the result
     continuous: bool = False  # its setting `values` may be "continuous": then its tasks are of regression
     pooled: bool = False  # it has tasks of the split `all`, the classes of all splits together
     duplicates: bool = False  # different examples may have equal inputs, and one may be in tasks of several splits

@@ -41,7 +41,14 @@ SOURCE = "the folders train, valid and test of https://github.com/microsoft/FS-M
 @register(
     "dataset",
     "assays",
-    DatasetTraits(kind="classification", metric="delta_auprc", duplicates=True, published=True, continuous=True),
+    DatasetTraits(
+        kind="classification",
+        metric="delta_auprc",
+        duplicates=True,
+        published=True,
+        continuous=True,
+        baselines=("tanimoto", "forest"),
+    ),
 )
 @dataclass(frozen=True)
 class Assays(Grouped):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
+import torch
 from torch import Generator, Tensor
 
 from metarun.config.errors import ConfigError
@@ -22,6 +23,24 @@ from metarun.datasets.sampling.augment import UNCHANGED, AsStored, PictureTransf
 from metarun.datasets.storage.growing import grow
 
 KNOWN_CLASSES = {"imagenet": ("miniimagenet", "tieredimagenet")}  # datasets all of whose classes are among the learned
+
+
+def replace_examples(source: Any, rows: Tensor, numbers: Tensor | None = None) -> TaskSource:
+    """The same tasks with `rows` [m, D] in place of the table's examples; of those `numbers` [m] alone, if given."""
+    table = source.table
+    if numbers is not None:
+        place = torch.full((len(table.examples),), -1, device=table.rows.device)
+        place[numbers.to(place.device)] = torch.arange(len(numbers), device=place.device)
+        table = replace(table, rows=place[table.rows])
+    table = replace(table, examples=rows.to(table.rows.device))
+    how: dict[str, Any] = {"transform": AsStored("numbers")} if hasattr(source, "transform") else {"inputs": "numbers"}
+    replaced: TaskSource = replace(source, table=table, **how)
+    return replaced
+
+
+def number_examples(source: Any) -> TaskSource:
+    """The same tasks, in which an example is its number in the dataset's contents, [1]."""
+    return replace_examples(source, torch.arange(len(source.table.examples))[:, None])
 
 
 @dataclass(frozen=True)
@@ -63,10 +82,7 @@ class Encoded:
                 f"encoder={self.name} reads each picture once and as it is: set dataset.rotations_train=none, crop=0, "
                 "flip=false, jitter=0, mean=null and std=null"
             )
-        table = replace(source.table, examples=self.features.to(source.table.rows.device))
-        how = {"inputs": "numbers"} if transform is None else {"transform": AsStored("numbers")}
-        encoded: TaskSource = replace(source, table=table, **how)
-        return encoded
+        return replace_examples(source, self.features)
 
     def describe(self) -> str:
         """What the dataset says of itself, and where the features are."""

@@ -49,7 +49,7 @@ def use_one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-@register("dataset", "glyphs", DatasetTraits(kind="classification", pooled=True))
+@register("dataset", "glyphs", DatasetTraits(kind="classification", pooled=True, baselines=("pixels",)))
 @dataclass(frozen=True)
 class Glyphs:
     """Generated characters; no class is in two splits."""

@@ -35,7 +35,7 @@ PACKING = 3  # raise it when packing changes: then files of older versions are n
 SHOWN = 3  # of a group of equal pictures
 
 
-@register("dataset", "images", DatasetTraits(kind="classification", published=True, pooled=True))
+@register("dataset", "images", DatasetTraits(kind="classification", published=True, pooled=True, baselines=("pixels",)))
 @dataclass(frozen=True)
 class Images:
     """Classes of pictures; see configs/dataset/folder.yaml."""

@@ -47,7 +47,9 @@ VINYALS_TEST_TOO = {f"Gurmukhi/character{number}" for number in (42, 43, 44, 45)
 # fmt: on
 
 
-@register("dataset", "omniglot", DatasetTraits(kind="classification", published=True, pooled=True))
+@register(
+    "dataset", "omniglot", DatasetTraits(kind="classification", published=True, pooled=True, baselines=("pixels",))
+)
 @dataclass(frozen=True)
 class Omniglot:
     """Handwritten characters as classes of 20 grey images; see configs/dataset/omniglot.yaml."""

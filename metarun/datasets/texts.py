@@ -60,7 +60,7 @@ CORPORA = {
 }
 
 
-@register("dataset", "texts", DatasetTraits(kind="classification", published=True, pooled=True))
+@register("dataset", "texts", DatasetTraits(kind="classification", published=True, pooled=True, baselines=("tf_idf",)))
 @dataclass(frozen=True)
 class Texts(Grouped):
     """Classes of short texts, as bags of hashed n-grams; see configs/dataset/texts.yaml."""

@@ -36,23 +36,30 @@ class Morgan:
 
     def encode(self, items: Sequence[str]) -> Tensor:
         """n SMILES strings -> [n, bits]. Raises ConfigError if one is no molecule."""
-        chem, generator = self._tools
         rows = np.zeros((len(items), self.bits), dtype=np.float32)
         for row, smiles in zip(rows, items):
-            molecule = chem.MolFromSmiles(smiles)
-            if molecule is None:
-                raise ConfigError(f"encoder=morgan: {smiles!r} is no molecule in the form of SMILES")
-            row[:] = generator.GetFingerprintAsNumPy(molecule)
+            row[:] = self._generator.GetFingerprintAsNumPy(read_molecule(smiles))
         return scale_to_unit(torch.from_numpy(rows), self.unit_length)
 
     def identity(self) -> dict[str, Any]:
         return {"radius": self.radius, "bits": self.bits, "unit_length": self.unit_length}
 
     @cached_property
-    def _tools(self) -> tuple[Any, Any]:
-        """RDKit's reader of molecules, whose messages are silenced, and its generator of fingerprints."""
-        from rdkit import Chem, rdBase
+    def _generator(self) -> Any:
         from rdkit.Chem.rdFingerprintGenerator import GetMorganGenerator
 
-        rdBase.DisableLog("rdApp.*")
-        return Chem, GetMorganGenerator(radius=self.radius, fpSize=self.bits)
+        return GetMorganGenerator(radius=self.radius, fpSize=self.bits)
+
+
+def read_molecule(smiles: str) -> Any:
+    """Read a molecule, of any valences: FS-Mol has some that RDKit's own check refuses. Raises ConfigError."""
+    from rdkit import Chem, rdBase
+
+    with rdBase.BlockLogs():
+        molecule = Chem.MolFromSmiles(smiles, sanitize=False)
+        try:
+            molecule.UpdatePropertyCache(strict=False)
+            Chem.SanitizeMol(molecule, Chem.SANITIZE_ALL ^ Chem.SANITIZE_PROPERTIES)
+        except (AttributeError, ValueError) as error:  # None, or what RDKit cannot make sense of
+            raise ConfigError(f"encoder=morgan: {smiles!r} is no molecule in the form of SMILES") from error
+    return molecule

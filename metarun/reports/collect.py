@@ -23,7 +23,7 @@ from metarun.core.statistics import Scores, over_classes
 from metarun.reports.published import Figure, Setup, find_figure, look_up
 from metarun.reports.statistics import Summary, summarise
 from metarun.runs.folder import RunFolder
-from metarun.runs.result import UNTRAINED, Estimate, Result, Row, describe_mode, describe_task
+from metarun.runs.result import BESIDE, Estimate, Result, Row, describe_mode, describe_task
 
 NAMED = 3  # settings in a name
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former takes a tenth of the time
@@ -161,9 +161,9 @@ class Cell:
         return self.first.result
 
     @property
-    def is_untrained(self) -> bool:
-        """Whether the weights are those from which training began."""
-        return self.row == UNTRAINED
+    def is_beside(self) -> bool:
+        """Whether nothing was trained: the weights are those from which training began, or it is a baseline."""
+        return self.row in BESIDE
 
     @property
     def test(self) -> Row:

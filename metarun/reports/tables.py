@@ -26,6 +26,10 @@ ROWS = {
     "test": "the run's own test; an experiment tests as the method's paper does",
     "20way": "the same model on tasks of 20 classes",
     "untrained": "the same network and method with the weights from which training began, on some of the tasks",
+    "pixels": "the nearest class mean of the pixels, without training, on some of the tasks",
+    "tf_idf": "the nearest class mean of TF-IDF vectors, with the training texts' weights, on some of the tasks",
+    "tanimoto": "the most similar molecules by Morgan fingerprints, without training, on some of the tasks",
+    "forest": "a random forest on Morgan fingerprints, without meta-training, on some of the tasks",
     "queries15": "the same model with 15 queries per class, all predicted in one batch",
     "_inductive": "the same model and tasks, but each query is predicted without sight of the other queries",
 }
@@ -115,7 +119,7 @@ class Report:
     @cached_property
     def steps(self) -> list[Section]:
         """Metrics with several values per task: after each inner step, or at each instance of a class."""
-        trained = (cell for cell in self.cells if not cell.is_untrained)
+        trained = (cell for cell in self.cells if not cell.is_beside)
         return [_make_vector_table(cell, by) for cell in trained for by in cell.vectors if by in VECTORS]
 
     @cached_property
@@ -131,7 +135,7 @@ class Report:
     @cached_property
     def hardest(self) -> list[Section]:
         """The classes that are told least often, and the pairs that are confused most often."""
-        lines = [_make_class_line(cell) for cell in self.cells if cell.test.hardest and not cell.is_untrained]
+        lines = [_make_class_line(cell) for cell in self.cells if cell.test.hardest and not cell.is_beside]
         return [Section("Hardest classes", [Table(CLASS_HEADER, lines)])] if lines else []
 
     @cached_property
@@ -360,7 +364,7 @@ def _group_comparable(cells: Iterable[Cell]) -> Iterator[list[Cell]]:
     found: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         scored = cell.scores is not None and len(cell.scores) > 1 and np.isfinite(cell.scores).all()
-        if scored and not cell.row.endswith("_inductive") and not cell.is_untrained:
+        if scored and not cell.row.endswith("_inductive") and not cell.is_beside:
             found.setdefault((cell.test.task_hash, cell.headline), []).append(cell)
     return (group for group in found.values() if len(group) > 1)
 

@@ -17,7 +17,7 @@ from metarun.core.files import open_bytes, write_text
 from metarun.core.types import Split
 from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Scores
-from metarun.runs.result import UNTRAINED, Evaluation, Row, describe_mode, describe_place, describe_task
+from metarun.runs.result import BESIDE, Evaluation, Row, describe_mode, describe_place, describe_task
 
 HARDEST = 3  # classes that are named at the end of a run
 
@@ -57,7 +57,7 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         task, tasks = describe_task(result.kind, row.ways, row.shots, row.queries), count(row.tasks, "task")
         about = ", ".join(filter(None, (describe_place(row), task, tasks, describe_mode(row))))
         yield f"{name:20} {result.headline} {figure}  ({about})"
-        if name == UNTRAINED:
+        if name in BESIDE:
             continue
         if beyond := describe_classes(result, row):
             yield f"{'':20} {beyond}"

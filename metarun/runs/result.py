@@ -11,6 +11,8 @@ from metarun.config.validate import convert
 from metarun.config.words import count
 
 UNTRAINED = "untrained"  # the row of the weights that training began from
+BASELINES = ("pixels", "tf_idf", "tanimoto", "forest")  # rows of what needs no training
+BESIDE = (UNTRAINED, *BASELINES)  # on some of the tasks
 Number = float | list[Any]  # a list for a vector metric
 
 

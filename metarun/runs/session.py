@@ -3,7 +3,7 @@
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,19 @@ from torch.utils._pytree import tree_map
 
 from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, declaration, metric, traits_of
-from metarun.config.schema import EvalSettings, Settings
+from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
 from metarun.core.objectives import ANSWERS, headline_metric
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import over_classes
 from metarun.core.types import Task
 from metarun.engine import checkpoint
+from metarun.engine.baselines import Baselines, list_baselines
 from metarun.engine.build import Experiment
 from metarun.engine.calibration import fit_temperature
 from metarun.engine.capture import capture_descent, capture_step, choose_recording
 from metarun.engine.distributed import Ranks
-from metarun.engine.evaluate import NOTHING, Model, Scores, forget, is_transductive
+from metarun.engine.evaluate import NOTHING, Model, Scores, Tester, forget, is_transductive
 from metarun.engine.loop import run_eagerly, train
 from metarun.engine.plan import MetaGradient, Plan
 from metarun.engine.prefetch import Prefetch, needs_copies
@@ -35,11 +36,11 @@ from metarun.runs.draft import Draft, make_key
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
-from metarun.runs.result import UNTRAINED, Estimate, Row
+from metarun.runs.result import BASELINES, UNTRAINED, Estimate, Row
 from metarun.runs.warnings import ROUNDING
 from metarun.runs.weights import check_shapes
 
-FEW_TASKS = 100  # that the untrained weights are tested on
+FEW_TASKS = 100  # that untrained weights and baselines are tested on
 
 
 def train_run(experiment: Experiment, folder: RunFolder | None, about: dict[str, Any], ranks: Ranks) -> Progress:
@@ -287,36 +288,43 @@ def count_pairs(scores: Scores, classes: Tensor | None) -> Pairs | None:
     return Pairs.count(answers.double().numpy(), classes.numpy())
 
 
-def plan_tests(experiment: Experiment, models: list[Model]) -> dict[str, tuple[EvalSettings, list[Model]]]:
-    """Row -> its settings and the models that are tested. The last row has the weights that no training has changed,
-    unless the method has none.
+def plan_tests(experiment: Experiment, models: list[Model]) -> Iterator[tuple[str, Tester, list[Model]]]:
+    """Yield each row's name, what tests it, and the models. The last rows have the weights that no training has
+    changed, unless the method has none, and the baselines of the data.
     """
     rows, theta = experiment.plan_rows(), experiment.draw_theta()
-    tests = {name: (row, models) for name, row in rows.items()}
+    for name, row in rows.items():
+        yield name, experiment.build_tester(row, "test"), models
+    few = replace(rows["test"], tasks=min(rows["test"].tasks, FEW_TASKS))
     if any(theta.values()):
-        row = replace(rows["test"], tasks=min(rows["test"].tasks, FEW_TASKS))
-        tests[UNTRAINED] = row, [Model(theta, experiment.measure_statistics(theta))]
-    return tests
+        yield UNTRAINED, experiment.build_tester(few, "test"), [Model(theta, experiment.measure_statistics(theta))]
+    baselines = Baselines(experiment, few)
+    for name in list_baselines(experiment, few):
+        try:
+            yield name, baselines.build_tester(name), [Model({}, {})]
+        except ConfigError as reason:
+            say.info("no row %s: %s", name, reason)
 
 
 def score_rows(
     experiment: Experiment, models: list[Model], plan: Plan, folder: RunFolder | None, ranks: Ranks
 ) -> dict[str, Row]:
-    """Test the models on every row of the result, and the untrained weights on some tasks of the first.
+    """Test the models on every row of the result; untrained weights and baselines on some tasks of the first.
 
     Writes the scores into the folder, if there is one. Tasks are executed as in training. Several models are tested as
     an ensemble, and its rows say so. A test that was stopped goes on after the tasks that its draft holds.
     """
     rows = {}
-    for name, (row, members) in plan_tests(experiment, models).items():
-        tester = experiment.build_tester(row, "test")
+    for name, tester, members in plan_tests(experiment, models):
+        row = tester.row
         draft = Draft(folder.draft(name), make_key(tester, members, plan, experiment.device)) if folder else None
         done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
         started = time.perf_counter() - before
         if folder:
             say.info("testing %s: %s", name, count(row.tasks, "task"))
         keep = draft.follow(started) if draft else forget
-        scores = tester.score(members, row.tasks, plan.execution, ranks, done, keep)
+        execution = "loop" if name in BASELINES else plan.execution  # a forest is grown outside of PyTorch
+        scores = tester.score(members, row.tasks, execution, ranks, done, keep)
         classes, headline = tester.draw_classes(row.tasks), headline_metric(tester.source.spec)
         pairs = count_pairs(scores, classes)
         if folder:

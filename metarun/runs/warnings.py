@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from metarun.config.registry import metric
-from metarun.runs.result import UNTRAINED, Row
+from metarun.runs.result import BESIDE, Row
 
 ROUNDING = 1e-6  # of scores in float32
 ABSURD = 1000.0  # nats of cross-entropy, or times the mean square of the targets
@@ -19,7 +19,7 @@ def find_warnings(rows: Mapping[str, Row], headline: str, loss: float | None, sc
     """
     found = [] if loss is None or abs(loss) <= ABSURD * scale else [f"training: the loss is {loss:.3g} at its end"]
     return found + [
-        f"{name}: {text}" for name, row in rows.items() if name != UNTRAINED for text in _doubt(row, headline, scale)
+        f"{name}: {text}" for name, row in rows.items() if name not in BESIDE for text in _doubt(row, headline, scale)
     ]
 
 

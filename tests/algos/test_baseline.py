@@ -103,7 +103,11 @@ def test_it_trains_on_all_classes_and_is_tested_on_tasks_of_any_size(metarun: Co
     assert theta["classifier"]["weight"].shape == (20, 4)
     assert metarun("evaluate", "run", "ways=3").code == 0
     rows = json.loads((place / "run/tests/ways=3/result.json").read_text())["test"]
-    assert (list(rows), rows["test"]["ways"], rows["test"]["transductive"]) == (["test", "untrained"], 3, False)
+    assert (list(rows), rows["test"]["ways"], rows["test"]["transductive"]) == (
+        ["test", "untrained", "pixels"],
+        3,
+        False,
+    )
 
 
 def test_the_classifier_is_drawn_from_the_seed(place: Path) -> None:

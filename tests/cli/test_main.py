@@ -320,7 +320,7 @@ def test_running_averages_at_a_later_test_are_those_of_a_run_that_asked_for_them
     assert metarun("evaluate", "asked", "checkpoint=last").code == 0
     later = json.loads((folder / "tests/algo.norm=running-checkpoint=last/result.json").read_text())["test"]
     first = json.loads((asked / "tests/checkpoint=last/result.json").read_text())["test"]
-    assert later.keys() == {"test", "untrained"}
+    assert later.keys() == {"test", "untrained", "pixels"}
     assert later["test"]["accuracy"] == first["test"]["accuracy"]
     assert later["test"]["accuracy"] != result(folder)["test"]["test"]["accuracy"]
 

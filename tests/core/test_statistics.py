@@ -63,7 +63,9 @@ def score_tasks(rng: np.random.Generator, centres: NDArray[np.float64]) -> NDArr
     return np.asarray(right.mean((1, 2)), np.float64)
 
 
-@pytest.mark.parametrize(("ways", "classes", "tasks"), [(5, 8, 200), (5, 20, 100), (5, 250, 300), (2, 20, 200), (1, 30, 200)])
+@pytest.mark.parametrize(
+    ("ways", "classes", "tasks"), [(5, 8, 200), (5, 20, 100), (5, 250, 300), (2, 20, 200), (1, 30, 200)]
+)
 def test_the_interval_over_classes_covers_the_mean_of_the_population(ways: int, classes: int, tasks: int) -> None:
     """The truth is the mean of 40,000 tasks, each of new classes. The interval over tasks holds it rarely."""
     rng = np.random.default_rng(ways)

@@ -153,6 +153,7 @@ def test_morgan_features_have_the_cosine_of_the_sets_of_fragments() -> None:
     a, b = Morgan(2, 2048, True, CPU).encode(smiles)
     expected = len(sets[0] & sets[1]) / (len(sets[0]) * len(sets[1])) ** 0.5
     assert float(a @ b) == pytest.approx(expected, abs=1e-6)
+    assert Morgan(2, 64, False, CPU).encode(["CO[PH](=O)(=O)O"]).sum() > 0  # FS-Mol has such a phosphorus
     with pytest.raises(ConfigError, match=r"encoder=morgan: 'no molecule' is no molecule"):
         Morgan(2, 2048, True, CPU).encode(["no molecule"])
 

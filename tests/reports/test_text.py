@@ -81,9 +81,7 @@ def test_a_suspect_result_is_marked_and_explained_in_every_format(tmp_path: Path
         ({}, ""),
     ],
 )
-def test_the_number_of_test_classes_stands_beside_the_result(
-    pool: dict[str, Any], shown: str, tmp_path: Path
-) -> None:
+def test_the_number_of_test_classes_stands_beside_the_result(pool: dict[str, Any], shown: str, tmp_path: Path) -> None:
     result = omniglot_result()
     result["test"]["test"] |= pool
     write_run(tmp_path, result, "[]")

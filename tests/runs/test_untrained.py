@@ -35,4 +35,9 @@ def test_a_run_with_nothing_to_learn_is_validated_and_tested_without_a_step(meta
     nearest = torch.cdist(query.x.flatten(1).double(), means.double()).argmin(1)
     assert scores[0] == pytest.approx(float((nearest == query.y).double().mean()), abs=1e-6)
     assert "untrained" not in result.rows  # it would be the same
+    pixels = folder.read_scores("pixels", "accuracy")
+    assert pixels is not None
+    assert pixels.tolist() == scores.tolist()
+    assert result.rows["pixels"].task_hash == result.rows["test"].task_hash
+    assert "pixels               accuracy" in answer.out
     assert metarun("resume", "run").code == 0
