@@ -14,6 +14,7 @@ LAYERS = (  # from the top; rooms of one layer do not import each other
     ("cli",),
     ("reports", "analysis"),
     ("runs",),
+    ("probes",),
     ("engine",),
     ("algos", "backbones", "encoders", "datasets"),
     ("core",),

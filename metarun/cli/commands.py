@@ -20,7 +20,8 @@ from metarun.cli.plain import NONE
 from metarun.cli.sweep import plan, sweep
 from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
-from metarun.config.registry import LISTED, declaration
+from metarun.config.registry import LISTED, declaration, known
+from metarun.config.schema import Settings
 from metarun.config.words import count, printable
 from metarun.runs.folder import RunFolder, check_writable
 
@@ -87,19 +88,57 @@ def evaluate(words: Sequence[str]) -> None:
     parser.add_argument("overrides", nargs="*", default=[], help="settings to replace, for example ways=20")
     arguments = parser.read(words)
     folder = RunFolder(arguments.run.absolute())
+    config, settings, changes = change_test(folder, arguments.overrides, arguments.config_dir)
+    from metarun.runs.run import test_again
+
+    test_again(settings, folder, config, changes)
+
+
+def change_test(
+    folder: RunFolder, overrides: Sequence[str], config_dir: str | None
+) -> tuple[dict[str, Any], Settings, list[str]]:
+    """Change the test of a run: its configuration, as settings too, and the changes by their full names.
+
+    Raises ConfigError.
+    """
     folder.settings()
-    other = compose_dataset(arguments.overrides, arguments.config_dir, folder)
+    other = compose_dataset(overrides, config_dir, folder)
     moved = ("dataset=", "dataset.") if other else ()
-    changes = [text if text.startswith((*ELSEWHERE, *moved)) else f"eval.{text}" for text in arguments.overrides]
+    changes = [text if text.startswith((*ELSEWHERE, *moved)) else f"eval.{text}" for text in overrides]
     config = change(folder.config(), [text for text in changes if not text.startswith(moved)] if moved else changes)
     if other:
         config["eval"]["dataset"] = other
     settings = load_settings(config)
     if settings.dataset.get("path") is not None:  # named by what it means, wherever the command was given
         changes = [f"dataset.path={settings.dataset['path']}" if "dataset.path=" in text else text for text in changes]
-    from metarun.runs.run import test_again
+    return config, settings, changes
 
-    test_again(settings, folder, config, changes)
+
+def probe(words: Sequence[str]) -> None:
+    """Look at a finished run by probes: what its accuracy hides.
+
+    PROBES are names of metarun list probe, with commas between them; without any all that can look at the run.
+
+    Settings are those of probes (noise.rates=[0,0.5]), the number of tasks (tasks=500), and those of metarun evaluate.
+    Tables and pictures go to probes/ in the run's folder; with settings, below tests/ there.
+    """
+    parser = Parser(probe)
+    parser.add_argument("run", type=Path, help="the folder of the run, below outputs/")
+    parser.add_argument("words", nargs="*", default=[], metavar="PROBES", help="for example noise,attack tasks=500")
+    arguments = parser.read(words)
+    names = [name for word in arguments.words if "=" not in word for name in word.split(",") if name]
+    for name in names:
+        declaration("probe", name)
+    overrides = [expand_home(word) for word in arguments.words if "=" in word]
+    own = [text for text in overrides if text.partition(".")[0] in known("probe")]
+    rest = [re.sub(r"^tasks=", "probe_tasks=", text) for text in overrides if text not in own]
+    folder = RunFolder(arguments.run.absolute())
+    _, settings, changes = change_test(folder, rest, arguments.config_dir)
+    if strange := {text.partition(".")[0] for text in own} - set(names or known("probe")):
+        raise ConfigError(f"{', '.join(sorted(strange))} is set, but is none of the probes {', '.join(names)}")
+    from metarun.runs.run import probe_again
+
+    probe_again(settings, folder, names, changes + own, change({}, own))
 
 
 def compose_dataset(overrides: Sequence[str], config_dir: str | None, folder: RunFolder) -> dict[str, Any] | None:
@@ -397,6 +436,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "data": data,
     "resume": resume,
     "evaluate": evaluate,
+    "probe": probe,
     "predict": predict,
     "embed": embed,
     "export": export,

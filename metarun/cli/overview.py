@@ -41,7 +41,7 @@ def write_help(commands: Mapping[str, str], config_dir: str | None = None) -> st
 
     commands: name -> what it does, in one line.
     """
-    groups = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir())
+    groups = sorted(folder.name for folder in CONFIGS.iterdir() if folder.is_dir() and folder.name != "probe")
     choices = {group: ", ".join(describe_options(group, config_dir)) for group in groups}
     choices["experiment"] = f"{len(describe_options('experiment', config_dir))}, shown by metarun list experiment"
     return "\n".join([HEAD, *_align(commands), "", EXAMPLES, "", "Groups", *_align(choices)])
@@ -61,7 +61,7 @@ def write_overview(config_dir: str | None = None) -> str:
         else:
             lines += wrap(", ".join(options))
     broken = [line for text in broken_packages() for line in wrap(text, "")]
-    return "\n".join([*lines, *broken, "", f"metarun list {'|'.join(LISTED)} [PATTERN] describes each."])
+    return "\n".join([*lines, *broken, "", "metarun list GROUP [PATTERN] describes each of a group."])
 
 
 def _group_by_family(options: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

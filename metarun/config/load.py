@@ -16,10 +16,12 @@ from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
 PATHS = ("data_dir", "dataset.path", "encoder.path", "eval.checkpoint", "init_from")  # of the user's
-NEW = {"dataset": {}, "split": "test"}  # settings of eval that earlier runs do not have, with what they did
+# Settings of eval that earlier runs do not have, with what they did
+NEW = {"dataset": {}, "split": "test", "probes": [], "probe_tasks": 100}
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
-ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants")  # settings of eval that its variants share
+# Settings of eval that its variants share
+ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants", "probes", "probe_tasks")
 
 
 def load_settings(values: Mapping[str, Any]) -> Settings:
@@ -157,11 +159,17 @@ def _complete(changes: Any, before: Mapping[str, Any]) -> Any:
     name = changes.get("name", before.get("name")) if isinstance(changes, Mapping) else before.get("name")
     if name == before.get("name") or name not in known("algo"):
         return changes
-    files = (folder / "algo" / f"{name}.yaml" for folder in (CONFIGS, *config_folders()))
+    own = read_option("algo", name)
+    return {key: value for key, value in own.items() if key not in ("name", "defaults")} | dict(changes)
+
+
+def read_option(group: str, name: str) -> dict[str, Any]:
+    """Read the settings in a component's YAML file; its name alone where there is no such file."""
+    files = (folder / group / f"{name}.yaml" for folder in (CONFIGS, *config_folders()))
     file = next((file for file in files if file.is_file()), None)
     found = OmegaConf.to_container(OmegaConf.load(file)) if file else {}
-    own = found if isinstance(found, dict) and found.get("name") == name else {}
-    return {str(key): value for key, value in own.items() if key != "defaults"} | dict(changes)
+    own = found if isinstance(found, dict) and found.get("name") == name else {"name": name}
+    return {str(key): value for key, value in own.items()}
 
 
 def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:

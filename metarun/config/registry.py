@@ -23,7 +23,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_type_hints
 from metarun.config import schema
 from metarun.config.errors import ConfigError, did_you_mean, find_reason, offer
 from metarun.config.schema import Range
-from metarun.config.traits import DECLARABLE, DatasetTraits, EncoderTraits, Kind, Metric, Traits
+from metarun.config.traits import DECLARABLE, DatasetTraits, EncoderTraits, Kind, Metric, ProbeTraits, Traits
 from metarun.config.validate import convert_fields
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -37,7 +37,7 @@ GROUPS = (
     "schedule",
     "logger",
 )  # those that a configuration chooses from
-LISTED = ("algo", "dataset", "backbone", "encoder", "experiment")  # by `metarun list`
+LISTED = ("algo", "dataset", "backbone", "encoder", "probe", "experiment")  # by `metarun list`
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
 RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Seed", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
@@ -49,6 +49,7 @@ REQUIRED = {
     "dataset": DatasetTraits,
     "encoder": EncoderTraits,
     "metric": Metric,
+    "probe": ProbeTraits,
 }  # the traits that a group cannot do without
 PLAIN = Metric(higher_is_better=False, worst=float("inf"), tolerance=0.0)
 T = TypeVar("T")

@@ -60,6 +60,15 @@ class EncoderTraits:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbeTraits:
+    """Which runs a probe can look at."""
+
+    kinds: tuple[Kind, ...]
+    pictures: bool = False  # it changes pictures
+    ragged: bool = False  # tasks may differ in size
+
+
+@dataclass(frozen=True, kw_only=True)
 class LoggerTraits:
     """The package that a logger needs."""
 
@@ -100,5 +109,6 @@ class Metric:
 
 HEADLINES: dict[Kind, str] = {"classification": "accuracy", "regression": "mse", "control": "return"}
 DECLARABLE = {
-    kind.__name__: kind for kind in (Traits, DatasetTraits, BackboneTraits, EncoderTraits, LoggerTraits, Metric)
+    kind.__name__: kind
+    for kind in (Traits, DatasetTraits, BackboneTraits, EncoderTraits, ProbeTraits, LoggerTraits, Metric)
 }

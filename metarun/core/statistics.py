@@ -6,11 +6,25 @@ https://arxiv.org/abs/2409.02850. Never imports torch.
 """
 
 import math
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Scores = NDArray[np.float64]
+Number = float | list[Any]  # a list for a vector metric
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A metric's mean over the test tasks and the half-width of its 95 % interval, both unscaled.
+
+    The mean is not finite if that of a task is not. There is no interval around a single task.
+    """
+
+    mean: Number
+    ci95: Number | None = None
 
 
 def over_tasks(scores: Scores) -> Scores | None:

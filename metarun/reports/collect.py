@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from metarun.config.errors import ConfigError
 from metarun.config.load import identity, is_published
 from metarun.config.traits import HEADLINES, Metric
-from metarun.core.statistics import Scores, over_classes
+from metarun.core.statistics import Estimate, Scores, over_classes
 from metarun.reports.published import Figure, Setup, find_figure, look_up
 from metarun.reports.statistics import Summary, summarise
 from metarun.runs.folder import RunFolder
-from metarun.runs.result import BESIDE, Estimate, Result, Row, describe_mode, describe_task
+from metarun.runs.result import BESIDE, Result, Row, describe_mode, describe_task
 
 NAMED = 3  # settings in a name
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former takes a tenth of the time

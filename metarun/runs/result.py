@@ -9,22 +9,11 @@ from metarun.config.registry import dataset_traits, metric
 from metarun.config.traits import Kind, Metric
 from metarun.config.validate import convert
 from metarun.config.words import count
+from metarun.core.statistics import Estimate
 
 UNTRAINED = "untrained"  # the row of the weights that training began from
 BASELINES = ("pixels", "tf_idf", "tanimoto", "forest")  # rows of what needs no training
 BESIDE = (UNTRAINED, *BASELINES)  # on some of the tasks
-Number = float | list[Any]  # a list for a vector metric
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric's mean over the test tasks and the half-width of its 95 % interval, both unscaled.
-
-    The mean is not finite if that of a task is not. There is no interval around a single task.
-    """
-
-    mean: Number
-    ci95: Number | None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from metarun.config.errors import ConfigError, Failed, explain_shortage
@@ -19,9 +20,11 @@ from metarun.core.seeding import generator_for
 from metarun.core.types import Dataset
 from metarun.engine.build import Experiment, build_dataset
 from metarun.engine.checkpoint import load
-from metarun.engine.distributed import Ranks, count_workers, is_lost
+from metarun.engine.distributed import ALONE, Ranks, count_workers, is_lost
 from metarun.engine.plan import Plan, is_out_of_memory
 from metarun.engine.process import launcher_rank
+from metarun.probes.probe import Subject
+from metarun.probes.runner import Planned, describe, plan_probes, run_probe
 from metarun.runs.artifacts import describe_result, describe_start, draw_curves
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, say, speak
@@ -52,6 +55,8 @@ def prepare(settings: Settings, folder: RunFolder) -> Experiment | None:
         facts = load(folder.last)[1]
         check_data(folder, facts["dataset"], experiment.dataset, OTHER_RUN)
         check_files(settings, folder, facts.get("files", {}))
+    if settings.eval.probes:
+        plan_probes(settings.eval.probes, experiment)
     for row in experiment.plan_rows().values():
         for split in ("val", "test"):
             experiment.build_tester(row, split)
@@ -199,9 +204,63 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
         wall_seconds=round(time.perf_counter() - STARTED, 1),
         **about,
     )
+    if settings.eval.probes:
+        subject = Subject(experiment, models[0], plan.execution, result.temperature)
+        for probe in plan_probes(settings.eval.probes, experiment):
+            say.info("probing %s", probe.name)
+            keep_finding(probe, subject, folder.path / "probes")
     draw_curves(folder.path, result.headline)
     folder.finish(result)  # last: what has a result is finished
     return result
+
+
+def keep_finding(probe: Planned, subject: Subject, folder: Path) -> None:
+    """Run a probe at a run's end and log what it finds, or why it cannot look at this model: the run is whole then."""
+    try:
+        lines = describe(probe.name, run_probe(probe, subject, folder))
+    except ConfigError as error:
+        lines = iter([f"probe {probe.name} is left out: {error}"])
+    for line in lines:
+        say.info(line)
+
+
+@speak()
+def probe_again(
+    settings: Settings,
+    folder: RunFolder,
+    names: Sequence[str],
+    changes: list[str],
+    own: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Look at a run's checkpoint by probes: by these, or without names by all that can.
+
+    changes: the settings that differ from the run's, in words; what is found goes to `probes/`, or with changes below
+    `tests/`. own: those of the probes. Raises ConfigError if a probe that was asked for cannot look at this model.
+    """
+    result = folder.result()
+    experiment = Experiment.build(settings)
+    probes = plan_probes(names, experiment, own)
+    models, facts = load_models(experiment, folder, ALONE)
+    if len(models) > 1:
+        raise ConfigError("eval.checkpoint is ensemble: a probe looks at one model, give best, last or best-STEP")
+    subject = Subject(
+        experiment,
+        models[0],
+        Plan(**facts[-1]["progress"]["plan"]).execution,
+        result.temperature if result and result.checkpoint.name == settings.eval.checkpoint else None,
+    )
+    beside = RunFolder(folder.path / "tests" / name_test(changes)) if changes else folder
+    with beside.lock(), explain_failures(folder, "the beginning"):
+        for probe in probes:
+            try:
+                found = run_probe(probe, subject, beside.path / "probes")
+            except ConfigError as error:
+                if names:
+                    raise
+                print(printable(f"{probe.name}: left out, {error}"))
+                continue
+            print(*map(printable, describe(probe.name, found)), sep="\n", flush=True)
+    print(printable(f"in {beside.path / 'probes'}"))
 
 
 @speak()

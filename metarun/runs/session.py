@@ -17,7 +17,7 @@ from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
 from metarun.core.objectives import ANSWERS, headline_metric
 from metarun.core.seeding import generator_for
-from metarun.core.statistics import over_classes
+from metarun.core.statistics import Estimate, over_classes
 from metarun.core.types import Task
 from metarun.engine import checkpoint
 from metarun.engine.baselines import Baselines, list_baselines
@@ -36,7 +36,7 @@ from metarun.runs.draft import Draft, make_key
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
-from metarun.runs.result import BASELINES, UNTRAINED, Estimate, Row
+from metarun.runs.result import BASELINES, UNTRAINED, Row
 from metarun.runs.warnings import ROUNDING
 from metarun.runs.weights import check_shapes
 

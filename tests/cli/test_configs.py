@@ -29,7 +29,8 @@ from tests.support.tiny_ratings import write_ratings
 from tests.support.tiny_tables import write_own
 from tests.support.tiny_texts import write_texts
 
-FILES = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+ALL = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CONFIGS.rglob("*.yaml"))
+FILES = [file for file in ALL if not file.startswith("probe/")]  # those are no part of a run: tests/probes
 OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
 REAL = {"omniglot": "omniglot", "miniimagenet": "mini-imagenet"}  # dataset -> its folder in METARUN_DATA
 SAME_CODE = [  # experiments that only change values of another one of their method: built by test_experiments.py

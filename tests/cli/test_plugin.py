@@ -46,6 +46,19 @@ def test_its_method_trains_with_its_own_settings(metarun_process: Command, place
 
 
 @pytest.mark.integration
+def test_its_probe_looks_at_any_run(metarun_process: Command, place: Path, installed: None) -> None:
+    answer = metarun_process("algo=protonet", *TINY, "eval.probes=[mirror]", "eval.probe_tasks=10", "hydra.run.dir=run")
+    assert (answer.code, answer.err) == (0, "")
+    first = (place / "run/probes/mirror.json").read_bytes()
+    assert (place / "run/probes/mirror.png").read_bytes().startswith(b"\x89PNG")
+    found = json.loads(first)
+    assert [row["queries"] for row in found["table"]] == ["as they are", "mirrored"]
+    answer = metarun_process("probe", "run", "mirror")
+    assert (answer.code, answer.err) == (0, "")
+    assert (place / "run/probes/mirror.json").read_bytes() == first
+
+
+@pytest.mark.integration
 def test_its_method_passes_the_generic_checks(metarun_process: Command, installed: None) -> None:
     answer = metarun_process("check", "algo=cosine_means")
     assert (answer.code, answer.err) == (0, "")

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.core.statistics import Estimate
 from metarun.engine import checkpoint
 from metarun.engine.evaluate import Scores
 from metarun.runs.artifacts import describe_result, draw_curves, draw_vectors, write_scores
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say, speak
 from metarun.runs.loggers import NoLogger
-from metarun.runs.result import Checkpoint, Estimate, Evaluation, Row
+from metarun.runs.result import Checkpoint, Evaluation, Row
 from tests.conftest import TINY, Command
 
 

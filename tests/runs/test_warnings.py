@@ -7,10 +7,11 @@ from typing import Any, NoReturn
 
 import pytest
 
+from metarun.core.statistics import Estimate
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog
 from metarun.runs.loggers import NoLogger
-from metarun.runs.result import Checkpoint, Estimate, Evaluation, Row
+from metarun.runs.result import Checkpoint, Evaluation, Row
 from metarun.runs.warnings import find_warnings, read_last_loss
 from tests.conftest import TINY, Command
 

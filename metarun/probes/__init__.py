@@ -1,0 +1,1 @@
+"""Probes: what an accuracy hides. One file each, for every method; see `metarun.probes.probe`."""
