@@ -27,7 +27,7 @@ from metarun.config.traits import Traits
 from metarun.core import objectives
 from metarun.core.inner import draw_networks, forward, last, own_generator, unroll
 from metarun.core.objectives import episode_loss, metrics_by_step
-from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
+from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 
 @register("algo", "cavia", Traits(kinds=("classification", "regression"), ragged=True))
@@ -45,19 +45,13 @@ class CAVIA:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
-        if not self.backbone.modulated:
-            name = type(self.backbone).__name__
-            raise ConfigError(
-                f"algo=cavia finds no place for a context in the backbone {name}: choose another, for example conv4"
-            )
+        require_place(self.backbone, "algo=cavia", "conv4")
 
     def init(self) -> Theta:
         """MAML's components, and "context": the maps from the context, [units or channels, context_size] each."""
-        sizes = {name: self.backbone.get_parameter(name).numel() for name in self.backbone.modulated}
         theta = draw_networks(self.backbone, self.head)
         with own_generator():
-            maps = {name: torch.empty(size, self.context_size).uniform_(-1, 1) for name, size in sizes.items()}
-        return {**theta, "context": maps}
+            return {**theta, "context": draw_maps(self.backbone, self.context_size)}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """Yield phi_0 .. phi_J of phi_0 = 0, phi_{j+1} = phi_j - alpha * grad L(phi_j, theta; support).
@@ -76,9 +70,8 @@ class CAVIA:
 
     def predict(self, theta: Theta, phi: Theta, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N], or values [n, *output]."""
-        weights = theta["backbone"] | theta["norm"]
-        modulated = {name: weights[name] + matrix @ phi["context"]["phi"] for name, matrix in theta["context"].items()}
-        return forward(self.head, theta["head"], forward(self.backbone, weights | modulated, x))
+        weights = modulate(theta["backbone"] | theta["norm"], theta["context"], phi["context"]["phi"])
+        return forward(self.head, theta["head"], forward(self.backbone, weights, x))
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Query loss after adaptation of the context: the meta-objective."""
@@ -88,3 +81,23 @@ class CAVIA:
         """The headline metric after the last inner step, and after each from 0 on."""
         states = self.trajectory(theta, episode.support)
         return metrics_by_step(self, self.spec, theta, episode, states)
+
+
+def require_place(backbone: Backbone, asked: str, other: str) -> None:
+    """Raise ConfigError if no parameter of the backbone can be modulated."""
+    if not backbone.modulated:
+        name = type(backbone).__name__
+        raise ConfigError(
+            f"{asked} finds no place for a context in the backbone {name}: choose another, for example {other}"
+        )
+
+
+def draw_maps(backbone: Backbone, size: int) -> Params:
+    """Draw the maps from a context of this size to what it modulates: [units or channels, size] each."""
+    counts = {name: backbone.get_parameter(name).numel() for name in backbone.modulated}
+    return {name: torch.empty(count, size).uniform_(-1, 1) for name, count in counts.items()}
+
+
+def modulate(weights: Params, maps: Params, context: Tensor) -> Params:
+    """The weights with what the context [size] adds to some of them."""
+    return weights | {name: weights[name] + matrix @ context for name, matrix in maps.items()}

@@ -1,8 +1,9 @@
 """MAML for policies: an initialisation from which a few policy gradients solve a new task.
 
 Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017,
-https://arxiv.org/abs/1703.03400, section 4.2 and algorithm 3. With `adapt_body: false` it is ANIL (Raghu et al. 2020,
-https://arxiv.org/abs/1909.09157): the last layer alone is adapted.
+https://arxiv.org/abs/1703.03400, section 4.2 and algorithm 3. With `adapted: head` it is ANIL (Raghu et al. 2020,
+https://arxiv.org/abs/1909.09157): the last layer alone is adapted. With `adapted: context` it is CAVIA (Zintgraf et al.
+2019, https://arxiv.org/abs/1810.03642, section 4.3): a context vector is, which starts at 0 and enters the first layer.
 
 Each inner step plays `shots` new episodes, and the outer objective plays `queries` episodes with the adapted policy.
 `curvature` says how the meta-gradient is estimated:
@@ -28,9 +29,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metarun.algos.cavia import draw_maps, modulate, require_place
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
-from metarun.config.schema import Fraction, Positive, Whole
+from metarun.config.schema import Count, Fraction, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core.control import (
     Player,
@@ -42,7 +44,7 @@ from metarun.core.control import (
     roll_out,
     sum_ahead,
 )
-from metarun.core.inner import draw_networks, forward, inner_step, last, select
+from metarun.core.inner import draw_networks, forward, inner_step, last, own_generator, select
 from metarun.core.types import Backbone, Metrics, Seen, TaskSpec, Theta, Trial, World
 
 COUNTED = -1  # the purpose of the chances of episodes that count; those of inner step j have the purpose j
@@ -57,7 +59,8 @@ class MAMLRL:
     inner_steps: Whole
     first_order: bool
     curvature: Literal["ratio", "path"]
-    adapt_body: bool  # adapt all layers; false: the last one (ANIL)
+    adapted: Literal["all", "head", "context"]  # MAML, ANIL, CAVIA
+    context_size: Count
     discount: Fraction
     exploration: Positive  # standard deviation of actions that are numbers, in the episodes that do not count
     deviation: Positive  # in those that count, at first
@@ -73,14 +76,23 @@ class MAMLRL:
             raise ConfigError("algo.curvature is path: it needs actions that are numbers, and these are choices: ratio")
         if self.spec.episodes[0] == 0 and self.inner_steps > 0:
             raise ConfigError("shots is 0: an inner step needs episodes to learn from")
+        if self.adapted == "context":
+            require_place(self.backbone, "algo.adapted=context", "tanh")
 
     def init(self) -> Theta:
-        return draw_networks(self.backbone, self.head) | {"policy": self.policy.draw()}
+        theta = draw_networks(self.backbone, self.head) | {"policy": self.policy.draw()}
+        if self.adapted != "context":
+            return theta
+        with own_generator():
+            return theta | {"maps": draw_maps(self.backbone, self.context_size)}
 
     def outputs(self, theta: Theta, phi: Theta, observation: Tensor) -> Tensor:
         """observation: [..., O] -> what the policy reads: [..., A], or [..., 2 A]."""
         weights = {**theta, **phi}
-        features = forward(self.backbone, (weights["backbone"], theta["norm"]), observation.flatten(0, -2))
+        body = weights["backbone"] | theta["norm"]
+        if self.adapted == "context":
+            body = modulate(body, theta["maps"], phi["context"]["phi"])
+        features = forward(self.backbone, body, observation.flatten(0, -2))
         outputs = forward(self.head, weights["head"], features).unflatten(0, observation.shape[:-1])
         return self.policy.complete(outputs, theta["policy"])
 
@@ -113,9 +125,15 @@ class MAMLRL:
         ahead = sum_ahead(played.reward[0], self.discount)
         return (ahead - linear_baseline(played.observation[0], ahead))[None]
 
+    def begin(self, theta: Theta) -> Theta:
+        """phi_0: what is adapted."""
+        if self.adapted == "context":
+            return {"context": {"phi": theta["head"]["bias"].new_zeros(self.context_size)}}
+        return select(theta, "backbone", "head") if self.adapted == "all" else select(theta, "head")
+
     def trajectory(self, theta: Theta, trial: Trial) -> Iterator[Theta]:
         """Yield phi_0 .. phi_J. Each state holds the adapted components."""
-        phi = select(theta, "backbone", "head") if self.adapt_body else select(theta, "head")
+        phi = self.begin(theta)
         explorer = self.explore(theta)
         rates = self.inner_lr if isinstance(self.inner_lr, list) else [self.inner_lr]
         yield phi

@@ -23,6 +23,20 @@ def map_tasks(function: Callable[[Any], Any], tasks: Task, execution: Execution)
         return _stack([function(task) for task in unstack(tasks)])
 
 
+def batch_rows(operator: Any) -> None:
+    """Give an operator of `torch.library`, whose tensors are rows [n, ...], a rule for vmap: one call for all tasks."""
+
+    @operator.register_vmap  # type: ignore[untyped-decorator]
+    def _(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        def spread(x: Any, dim: int | None) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            return (x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)).flatten(0, 1)
+
+        rows: Tensor = operator(*(spread(x, dim) for x, dim in zip(inputs, in_dims)))
+        return rows.unflatten(0, (info.batch_size, -1)), 0
+
+
 def count_tasks(tasks: Task) -> int:
     """Return T."""
     return len(tree_leaves(tasks)[0])

@@ -15,6 +15,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
+from metarun.core.batch import batch_rows
 from metarun.core.control import Reflex
 from metarun.core.types import Agent, Params
 from metarun.datasets.sampling.trials import Simulated
@@ -111,15 +112,7 @@ def _(state: Tensor, torque: Tensor) -> Tensor:
     return torch.empty_like(state)
 
 
-@run_cheetah.register_vmap
-def _(info: Any, in_dims: tuple[int | None, int | None], state: Tensor, torque: Tensor) -> tuple[Tensor, int]:
-    """All rows of all tasks in one call."""
-
-    def spread(x: Tensor, dim: int | None) -> Tensor:
-        return x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
-
-    state, torque = spread(state, in_dims[0]), spread(torque, in_dims[1])
-    return run_cheetah(state.flatten(0, 1), torque.flatten(0, 1)).unflatten(0, state.shape[:2]), 0
+batch_rows(run_cheetah)
 
 
 @register("dataset", "cheetah", DatasetTraits(kind="control", rules=("still",)))

@@ -11,14 +11,15 @@ from metarun.config.schema import Count
 from metarun.config.traits import DatasetTraits
 from metarun.core.control import Reflex
 from metarun.core.objectives import one_hot
+from metarun.core.seeding import mix
 from metarun.core.types import Agent, Params, Split, TaskShape
 from metarun.datasets.sampling.trials import Simulated, Trials
 
 ROWS, COLUMNS = 3, 3  # a key in each cell of the first column, a door in each of the last one
 FIRST = (1, 1)  # where an episode begins
-CONTROLS = 8  # ways in which they can be turned and mirrored
-PAIRS = ROWS * ROWS  # of a key and a door
-SHARES = {"test": (0, 1), "val": (1, 2), "train": (2, PAIRS)}  # of the pairs, others for each way of the controls
+CONTROLS = 24  # orders of the four
+RULES = CONTROLS * ROWS * ROWS  # of controls, key and door
+SHARES = {"test": (0, 44), "val": (44, 66), "train": (66, RULES)}  # of the rules in the order of a hash
 
 
 @register("dataset", "gridgame", DatasetTraits(kind="control", rules=("optimum", "random")))
@@ -26,10 +27,11 @@ SHARES = {"test": (0, 1), "val": (1, 2), "train": (2, PAIRS)}  # of the pairs, o
 class GridGame(Simulated):
     """A board of 3 by 3 cells: fetch the right key on the left, and carry it to the right door on the right.
 
-    Hidden are what the four controls do (turned or mirrored, 8 ways), the key (3) and the door (3): 72 rules, of which
-    56 are for training, 8 for validation and 8 for the test. A key is taken by walking over it and lays down the one
-    before; the right door shows itself to who stands before it. The reward is 1 when the game is solved, so that a
-    return is the share of games that are.
+    Hidden are which control goes where (24 ways), the key (3) and the door (3): 216 rules, of which a hash leaves 150
+    for training, 22 for validation and 44 for the test. A key is taken by walking over it and lays down
+    the one before. The right key shows itself to who holds it, the right door to who stands before it, and a player
+    sees which way the last step went. The reward is 1 when the game is solved, so that a return is the share of games
+    that are.
     """
 
     horizon: Count
@@ -43,6 +45,7 @@ class Play(NamedTuple):
     cell: Tensor  # [P] row * COLUMNS + column
     key: Tensor  # [P] 0: none, else its row + 1
     solved: Tensor  # [P] whether
+    moved: Tensor  # [P, 2] rows and columns, by the last step
 
 
 @dataclass(frozen=True)
@@ -52,29 +55,34 @@ class Game:
     horizon: int
     split: Split
 
-    observed = ROWS * COLUMNS + ROWS + 3
+    observed = ROWS * COLUMNS + ROWS + 1 + 3 + 4
     actions = 4
     discrete = True
     chances = 0
 
     def latent(self, tasks: int, generator: torch.Generator) -> Params:
         """Drawn for every task: moves [T, 4, 2] of the controls, and key and door [T], the rows where they are."""
-        way = torch.randint(CONTROLS, (tasks,), generator=generator, device=generator.device)
-        share = torch.randint(*SHARES[self.split], (tasks,), generator=generator, device=generator.device)
-        pair = (way + share) % PAIRS
-        parts = {"moves": turn_controls(way), "key": pair // ROWS, "door": pair % ROWS}
+        rules = mix(torch.arange(RULES, device=generator.device)).argsort()
+        rule = rules[torch.randint(*SHARES[self.split], (tasks,), generator=generator, device=generator.device)]
+        parts = {"moves": order_controls(rule // ROWS**2), "key": rule // ROWS % ROWS, "door": rule % ROWS}
         return {name: part.to(torch.get_default_dtype()) for name, part in parts.items()}
 
     def reset(self, latent: Params, chance: Tensor) -> Play:
         nothing = torch.zeros(len(chance), dtype=torch.long, device=chance.device)
-        return Play(nothing + FIRST[0] * COLUMNS + FIRST[1], nothing, nothing > 0)
+        return Play(nothing + FIRST[0] * COLUMNS + FIRST[1], nothing, nothing > 0, nothing[:, None].expand(-1, 2))
 
     def observe(self, latent: Params, state: Play) -> Tensor:
-        """The cell, the key in hand, whether this is the right door, and whether the game is solved: [P, 15]."""
-        marks = torch.stack([self.is_door(latent, state.cell), state.solved], -1)
-        return torch.cat([one_hot(state.cell, ROWS * COLUMNS), one_hot(state.key, ROWS + 1), marks], -1).to(
-            latent["moves"].dtype
-        )
+        """The cell, the key in hand, whether it is the right one, whether this is the right door, whether the game is
+        solved, and how far the last step went down, right, up and left: [P, 20].
+        """
+        marks = [self.is_key(latent, state.key), self.is_door(latent, state.cell), state.solved]
+        moved = torch.cat([state.moved, -state.moved], -1).clamp(min=0)
+        cell, key = one_hot(state.cell, ROWS * COLUMNS), one_hot(state.key, ROWS + 1)
+        return torch.cat([cell, key, torch.stack(marks, -1), moved], -1).to(latent["moves"].dtype)
+
+    def is_key(self, latent: Params, key: Tensor) -> Tensor:
+        """Whether this key in hand is the right one."""
+        return key == latent["key"] + 1
 
     def is_door(self, latent: Params, cell: Tensor) -> Tensor:
         """Whether the right door is at the cell."""
@@ -86,9 +94,11 @@ class Game:
         row = (state.cell // COLUMNS + moves[:, 0]).clamp(0, ROWS - 1)
         column = (state.cell % COLUMNS + moves[:, 1]).clamp(0, COLUMNS - 1)
         cell, key = row * COLUMNS + column, torch.where(column == 0, row + 1, state.key)
-        won = self.is_door(latent, cell) & (key == latent["key"] + 1) & ~state.solved
-        after = Play(cell, key, state.solved | won)
-        stays = Play(*(torch.where(state.solved, old, new) for old, new in zip(state, after)))
+        moved = torch.stack([row - state.cell // COLUMNS, column - state.cell % COLUMNS], -1)
+        won = self.is_door(latent, cell) & self.is_key(latent, key) & ~state.solved
+        after = Play(cell, key, state.solved | won, moved)
+        ends = (state.solved, state.solved, state.solved, state.solved[:, None])
+        stays = Play(*(torch.where(end, old, new) for end, old, new in zip(ends, state, after)))
         return stays, won.to(latent["moves"].dtype)
 
     def draw(self, axes: Any, latent: Params, states: Play) -> None:
@@ -108,7 +118,7 @@ class Game:
         distance = self.search(latent)  # [cells * keys, 4]
 
         def react(observation: Tensor, chance: Tensor) -> Tensor:
-            cell, key, _ = observation.split([ROWS * COLUMNS, ROWS + 1, 2], -1)
+            cell, key = observation[:, : ROWS * COLUMNS], observation[:, ROWS * COLUMNS :][:, : ROWS + 1]
             return distance[cell.argmax(-1) * (ROWS + 1) + key.argmax(-1)].argmin(-1)
 
         return Reflex(react)
@@ -119,7 +129,7 @@ class Game:
         Breadth first: after n sweeps all that can be solved in n steps is known.
         """
         places = torch.arange(ROWS * COLUMNS * (ROWS + 1), device=latent["key"].device)
-        state = Play(places // (ROWS + 1), places % (ROWS + 1), places < 0)
+        state = Play(places // (ROWS + 1), places % (ROWS + 1), places < 0, places[:, None].expand(-1, 2))
         steps = [self.step(latent, state, torch.full_like(places, choice), places) for choice in range(self.actions)]
         following = torch.stack([after.cell * (ROWS + 1) + after.key for after, _ in steps], -1)
         won = torch.stack([reward for _, reward in steps], -1) > 0
@@ -129,8 +139,11 @@ class Game:
         return distance
 
 
-def turn_controls(way: Tensor) -> Tensor:
-    """What choices 0 .. 3 do, in (rows, columns), in each of the ways [T] to turn and mirror a compass: [T, 4, 2]."""
-    along, across, none = 1 - 2 * (way % 2), 1 - 2 * (way // 2 % 2), 0 * way
-    moves = torch.stack([-along, none, along, none, none, -across, none, across], -1).unflatten(-1, (4, 2))
-    return torch.where((way // 4 > 0)[:, None, None], moves.flip(-1), moves)
+def order_controls(way: Tensor) -> Tensor:
+    """The moves (rows, columns) of choices 0 .. 3, in the order of number 0 .. 23 (by its Lehmer code): [T, 4, 2]."""
+    order = [way // 6, way // 2 % 3, way % 2, 0 * way]
+    for i in (2, 1, 0):
+        order[i + 1 :] = [later + (later >= order[i]) for later in order[i + 1 :]]
+    direction = torch.stack(order, -1)
+    sign = 1 - 2 * (direction % 2)
+    return torch.stack([torch.where(direction < 2, sign, 0), torch.where(direction < 2, 0, sign)], -1)

@@ -25,7 +25,7 @@ PLANE = WORLDS["navigation"]
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"first_order": True}, {"adapt_body": False}, {"curvature": "path"}],
+    [{}, {"first_order": True}, {"adapted": "head"}, {"adapted": "context"}, {"curvature": "path"}],
     ids=lambda changes: str(changes),
 )
 def test_the_meta_gradient_equals_plain_autograd_move_by_move(changes: dict[str, Any]) -> None:

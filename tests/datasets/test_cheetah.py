@@ -24,11 +24,13 @@ def draw(*size: int) -> tuple[Tensor, Tensor]:
     return state, torch.rand(*size, 6, generator=generator, dtype=torch.float64) * 2 - 1
 
 
+@pytest.mark.integration  # for which MuJoCo is installed
 @needs_mujoco
 def test_it_fulfils_what_every_world_must() -> None:
     check_dataset("cheetah", "dataset.horizon=3")
 
 
+@pytest.mark.integration  # for which MuJoCo is installed
 @needs_mujoco
 def test_many_tasks_at_once_are_a_loop_over_rows() -> None:
     state, torque = draw(3, 4)
@@ -40,6 +42,7 @@ def test_many_tasks_at_once_are_a_loop_over_rows() -> None:
     ))  # fmt: skip
 
 
+@pytest.mark.integration  # for which MuJoCo is installed
 @needs_mujoco
 def test_a_step_is_that_of_mujocos_own_loop() -> None:
     import mujoco
@@ -58,6 +61,7 @@ def test_a_step_is_that_of_mujocos_own_loop() -> None:
     assert found[0] == pytest.approx(0.05)
 
 
+@pytest.mark.integration  # for which MuJoCo is installed
 @needs_mujoco
 @pytest.mark.parametrize(("goal", "latent"), [("direction", -1.0), ("speed", 1.5)])
 def test_the_reward_by_hand(goal: str, latent: float) -> None:

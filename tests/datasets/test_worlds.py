@@ -234,13 +234,13 @@ def games() -> list[tuple[list[list[float]], int, int, str]]:
 
 def test_the_rules_of_a_game_are_in_one_split_each() -> None:
     rules = games()
-    assert len({str(rule[:3]) for rule in rules}) == len(rules) == 72
-    assert [sum(rule[3] == split for rule in rules) for split in ("train", "val", "test")] == [56, 8, 8]
+    assert len({str(rule[:3]) for rule in rules}) == len(rules) == 216
+    assert [sum(rule[3] == split for rule in rules) for split in ("train", "val", "test")] == [150, 22, 44]
 
 
 def test_the_shortest_way_is_that_of_a_search_step_by_step() -> None:
     world = WORLDS["gridgame"].tasks("train", TaskShape(1, 1, 1)).world
-    for moves, key, door, _ in games()[::7]:
+    for moves, key, door, _ in games()[::20]:
         latent = {"moves": torch.tensor(moves), "key": torch.tensor(float(key)), "door": torch.tensor(float(door))}
         ways: dict[tuple[int, int, int | None], int] = {(1, 1, None): 0}
         for place in (queue := list(ways)):  # which grows
@@ -253,7 +253,7 @@ def test_the_shortest_way_is_that_of_a_search_step_by_step() -> None:
         assert int(world.search(latent)[4 * 4].min()) == ways[door, 2, key]
 
 
-def test_a_door_shows_itself_and_opens_for_the_right_key_alone() -> None:
+def test_key_and_door_show_themselves_and_fit_each_other_alone() -> None:
     """Controls as on a compass, the key in the first row, the door in the last: the wrong key first, then the right."""
     world = GridGame(horizon=14, device=CPU).tasks("train", TaskShape(1, 1, 1)).world
     moves = torch.tensor([[-1.0, 0.0], [1.0, 0.0], [0.0, -1.0], [0.0, 1.0]])
@@ -263,10 +263,14 @@ def test_a_door_shows_itself_and_opens_for_the_right_key_alone() -> None:
     fetched = [left, left, up, up, right, right, down, down, left, up]
     played = roll_out(world, task, act_as_told(torch.stack(wrong + fetched)), 1, 1)
     seen, rewards = played.observation[0, :, 0], played.reward[0, :, 0]
-    assert seen[4, -2:].tolist() == [1, 0]
+    right_key, right_door, solved, moves_seen = *seen[:, 13:16].T, seen[:, 16:]
+    assert right_key.nonzero().flatten().tolist() == [8, 9, 10, 11, 12, 13]
+    assert right_door.nonzero().flatten().tolist() == [4, 12, 13]
     assert rewards.nonzero().flatten().tolist() == [11]
-    assert seen[:, -1].nonzero().flatten().tolist() == [12, 13]
+    assert solved.nonzero().flatten().tolist() == [12, 13]
     assert seen[13].equal(seen[12])
+    to_left, to_right = [0.0, 0.0, 0.0, 1.0], [0.0, 1.0, 0.0, 0.0]
+    assert moves_seen[:4].tolist() == [[0.0] * 4, to_left, to_right, to_right]
 
 
 def test_a_world_has_other_tasks_in_every_split_and_the_same_for_a_seed() -> None:

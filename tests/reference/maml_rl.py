@@ -15,7 +15,8 @@ SETTINGS: dict[str, Any] = {
     "inner_steps": 2,
     "first_order": False,
     "curvature": "ratio",
-    "adapt_body": True,
+    "adapted": "all",
+    "context_size": 3,
     "discount": 0.9,
     "exploration": 0.4,
     "deviation": 0.2,
@@ -26,8 +27,9 @@ Moves = list[tuple[Tensor, Tensor, Tensor]]  # position, action and reward
 
 def plain_loss(theta: Theta, trial: Any, horizon: int, inner: int, counted: int, **settings: Any) -> Tensor:
     """Learn from `inner` episodes a step, and judge by `counted` ones."""
-    names = ["backbone", "head"] if settings["adapt_body"] else ["head"]
+    names = {"all": ["backbone", "head"], "head": ["head"], "context": ["context"]}[settings["adapted"]]
     phi = {c: theta[c] for c in ("backbone", "head")}
+    phi["context"] = {"phi": torch.zeros(settings["context_size"], dtype=torch.float64, requires_grad=True)}
     for j in range(settings["inner_steps"]):
         rate = settings["inner_lr"][min(j, len(settings["inner_lr"]) - 1)]
         wide = torch.full((2,), settings["exploration"], dtype=torch.float64).log()
@@ -41,7 +43,11 @@ def plain_loss(theta: Theta, trial: Any, horizon: int, inner: int, counted: int,
 
 
 def network(w: Theta, position: Tensor) -> Tensor:
-    hidden = torch.relu(w["backbone"]["layers.0.weight"] @ position + w["backbone"]["layers.0.bias"])
+    """A context is more inputs, whose weights are the map's."""
+    matrix, inputs = w["backbone"]["layers.0.weight"], position
+    if "maps" in w:
+        matrix, inputs = torch.cat([matrix, w["maps"]["layers.0.bias"]], 1), torch.cat([position, w["context"]["phi"]])
+    hidden = torch.relu(matrix @ inputs + w["backbone"]["layers.0.bias"])
     return w["head"]["weight"] @ hidden + w["head"]["bias"]
 
 
