@@ -35,7 +35,7 @@ FAMILIES = {  # family -> how its methods solve a new task
     "fast weights": "compute weights for the task from gradients on its support",
     "memory": "read the support as a sequence and remember it",
     "metric": "compare each query with the support in a learned feature space",
-    "solver": "fit a linear layer exactly, on learned features",
+    "solver": "fit a linear layer or a Gaussian process exactly, on learned features",
     "head": "classify by features that are there: raw inputs, or a network that another method trained",
     "rule": "act by a rule of the world: what learned policies are compared with",
     "transfer": "train a new last layer on the features of an ordinary classifier",

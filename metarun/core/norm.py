@@ -35,8 +35,7 @@ class BatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         per_channel = (-1,) + (1,) * (x.dim() - 2)
         if self.seen is not None:
-            var, mean = torch.var_mean(x.transpose(0, 1).flatten(1), dim=1, correction=0)
-            self.seen.append((mean, var))
+            self.seen.append(measure_channels(x))
         if self.mean is None or self.var is None:
             x = F.batch_norm(x, None, None, training=True, eps=self.eps)
         else:
@@ -60,7 +59,7 @@ def norm_names(network: nn.Module) -> set[str]:
 @torch.no_grad()
 def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
     """Measure mean and variance of every norm layer's input over all batches that `run` sends through `network`, and
-    the mean of the network's output, "centre".
+    those of the network's output, "centre" and "variance".
 
     These are averages over whole batches with the current weights, not moving averages over past weights (the
     "precise" batch norm of Wu & Johnson 2021, https://arxiv.org/abs/2105.07576). `run` must not use vmap.
@@ -68,15 +67,14 @@ def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
     layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, BatchNorm)}
     for layer in layers.values():
         layer.seen = []
-    outputs: list[Tensor] = []
-    watch = network.register_forward_hook(lambda module, inputs, z: outputs.append(z.mean(0)))
+    outputs: list[tuple[Tensor, Tensor]] = []
+    watch = network.register_forward_hook(lambda module, inputs, z: outputs.append(measure_channels(z)))
     try:
         run()
-        statistics: Params = {"centre": torch.stack(outputs).mean(0)}
+        statistics: Params = {}
+        statistics["centre"], statistics["variance"] = join_batches(outputs)
         for name, layer in layers.items():
-            means, variances = (torch.stack(s) for s in zip(*layer.seen or []))
-            statistics[f"{name}.mean"] = means.mean(0)
-            statistics[f"{name}.var"] = variances.mean(0) + means.var(0, correction=0)
+            statistics[f"{name}.mean"], statistics[f"{name}.var"] = join_batches(layer.seen or [])
         return statistics
     finally:
         watch.remove()
@@ -84,9 +82,21 @@ def collect_statistics(network: nn.Module, run: Callable[[], object]) -> Params:
             layer.seen = None
 
 
+def measure_channels(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of each channel of x [n, C, *space]: [C] each."""
+    var, mean = torch.var_mean(x.transpose(0, 1).flatten(1), dim=1, correction=0)
+    return mean, var
+
+
+def join_batches(seen: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Mean and variance of batches of equal size together, from those of each."""
+    means, variances = (torch.stack(each) for each in zip(*seen))
+    return means.mean(0), variances.mean(0) + means.var(0, correction=0)
+
+
 def use_statistics(network: nn.Module, statistics: Params) -> None:
     """Make the norm layers of `network` normalise by `statistics`, which `collect_statistics` returned, and give it its
-    `centre`.
+    `centre` and `variance`.
     """
     for name, value in statistics.items():
         layer, _, which = name.rpartition(".")

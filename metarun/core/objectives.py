@@ -1,5 +1,6 @@
 """Losses and metrics of one task, and the steps from a task to them that most methods share."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, cast
 
@@ -95,6 +96,15 @@ def measure(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
     """Return the headline metric, and those that the tasks have beside it, detached, to be logged."""
     names = (headline_metric(spec), *spec.beside)
     return {name: lookup("metric", name)(prediction, y).detach() for name in names}
+
+
+def measure_density(mean: Tensor, variance: Tensor, y: Tensor) -> Metrics:
+    """Measure normal predictions of values y, all [n, output]: "nll", the mean of -log p(y), and "coverage", the share
+    of values within the central 95 % of their predictions.
+    """
+    square = (y - mean).square() / variance
+    nll = 0.5 * (square + variance.log() + math.log(2 * math.pi))
+    return {"nll": nll.mean().detach(), "coverage": (square < 1.96**2).to(y.dtype).mean()}
 
 
 def measure_test(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:

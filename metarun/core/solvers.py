@@ -1,8 +1,11 @@
-"""Differentiable solvers of small linear models: ridge and logistic regression, of two classes or many.
+"""Differentiable solvers of small linear models: ridge and logistic regression, of two classes or many; and the normal
+distribution by its Cholesky factor, for Gaussian processes.
 
 Bertinetto, Henriques, Torr, Vedaldi, "Meta-learning with differentiable closed-form solvers", ICLR 2019,
 https://arxiv.org/abs/1805.08136, section 3.
 """
+
+import math
 
 import torch
 from torch import Tensor
@@ -36,6 +39,30 @@ def solve(matrix: Tensor, penalty: Tensor | float, right: Tensor) -> Tensor:
     identity = torch.eye(matrix.shape[0], dtype=matrix.dtype, device=matrix.device)
     solution: Tensor = torch.linalg.solve_ex(matrix + penalty * identity, right)[0]
     return solution
+
+
+def factorise(covariance: Tensor, noise: Tensor) -> Tensor:
+    """L, lower triangular, of covariance + noise I = L L^T, at least in float32, also under autocast. [n, n] -> [n, n].
+
+    nan where that matrix is not positive definite: the check that raises an error waits for the device.
+    """
+    covariance = covariance.to(torch.promote_types(covariance.dtype, torch.float32))
+    identity = torch.eye(covariance.shape[0], dtype=covariance.dtype, device=covariance.device)
+    factor, failed = torch.linalg.cholesky_ex(covariance + noise * identity)
+    return torch.where(failed > 0, torch.nan, factor)
+
+
+def solve_lower(factor: Tensor, right: Tensor) -> Tensor:
+    """L^-1 right: [n, n], [n, m] -> [n, m]."""
+    solution: Tensor = torch.linalg.solve_triangular(factor, right.to(factor.dtype), upper=False)
+    return solution
+
+
+def log_normal(factor: Tensor, residuals: Tensor) -> Tensor:
+    """log N(r; 0, L L^T) of each column r: L [n, n], residuals [n, m] -> [m]."""
+    log_determinant = 2 * factor.diagonal().log().sum()
+    constant = factor.shape[0] * math.log(2 * math.pi)
+    return -0.5 * (solve_lower(factor, residuals).square().sum(0) + log_determinant + constant)
 
 
 def logistic_regression(x: Tensor, y: Tensor, penalty: Tensor, iterations: int) -> Tensor:

@@ -328,6 +328,7 @@ class Backbone(nn.Module):
     modulated: tuple[str, ...] = ()
     numbered: bool = False
     centre: Tensor | None = None  # mean features [feature_size] over training tasks, where a test uses such averages
+    variance: Tensor | None = None  # of the features, in the same way
 
     def head(self, outputs: int) -> nn.Linear:
         """A last layer for these features: Xavier weights, zero biases."""

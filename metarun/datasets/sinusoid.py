@@ -1,6 +1,7 @@
 """Regression of sine waves, generated as they are needed."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,10 +48,12 @@ class Sinusoid:
 
 @dataclass(frozen=True)
 class SinusoidTasks:
-    """One sine wave per task, and points on it."""
+    """One wave per task, and points on it, with normal noise of this standard deviation."""
 
     shape: TaskShape
     device: torch.device
+    wave: Callable[[Tensor], Tensor] = torch.sin
+    noise: float = 0.0
 
     @property
     def spec(self) -> TaskSpec:
@@ -66,5 +69,7 @@ class SinusoidTasks:
         _, shots, queries = self.shape
         amplitude, phase = uniform(0.1, 5.0, 1, 1), uniform(0.0, math.pi, 1, 1)
         x = uniform(-5.0, 5.0, shots + queries, 1)
-        y = amplitude * torch.sin(x - phase)
+        y = amplitude * self.wave(x - phase)
+        if self.noise:
+            y = y + self.noise * torch.randn(y.shape, generator=generator, device=generator.device).to(self.device)
         return Episode(Examples(x[:, :shots], y[:, :shots]), Examples(x[:, shots:], y[:, shots:]))

@@ -246,7 +246,7 @@ def load_models(
     models, facts = [], []
     for i in range(count):
         tensors, about = load_checkpoint(experiment, paths[i] if folder else None, ranks)
-        known = "centre" in tensors["statistics"]  # what checkpoints of earlier versions, and of other tests, lack
+        known = "variance" in tensors["statistics"]  # what checkpoints of earlier versions, and of other tests, lack
         measured = {} if known else experiment.measure_statistics(tensors["theta"])
         models.append(Model(tensors["theta"], {**measured, **tensors["statistics"]}))
         facts.append(about)
