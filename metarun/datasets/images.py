@@ -40,7 +40,7 @@ SHOWN = 3  # of a group of equal pictures
 class Images:
     """Classes of pictures; see configs/dataset/folder.yaml."""
 
-    collection: Literal["folder", "miniimagenet", "tieredimagenet", "cifar_fs", "fc100", "cub"]
+    collection: Literal["folder", "miniimagenet", "tieredimagenet", "cifar_fs", "fc100", "cub", "emnist"]
     path: str | None
     split_fractions: list[Fraction]
     split_seed: Whole

@@ -55,7 +55,7 @@ class Omniglot:
     """Handwritten characters as classes of 20 grey images; see configs/dataset/omniglot.yaml."""
 
     path: str | None
-    split: Literal["vinyals", "random", "lake"]
+    split: Literal["vinyals", "random", "lake", "latin"]
     split_seed: Whole
     test_tasks: Literal["episodes", "runs"]
     rotations_train: Literal["classes", "episode", "none"]
@@ -186,8 +186,8 @@ class Omniglot:
 def divide(characters: Sequence[str], split: str, seed: int) -> dict[Split, list[int]]:
     """The rows of each split, ascending. characters: "images_background/<Alphabet>/characterNN" and so on.
 
-    `lake` tests on the evaluation part, validates on 100 characters drawn from the background part, and trains on the
-    rest of it.
+    `lake` tests on the evaluation part, `latin` on the Latin alphabet. Both validate on 100 characters drawn from the
+    others, and train on what is left.
     """
     rng = random.Random(seed)
     # Not rng.shuffle(): Python guarantees the same numbers in every version for random() only.
@@ -195,9 +195,10 @@ def divide(characters: Sequence[str], split: str, seed: int) -> dict[Split, list
     if split == "vinyals":
         splits = [_find_vinyals_split(character) for character in characters]
         train, val, test = ([row for row in rows if splits[row] == name] for name in get_args(Split))
-    elif split == "lake":
-        background = [row for row in rows if characters[row].startswith("images_background/")]
-        train, val, test = background[100:], background[:100], list(set(rows) - set(background))
+    elif split in ("lake", "latin"):
+        tested = "images_evaluation/" if split == "lake" else "images_background/Latin/"
+        others = [row for row in rows if not characters[row].startswith(tested)]
+        train, val, test = others[100:], others[:100], list(set(rows) - set(others))
     else:
         train, val, test = rows[:1100], rows[1100:1200], rows[1200:]
     return {"train": sorted(train), "val": sorted(val), "test": sorted(test)}

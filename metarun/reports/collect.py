@@ -27,7 +27,7 @@ from metarun.runs.result import BESIDE, Result, Row, describe_mode, describe_tas
 
 NAMED = 3  # settings in a name
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the former takes a tenth of the time
-PUBLISHED_ROWS = ("test", "test_inductive", "20way")  # rows of an experiment that follow a paper's protocol
+PUBLISHED_ROWS = ("test", "test_inductive", "20way", "5shot")  # rows of an experiment that follow a paper's protocol
 MACHINE = ("device=", "data_dir=", "dataset.path=", "dataset.placement=", "hydra")  # overrides about the machine
 
 Curve = list[tuple[float, float]]
@@ -182,7 +182,7 @@ class Cell:
         test, result = self.test, self.result
         return Setup(
             algo=self.first.algo,
-            dataset=self.first.dataset if self.test.data is None else self.dataset,
+            dataset=self.first.dataset + self._elsewhere,
             config=result.config,
             metric=result.headline,
             kind=result.kind,
@@ -215,9 +215,14 @@ class Cell:
         """The dataset with its split: "omniglot (vinyals)"; of a test elsewhere also where: "omniglot -> cub"."""
         split = self.result.config["dataset"].get("split")
         own = f"{self.first.dataset} ({split})" if split else self.first.dataset
+        return own + self._elsewhere
+
+    @property
+    def _elsewhere(self) -> str:
+        """What was tested, if it is not the test split of the run's own dataset: " -> cub, split all"."""
         tested = None if self.test.data is None else str(self.test.data.get("name"))
         place = ", ".join(filter(None, (tested, "" if self.test.split == "test" else f"split {self.test.split}")))
-        return f"{own} -> {place}" if place else own
+        return f" -> {place}" if place else ""
 
     @property
     def score(self) -> str:

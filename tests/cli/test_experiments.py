@@ -1,5 +1,6 @@
 """The grid of experiments: every published cell has one, which names its figure; `_paper` is it at full length."""
 
+import dataclasses
 import re
 from functools import cache
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 
 import pytest
 
-from metarun.cli.compose import describe_options
+from metarun.cli.compose import change, describe_options
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import declaration
+from metarun.datasets.storage import known_sets
 from metarun.engine.build import Experiment
 from metarun.reports.published import Setup, find_figure, read_figures
 from tests.cli.test_configs import REAL, SAME_CODE, composed, shrunk
+from tests.support.tiny_pictures import encoded, write
 
 EXPERIMENTS = describe_options("experiment")  # name -> its first line
 PAPER = [name for name in EXPERIMENTS if name.endswith("_paper")]
@@ -71,7 +74,9 @@ def setups(name: str) -> list[Setup]:
         found.append(
             Setup(
                 algo=str(composed(f"experiment={name}").hydra.runtime.choices.algo),
-                dataset=str(own.get("collection", own["name"])),
+                dataset=" -> ".join(
+                    str(data.get("collection", data["name"])) for data in (own, test["dataset"]) if data
+                ),
                 config=values,
                 metric=traits.headline,
                 kind=traits.kind,
@@ -171,11 +176,27 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("name", [name for name in SHORT if f"experiment={name}" in SAME_CODE])
-def test_what_is_not_run_is_built_on_its_data(data_folder: str | None, place: Path, name: str) -> None:
+def test_what_is_not_run_is_built_on_its_data(
+    data_folder: str | None, place: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     """Networks are small here, tasks are not: they have to fit into the splits. The others test_configs.py runs."""
     if dataset(name) in REAL and (data_folder is None or not Path(data_folder, REAL[dataset(name)]).is_dir()):
         pytest.skip(f"{dataset(name)} is real data: set METARUN_DATA to the folder that has it")
-    experiment = Experiment.build(load_settings({**shrunk(values_of(name)), "data_dir": data_folder}))
+    values = {**shrunk(values_of(name)), "data_dir": data_folder}
+    if elsewhere := values["eval"]["dataset"].get("collection"):
+        values = change(values, [f"eval.dataset.path={write_test_classes(elsewhere, place / 'data', monkeypatch)}"])
+    experiment = Experiment.build(load_settings(values))
     for how in experiment.plan_rows().values():
         experiment.build_tester(how, "test")
     experiment.build_tester(experiment.plan_rows()["test"], "val")
+
+
+def write_test_classes(name: str, root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The first 20 test classes of a set in its published form, of 20 equal pictures each."""
+    labels = known_sets.read_class_lists(name)["test"][:20]
+    small = dataclasses.replace(known_sets.KNOWN_SETS[name], classes=(0, 0, len(labels)))
+    monkeypatch.setitem(known_sets.KNOWN_SETS, name, small)
+    for i, label in enumerate(labels):
+        for j in range(20):
+            write(root / label / f"{j}.png", encoded((i, i, j)))
+    return root

@@ -123,12 +123,16 @@ def test_runs_ask_for_their_shape_and_for_training_on_the_other_alphabets(one_sh
 
 # Splits
 
-CHARACTERS = [f"images_background/A{n % 30:02}/character{n // 30:02}" for n in range(964)] + [
-    f"images_evaluation/B{n % 20:02}/character{n // 20:02}" for n in range(659)
+CHARACTERS = [
+    *(f"images_background/A{n % 29:02}/character{n // 29:02}" for n in range(938)),
+    *(f"images_background/Latin/character{n + 1:02}" for n in range(26)),
+    *(f"images_evaluation/B{n % 20:02}/character{n // 20:02}" for n in range(659)),
 ]
 
 
-@pytest.mark.parametrize(("split", "sizes"), [("random", [1100, 100, 423]), ("lake", [864, 100, 659])])
+@pytest.mark.parametrize(
+    ("split", "sizes"), [("random", [1100, 100, 423]), ("lake", [864, 100, 659]), ("latin", [1497, 100, 26])]
+)
 def test_seeded_splits_are_disjoint_and_of_their_sizes(split: str, sizes: list[int]) -> None:
     one, again, other = (divide(CHARACTERS, split, seed) for seed in (1, 1, 2))
     assert [len(rows) for rows in one.values()] == sizes
@@ -137,8 +141,9 @@ def test_seeded_splits_are_disjoint_and_of_their_sizes(split: str, sizes: list[i
     assert one != other
 
 
-def test_lake_tests_on_the_evaluation_alphabets() -> None:
+def test_alphabets_are_tested_whole() -> None:
     assert divide(CHARACTERS, "lake", 1)["test"] == list(range(964, 1623))
+    assert divide(CHARACTERS, "latin", 1)["test"] == list(range(938, 964))
 
 
 # The real thing

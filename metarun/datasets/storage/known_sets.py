@@ -86,4 +86,12 @@ KNOWN_SETS = {
         (split_by_lists(layouts.find_classes, "cub"),),
         "download CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 and put it there",
     ),
+    "emnist": KnownSet(
+        ("emnist",),
+        (0, 31, 31),
+        None,
+        (split_by_lists(layouts.find_classes, "emnist"),),
+        "write the pictures of EMNIST ByClass (https://www.nist.gov/itl/products-and-services/emnist-dataset) into "
+        "class folders there, named 0 to 61 as its classes are numbered",
+    ),
 }
