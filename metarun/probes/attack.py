@@ -1,5 +1,5 @@
 """Adversarial queries: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572 (FGSM), and Madry et al. 2018,
-https://arxiv.org/abs/1706.06083 (PGD). Goldblum et al. 2020, https://arxiv.org/abs/1910.00982, attack few-shot models so.
+https://arxiv.org/abs/1706.06083 (PGD), on few-shot models as Goldblum et al. 2020, https://arxiv.org/abs/1910.00982.
 
 The attack goes through the adapted predictor, whose support stays as it is. Pictures are values in 0..1, to which they
 are cut before they are normalised. Where queries depend on each other, those of a task are attacked jointly.
