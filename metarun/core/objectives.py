@@ -1,7 +1,9 @@
 """Losses and metrics of one task, and the steps from a task to them that most methods share."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol, cast
 
 import torch
@@ -15,6 +17,8 @@ from metarun.core.types import PADDING, Episode, FewShotAlgorithm, Metrics, Task
 
 TOP = 5  # places of a ranking that nDCG looks at
 ANSWERS = "answers"  # beside the metrics of a tested task, and none itself
+ONE_BY_ONE = "one_by_one/"  # before the names of what is measured a second time
+_read_twice = ContextVar("_read_twice", default=False)
 
 
 def is_present(y: Tensor) -> Tensor:
@@ -154,11 +158,28 @@ def episode_loss(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: 
     return judge(spec, algo.predict(theta, phi, episode.query.x), episode.query.y)
 
 
+@contextmanager
+def read_twice() -> Iterator[None]:
+    """Let tests inside also measure, under names after ONE_BY_ONE, queries that are predicted one by one, from the same
+    adaptation: where that is not what `norm` asks for, and the method uses the functions below.
+    """
+    token = _read_twice.set(True)
+    try:
+        yield
+    finally:
+        _read_twice.reset(token)
+
+
 def predict_queries(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
     """Predict the queries: in one batch, or, with `norm: per_query`, each in a batch with the support."""
+    if algo.norm == "per_query":
+        return predict_one_by_one(algo, theta, phi, episode)
+    return algo.predict(theta, phi, episode.query.x)
+
+
+def predict_one_by_one(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
+    """Predict the queries, each in a batch with the support."""
     support, query = episode
-    if algo.norm != "per_query":
-        return algo.predict(theta, phi, query.x)
 
     def alone(x: Tensor) -> Tensor:
         return algo.predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
@@ -171,7 +192,18 @@ def predict_queries(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Epi
 def episode_metrics(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
     """Return the metrics after adaptation, and the answers."""
     phi = adapt_to(algo, theta, episode)
-    return measure_test(spec, predict_queries(algo, theta, phi, episode), episode.query.y)
+    return measure_queries(algo, spec, theta, phi, episode, predict_queries(algo, theta, phi, episode))
+
+
+def measure_queries(
+    algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, phi: Any, episode: Episode, prediction: Tensor
+) -> Metrics:
+    """Measure the prediction of the queries, and inside `read_twice` also that of each by itself."""
+    found = measure_test(spec, prediction, episode.query.y)
+    if not _read_twice.get() or algo.norm == "per_query":
+        return found
+    beside = measure_test(spec, predict_one_by_one(algo, theta, phi, episode), episode.query.y)
+    return found | {ONE_BY_ONE + name: value for name, value in beside.items()}
 
 
 def metrics_by_step(
@@ -183,6 +215,9 @@ def metrics_by_step(
     """
     if algo.norm == "per_query":
         return episode_metrics(algo, spec, theta, episode)
-    found = [measure_test(spec, predict_queries(algo, theta, phi, episode), episode.query.y) for phi in states]
-    name = headline_metric(spec)
-    return {**found[-1], f"{name}_by_step": torch.stack([metrics[name] for metrics in found])}
+    name, curve = headline_metric(spec), []
+    for phi in states:
+        prediction = predict_queries(algo, theta, phi, episode)
+        curve.append(measure(spec, prediction, episode.query.y)[name])
+    found = measure_queries(algo, spec, theta, phi, episode, prediction)
+    return found | {f"{name}_by_step": torch.stack(curve)}

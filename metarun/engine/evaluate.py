@@ -5,6 +5,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, cast
 
@@ -17,7 +18,7 @@ from metarun.config.schema import EvalSettings, Settings, apply_data_changes, ap
 from metarun.core.batch import Execution, count_tasks, map_tasks, take
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
-from metarun.core.objectives import ANSWERS
+from metarun.core.objectives import ANSWERS, read_twice
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import over_tasks
 from metarun.core.types import (
@@ -63,6 +64,15 @@ class Scores:
     def task_hash(self) -> str:
         """Of all inputs and labels: two equal hashes mean the same test."""
         return hashlib.sha256(b"".join(self.prints)).hexdigest()
+
+    def part(self, prefix: str, inside: bool) -> "Scores":
+        """What was measured under names after a prefix, or under the others."""
+        found = {
+            name.removeprefix(prefix): values
+            for name, values in self.per_task.items()
+            if name.startswith(prefix) == inside
+        }
+        return Scores(found, self.prints)
 
     def __add__(self, other: "Scores") -> "Scores":
         """These tasks, and then the other's."""
@@ -157,27 +167,29 @@ class Tester:
         ranks: Ranks = ALONE,
         done: Scores = NOTHING,
         keep: Keep = forget,
+        twice: bool = False,
     ) -> Scores:
         """Score a trained model by the same `adapt` as in training; several models as an ensemble.
 
-        done, keep: see `evaluate`.
+        done, keep: see `evaluate`. twice: see `read_twice`.
         """
         members = [(self._with_statistics(model.statistics), model.theta) for model in models]
         algo, theta = members[0] if len(members) == 1 else (Ensemble(cast(Any, members), self.source.spec), {})
-        return evaluate(
-            algo,
-            theta,
-            self.source,
-            tasks=tasks,
-            seed=self.row.seed,
-            split=self.split,
-            tasks_per_chunk=self.row.tasks_per_chunk,
-            execution=execution,
-            progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
-            ranks=ranks,
-            done=done,
-            keep=keep,
-        )
+        with read_twice() if twice else nullcontext():
+            return evaluate(
+                algo,
+                theta,
+                self.source,
+                tasks=tasks,
+                seed=self.row.seed,
+                split=self.split,
+                tasks_per_chunk=self.row.tasks_per_chunk,
+                execution=execution,
+                progress=self.split == "test" and ranks.rank == 0 and sys.stderr.isatty(),
+                ranks=ranks,
+                done=done,
+                keep=keep,
+            )
 
     @property
     def names(self) -> Sequence[str]:

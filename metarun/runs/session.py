@@ -15,7 +15,7 @@ from metarun.config.errors import ConfigError, Failed, Stopped
 from metarun.config.registry import build, declaration, metric, traits_of
 from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
-from metarun.core.objectives import ANSWERS, headline_metric
+from metarun.core.objectives import ANSWERS, ONE_BY_ONE, headline_metric
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import Estimate, over_classes
 from metarun.core.types import Task
@@ -312,50 +312,82 @@ def score_rows(
     """Test the models on every row of the result; untrained weights and baselines on some tasks of the first.
 
     Writes the scores into the folder, if there is one. Tasks are executed as in training. Several models are tested as
-    an ensemble, and its rows say so. A test that was stopped goes on after the tasks that its draft holds.
+    an ensemble, and its rows say so. An inductive row that differs from another in how queries are read alone is
+    measured with it, after the same adaptation, and has no `seconds` of its own.
     """
-    rows = {}
+    rows, measured = {}, dict[str, Scores]()
+    planned = experiment.plan_rows()
     for name, tester, members in plan_tests(experiment, models):
-        row = tester.row
-        draft = Draft(folder.draft(name), make_key(tester, members, plan, experiment.device)) if folder else None
-        done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
-        started = time.perf_counter() - before
-        if folder:
-            say.info("testing %s: %s", name, count(row.tasks, "task"))
-        keep = draft.follow(started) if draft else forget
-        execution = "loop" if name in BASELINES else plan.execution  # a forest is grown outside of PyTorch
-        scores = tester.score(members, row.tasks, execution, ranks, done, keep)
-        classes, headline = tester.draw_classes(row.tasks), headline_metric(tester.source.spec)
-        pairs = count_pairs(scores, classes)
+        row, inductive = tester.row, f"{name}_inductive"
+        scores, seconds = measured.get(name, NOTHING), None
+        if not scores.tasks:
+            twice = inductive in planned and planned[inductive].algo == {**row.algo, "norm": "per_query"}
+            both, seconds = score_row(experiment, tester, name, members, plan, folder, ranks, twice)
+            scores, measured[inductive] = both.part(ONE_BY_ONE, False), both.part(ONE_BY_ONE, True)
+        pairs = count_pairs(scores, classes := tester.draw_classes(row.tasks))
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores, classes)
         if folder and pairs:
             pairs.write(folder.path / "scores" / f"{name}_classes.csv", tester.names)
-        hardest, confused = pairs.list_hardest(tester.names) if pairs else ([], [])
-        rows[name] = Row(
-            metrics={metric: Estimate(**values) for metric, values in scores.summarise().items()},
-            ways=row.ways,
-            shots=row.shots,
-            queries=row.queries,
-            tasks=scores.tasks,
-            task_hash=scores.task_hash,
-            algo=row.algo,
-            transductive=is_transductive(row, experiment.has_norm),
-            ensemble=len(members),
-            seconds=round(time.perf_counter() - started, 1),
-            **measure_classes(scores, classes, headline),
-            at_chance=measure_chance(scores, headline, row.ways),
-            hardest=hardest,
-            confused=confused,
-            dataset=row.dataset,
-            split=row.split,
-            data=tester.dataset.identity() if row.dataset else None,
-        )
+        facts = {
+            "transductive": is_transductive(row, experiment.has_norm),
+            "ensemble": len(members),
+            "seconds": seconds,
+        }
+        rows[name] = describe_row(tester, scores, classes, pairs, **facts)
     if folder:
         draw_vectors(folder.path / "scores", rows)
         for best in declaration("dataset", experiment.settings.dataset["name"]).traits.rules[:1]:
             draw_regret(folder.path / "scores", rows, best)
     return rows
+
+
+def score_row(
+    experiment: Experiment,
+    tester: Tester,
+    name: str,
+    models: list[Model],
+    plan: Plan,
+    folder: RunFolder | None,
+    ranks: Ranks,
+    twice: bool,
+) -> tuple[Scores, float]:
+    """Return the scores of a row and the seconds they took. A test that was stopped goes on after the tasks that its
+    draft holds.
+    """
+    draft = Draft(folder.draft(name), make_key(tester, models, plan, experiment.device, twice)) if folder else None
+    done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
+    started = time.perf_counter() - before
+    if folder:
+        tested = f"{name} and {name}_inductive" if twice else name
+        say.info("testing %s: %s", tested, count(tester.row.tasks, "task"))
+    keep = draft.follow(started) if draft else forget
+    execution = "loop" if name in BASELINES else plan.execution  # a forest is grown outside of PyTorch
+    scores = tester.score(models, tester.row.tasks, execution, ranks, done, keep, twice)
+    return scores, round(time.perf_counter() - started, 1)
+
+
+def describe_row(tester: Tester, scores: Scores, classes: Tensor | None, pairs: Pairs | None, **facts: Any) -> Row:
+    """Return what the scores say, beside the settings of the row and further facts about it."""
+    row, headline = tester.row, headline_metric(tester.source.spec)
+    hardest, confused = pairs.list_hardest(tester.names) if pairs else ([], [])
+    return Row(
+        metrics={metric: Estimate(**values) for metric, values in scores.summarise().items()},
+        ways=row.ways,
+        shots=row.shots,
+        queries=row.queries,
+        tasks=scores.tasks,
+        task_hash=scores.task_hash,
+        algo=row.algo,
+        **facts,
+        **measure_classes(scores, classes, headline),
+        at_chance=measure_chance(scores, headline, row.ways),
+        hardest=hardest,
+        confused=confused,
+        dataset=row.dataset,
+        split=row.split,
+        data=tester.dataset.identity() if row.dataset else None,
+    )
 
 
 def find_temperature(experiment: Experiment, models: list[Model], plan: Plan, ranks: Ranks) -> float | None:

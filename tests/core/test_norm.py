@@ -1,17 +1,18 @@
 """Norm layers: against PyTorch's own, and what the modes of meta-test mean."""
 
-from typing import cast
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.config.registry import build, known
+from metarun.config.registry import build, declaration, known
 from metarun.core.batch import unstack
 from metarun.core.norm import BatchNorm, collect_statistics, norm_names, use_statistics
-from metarun.core.objectives import predict_queries
+from metarun.core.objectives import ONE_BY_ONE, predict_queries, read_twice
 from metarun.core.types import Episode, Examples, FewShotAlgorithm, Theta
+from metarun.engine.evaluate import Scores
 from tests.support.tiny import FEW_SHOT, PAIRS, WAYS, algo_and_theta, episodes
 
 
@@ -64,6 +65,20 @@ def test_per_query_answers_do_not_depend_on_the_other_queries_and_batch_answers_
         phi = algo.adapt(theta, task.support)
         in_company, alone = predict_queries(algo, theta, phi, task)[:2], predict_queries(algo, theta, phi, fewer)
         assert torch.allclose(in_company, alone) is same
+
+
+@pytest.mark.parametrize("name", FEW_SHOT)
+def test_reading_twice_measures_what_two_tests_do(name: str) -> None:
+    """Of sequences the second is left to a test of its own."""
+    task, backbone = unstack(episodes(1))[0], next(backbone for algo, backbone in PAIRS if algo == name)
+    alone: dict[str, Any] = {"transductive": False} if declaration("algo", name).traits.sees_queries else {}
+    batch, per_query = (algo_and_theta(name, backbone, norm=norm, **alone) for norm in ("batch", "per_query"))
+    expected = [algo.task_metrics(theta, task) for algo, theta in (batch, per_query)]
+    with read_twice():
+        found = Scores(batch[0].task_metrics(batch[1], task))
+    torch.testing.assert_close(found.part(ONE_BY_ONE, False).per_task, expected[0], rtol=0, atol=0)
+    second = found.part(ONE_BY_ONE, True).per_task
+    torch.testing.assert_close(second, {} if name in ("mann", "lstm") else expected[1], rtol=0, atol=0)
 
 
 def test_per_query_normalises_by_the_support_and_that_query() -> None:
