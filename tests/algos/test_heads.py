@@ -22,7 +22,7 @@ RAW = [word for word in TINY if not word.startswith("backbone.")] + ["algo=simpl
 def test_another_method_at_the_test_has_the_settings_of_its_file() -> None:
     logistic, beside = "++eval.algo={name: logistic, penalty: 0.5}", "++eval.variants.tip={algo: {name: tip_adapter}}"
     own, same = "++eval.variants.own={algo: {name: baseline}}", "++eval.variants.more={shots: 5}"
-    settings = load_settings(resolve(compose(["algo=baseline", logistic, beside, own, same])))
+    settings = load_settings(resolve(compose(["algo=baseline", "experiment=null", logistic, beside, own, same])))
     assert settings.eval.algo == {"name": "logistic", "penalty": 0.5, "iterations": 100, "norm": "running"}
     assert settings.eval.variants["tip"] == {"algo": {"name": "tip_adapter", "beta": 5.5, "norm": "running"}}
     assert settings.eval.variants["own"] == {"algo": settings.algo}

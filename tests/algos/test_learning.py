@@ -50,7 +50,14 @@ SETTINGS: dict[str, tuple[str, ...]] = {  # where they differ from those in conf
     ),
     "siamese": ("backbone=conv4", "backbone.filters=32"),
 }
-COMMON = ("dataset=glyphs", "device=cpu", "trainer.workers=1", "eval.val_tasks=100", "eval.tasks=200")
+COMMON = (
+    "dataset=glyphs",
+    "experiment=null",
+    "device=cpu",
+    "trainer.workers=1",
+    "eval.val_tasks=100",
+    "eval.tasks=200",
+)
 SHORT = (  # few steps, so large ones
     "dataset.classes_train=100",
     "trainer.steps=40",
