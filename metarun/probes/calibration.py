@@ -18,7 +18,7 @@ from metarun.config.schema import Count
 from metarun.config.traits import ProbeTraits
 from metarun.core.statistics import Estimate
 from metarun.core.types import Episode, FewShotAlgorithm, Metrics, Theta
-from metarun.engine.calibration import fit_temperature
+from metarun.engine.calibration import collect_answers, fit_temperature
 from metarun.engine.distributed import ALONE
 from metarun.probes.probe import Figures, Finding, Subject, answer, estimate
 
@@ -57,8 +57,8 @@ class Calibration:
     def fit(self, subject: Subject) -> float | None:
         """The temperature that the run would have, of one that keeps none."""
         row = replace(subject.inductive, tasks=subject.experiment.settings.eval.val_tasks)
-        tester = subject.build_tester(row, "val")
-        return fit_temperature(tester, subject.model, subject.execution, ALONE)
+        answers = collect_answers(subject.build_tester(row, "val"), [subject.model], subject.execution, ALONE)
+        return answers and fit_temperature(answers)
 
 
 def answer_queries(algo: FewShotAlgorithm, theta: Theta, episode: Episode) -> Metrics:

@@ -90,7 +90,8 @@ def make_cards(inputs: Named, chosen: Sequence[int], prediction: Prediction | No
         guesses = []
         if prediction is not None:
             values, likeliest = prediction.probabilities[i].sort(descending=True, stable=True)
-            guesses = [(classes[j], f"{100 * p:.0f} %") for j, p in zip(likeliest.tolist(), values.tolist())][:top]
+            guesses = [(classes[j], f"{100 * p:.0f} %") for j, p in zip(likeliest.tolist(), values.tolist())]
+            guesses = guesses[: top if prediction.sets is None else len(prediction.sets[i])]
         label = "" if inputs.labels[i] is None else str(inputs.labels[i])
         wrong = label in classes and label != guesses[0][0]
         note = f"is {label}" if wrong else "right" if label in classes else label

@@ -91,7 +91,8 @@ def write_table(
     """
     labelled = any(label is not None for label in labels)
     values, likeliest = prediction.probabilities.sort(descending=True, stable=True)
-    header = ["file", "class", *(["label"] if labelled else [])]
+    sets = prediction.sets
+    header = ["file", "class", *(["label"] if labelled else []), *(["set"] if sets else [])]
     if top is None:
         header += [f"p_{name}" for name in prediction.classes]
     else:
@@ -104,7 +105,8 @@ def write_table(
         else:
             pairs = zip(likeliest[i, :top].tolist(), values[i, :top].tolist())
             rest = [word for j, p in pairs for word in (str(prediction.classes[j]), f"{p:.4f}")]
-        lines.append([prediction.names[i], str(prediction.classes[int(likeliest[i, 0])]), *label, *rest])
+        held = [" | ".join(map(str, sets[i]))] if sets else []
+        lines.append([prediction.names[i], str(prediction.classes[int(likeliest[i, 0])]), *label, *held, *rest])
     write_csv(file, lines)
 
 
@@ -114,6 +116,14 @@ def write_csv(file: Path, lines: Sequence[Sequence[str]]) -> None:
     inert = ([cell if _is_number(cell) else defuse(make_inert(cell)) for cell in line] for line in lines)
     csv.writer(text, lineterminator="\n").writerows(inert)
     write_text(file, text.getvalue())
+
+
+def describe_sets(sets: Sequence[Sequence[Any]], labels: Sequence[Any], classes: Sequence[Any]) -> str:
+    """Say how large the sets of answers are, and in how many of the queries with a label they hold it."""
+    size, known = sum(map(len, sets)) / len(sets), set(map(str, classes))
+    judged = [str(label) in map(str, held) for label, held in zip(labels, sets) if str(label) in known]
+    share = f", and hold the label in {format_share(sum(judged), len(judged))}" if judged else ""
+    return f"sets of answers, meant to hold the class in 90 %, have {size:.2f} of {len(classes)} classes{share}"
 
 
 def _is_number(cell: str) -> bool:
@@ -196,6 +206,8 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
         yield f"the last layer of {model.algo} has {classifier.unused} classes more: their logits are left out"
     write_table(request.to, prediction, query.labels, order if request.doubtful_first else range(len(order)), top)
     written = [request.to]
+    if prediction.sets:
+        yield describe_sets(prediction.sets, query.labels, prediction.classes)
     if judgement is not None:
         yield f"accuracy {judgement.summary}, of {count(int(judgement.confusion.sum()), 'query')} with a label"
         written += _draw_judgement(judgement, prediction, query, request.to)
@@ -255,6 +267,7 @@ def _to_html(
         confusion=_tabulate(judgement) if judgement and len(judgement.classes) <= MOST_CLASSES else None,
         map=chart,
         queries=make_cards(query, shown, prediction, top=3),
+        sets=prediction.sets is not None,
         left=len(query.names) - len(shown),
         support=make_cards(support, range(min(MOST_SHOWN, len(support.names))), None, top=0),
     )

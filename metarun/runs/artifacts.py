@@ -71,7 +71,21 @@ def describe_result(result: Evaluation) -> Iterator[str]:
                 base, by = split_vector(vector)
                 numbers = " ".join(f"{style(base).scale * mean:.{style(base).decimals}f}" for mean in values.mean)
                 yield f"{'':20} {base} by {by}: {numbers} {style(base).unit}".rstrip()
+    yield from describe_doubt(result)
     yield from (f"warning: {text}" for text in result.warnings)
+
+
+def describe_doubt(result: Evaluation) -> Iterator[str]:
+    """Say how often sets of answers hold the true class, and how well unknown classes are told from known ones."""
+    if sets := result.sets:
+        held = style("accuracy").shown(sets.coverage, sets.ci95)
+        over = "" if sets.ci95_over_classes is None else f", ± {100 * sets.ci95_over_classes:.2f} over classes"
+        size = f"{sets.size:.2f} classes each"
+        yield f"{'sets of answers':20} meant to hold the class in 90 %, hold it in {held}{over}; {size}"
+    if unknown := result.unknown:
+        half = "" if unknown.ci95 is None else f" ± {unknown.ci95:.4f}"
+        more = count(unknown.classes, "unknown class")
+        yield f"{'unknown classes':20} AUROC {unknown.auroc:.4f}{half} of the largest score, with {more} in a task"
 
 
 def describe_classes(result: Evaluation, row: Row) -> str:

@@ -32,6 +32,7 @@ from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.datasets.storage.tree import group
 from metarun.engine import checkpoint as checkpoints
 from metarun.engine.build import build_backbone, build_dataset, build_few_shot, has_fixed_ways
+from metarun.engine.calibration import choose_sets
 from metarun.engine.evaluate import is_transductive, plan_rows
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
@@ -53,6 +54,7 @@ class Prediction:
     logits: Tensor  # [n, N], on the CPU: the method's own scores, higher for the more likely class
     names: list[str]  # of the inputs: files, or numbers from 0
     temperature: float | None = None  # of the model; see `Model.temperature`
+    threshold: float | None = None  # of the model's sets of answers
 
     @property
     def probabilities(self) -> Tensor:
@@ -65,6 +67,17 @@ class Prediction:
     def labels(self) -> list[Label]:
         """The most likely class of each input."""
         return [self.classes[j] for j in self.logits.argmax(-1).tolist()]
+
+    @property
+    def sets(self) -> list[list[Label]] | None:
+        """The classes of each input that together were to hold the true one in 90 % of the cases, the likeliest first.
+
+        None without a threshold; it is fitted for as many classes and examples as the validation tasks have.
+        """
+        if self.threshold is None:
+            return None
+        chosen, order = choose_sets(self.probabilities, self.threshold), self.logits.argsort(-1, descending=True)
+        return [[self.classes[j] for j in row.tolist() if held[j]] for row, held in zip(order, chosen)]
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -80,12 +93,13 @@ class Classifier:
     _predict: Callable[[Items], Tensor]
     unused: int  # classes of a fixed last layer that the support does not have
     temperature: float | None = None
+    threshold: float | None = None
 
     def predict(self, x: Given) -> Prediction:
         """Tell the classes of x: inputs in any form of the support's, or files. Raises ConfigError for another form."""
         named = self._read(x)
         logits = self._predict(named.items)[:, self._columns]
-        return Prediction(self.classes, logits, named.names, self.temperature)
+        return Prediction(self.classes, logits, named.names, self.temperature, self.threshold)
 
     def __repr__(self) -> str:
         return f"Classifier({', '.join(map(repr, self.classes))})"
@@ -120,6 +134,7 @@ class Model:
     statistics: Params  # of norm layers over training tasks; empty if the test does not use them
     backbone: Backbone
     temperature: float | None = None  # that logits are divided by, fitted on validation tasks at the run's end
+    threshold: float | None = None  # the probability from which on a class is in a set of answers, fitted likewise
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.spec.input_shape))
@@ -175,8 +190,9 @@ class Model:
             order = torch.arange(len(numbers))
         examples = Examples(x[order.to(x.device)], columns[numbers[order]].to(self.device))
         unused = 0 if self.spec.ways else spec.output_size - len(classes)
-        temperature = self.temperature if row == self._row(per_query=True) else None  # fitted for this form alone
-        return Classifier(classes, columns, self.read, self._learn(row, spec, examples), unused, temperature)
+        same = row == self._row(per_query=True)  # they are fitted for this form alone
+        fitted = (self.temperature, self.threshold) if same else (None, None)
+        return Classifier(classes, columns, self.read, self._learn(row, spec, examples), unused, *fitted)
 
     def read(self, x: Given) -> Named:
         """Read the inputs of a file, a folder or an archive, and their labels if it has them.
@@ -361,7 +377,7 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         theta=tensors["theta"],
         statistics=tensors["statistics"],
         backbone=backbone.to(place),
-        temperature=find_temperature(file),
+        **find_fitted(file),
     )
 
 
@@ -384,12 +400,14 @@ def build_untrained(settings: Settings) -> Model:
     return Model(settings, "", spec, preprocessing, 0, device, theta, {}, backbone)
 
 
-def find_temperature(checkpoint: Path) -> float | None:
-    """The temperature in the result of the run that the checkpoint lies in, if it is the one that was tested."""
+def find_fitted(checkpoint: Path) -> dict[str, float | None]:
+    """Temperature and threshold in the result of the run that the checkpoint lies in, if it is what was tested."""
     folder = RunFolder(checkpoint.parent.parent)
     result = folder.result() if (folder.path / "result.json").is_file() else None
     tested = result and folder.checkpoint(result.checkpoint.name)
-    return result.temperature if result and tested == checkpoint else None
+    if result is None or tested != checkpoint:
+        return {}
+    return {"temperature": result.temperature, "threshold": result.sets.threshold if result.sets else None}
 
 
 def _sort(labels: Sequence[Any]) -> list[Label]:

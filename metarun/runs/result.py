@@ -89,6 +89,37 @@ class Training:
     plan: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True)
+class Sets:
+    """Sets of classes that were to hold the true one in 90 % of the cases, on test tasks."""
+
+    threshold: float  # the probability from which on a class is in the set
+    coverage: float  # the share of sets that hold the true class
+    ci95: float | None
+    ci95_over_classes: float | None
+    size: float  # mean number of classes in a set
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Unknown:
+    """How well the largest score tells queries of known classes from those of unknown ones, on test tasks."""
+
+    auroc: float
+    ci95: float | None
+    classes: int  # unknown ones in a task
+    tasks: int
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """What a single model's scores are worth; None where it cannot be known."""
+
+    temperature: float | None = None
+    sets: Sets | None = None
+    unknown: Unknown | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
     """The evaluation of a model: of a run's own checkpoint at its end, or again later with other settings."""
@@ -101,6 +132,8 @@ class Evaluation:
     warnings: list[str] = field(default_factory=list)  # why a figure may not mean what it seems to
     notes: list[str] = field(default_factory=list)  # what a person must know of the data
     temperature: float | None = None  # that logits are divided by, fitted on validation tasks
+    sets: Sets | None = None
+    unknown: Unknown | None = None
 
     @property
     def metric(self) -> Metric:
@@ -139,12 +172,14 @@ class Result(Evaluation):
     def from_json(cls, values: Mapping[str, Any]) -> "Result":
         """Read a result. Raises TypeError, KeyError, AttributeError, ValueError or ConfigError for anything else."""
         rest = dict(values)
-        validation = rest.pop("validation", None)
+        validation, sets, unknown = (rest.pop(name, None) for name in ("validation", "sets", "unknown"))
         result = cls(
             kind=dataset_traits(rest["config"]["dataset"]).kind,
             rows={name: Row.from_json(row) for name, row in rest.pop("test").items()},
             checkpoint=Checkpoint(**rest.pop("checkpoint")),
             validation=Validation(**validation) if validation else None,
+            sets=Sets(**sets) if sets else None,
+            unknown=Unknown(**unknown) if unknown else None,
             training=Training(**rest.pop("training")),
             **rest,
         )

@@ -29,7 +29,7 @@ from metarun.runs.artifacts import describe_result, describe_start, draw_curves
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, say, speak
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
-from metarun.runs.session import check_ensemble, find_temperature, load_models, score_rows, train_run
+from metarun.runs.session import check_ensemble, load_models, measure_doubt, score_rows, train_run
 from metarun.runs.warnings import find_warnings, read_last_loss
 from metarun.runs.weights import OTHER_RUN, check_files, check_weights, hash_files
 from metarun.runs.worker import follow, start_workers
@@ -183,9 +183,11 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     models, facts = load_models(experiment, folder, ranks)
     plan = Plan(**facts[-1]["progress"]["plan"])
     rows = score_rows(experiment, models, plan, folder, ranks)
-    headline = headline_metric(experiment.source.spec)
+    headline, doubt = headline_metric(experiment.source.spec), measure_doubt(experiment, models, plan, ranks)
     result = Result(
-        temperature=find_temperature(experiment, models, plan, ranks),
+        temperature=doubt.temperature,
+        sets=doubt.sets,
+        unknown=doubt.unknown,
         headline=headline,
         kind=experiment.source.spec.kind,
         rows=rows,

@@ -17,12 +17,19 @@ from metarun.config.schema import Settings
 from metarun.config.words import count, format_duration
 from metarun.core.objectives import ANSWERS, ONE_BY_ONE, headline_metric
 from metarun.core.seeding import generator_for
-from metarun.core.statistics import Estimate, over_classes
+from metarun.core.statistics import Estimate, over_classes, over_tasks
 from metarun.core.types import Task
 from metarun.engine import checkpoint
 from metarun.engine.baselines import Baselines, list_baselines
 from metarun.engine.build import Experiment
-from metarun.engine.calibration import fit_temperature
+from metarun.engine.calibration import (
+    collect_answers,
+    fit_temperature,
+    fit_threshold,
+    measure_sets,
+    measure_unknown,
+    open_tasks,
+)
 from metarun.engine.capture import capture_descent, capture_step, choose_recording
 from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import NOTHING, Model, Scores, Tester, forget, is_transductive
@@ -36,7 +43,7 @@ from metarun.runs.draft import Draft, make_key
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog, say
 from metarun.runs.loggers import Logger
-from metarun.runs.result import BASELINES, UNTRAINED, Row
+from metarun.runs.result import BASELINES, UNTRAINED, Doubt, Row, Sets, Unknown
 from metarun.runs.warnings import ROUNDING
 from metarun.runs.weights import check_shapes
 
@@ -390,11 +397,32 @@ def describe_row(tester: Tester, scores: Scores, classes: Tensor | None, pairs: 
     )
 
 
-def find_temperature(experiment: Experiment, models: list[Model], plan: Plan, ranks: Ranks) -> float | None:
-    """Fit the temperature of a single model's probabilities on the validation tasks, as `metarun predict` adapts it."""
-    if len(models) > 1:
-        return None
+def measure_doubt(experiment: Experiment, models: list[Model], plan: Plan, ranks: Ranks) -> Doubt:
+    """Measure what a single model's scores are worth, as `metarun predict` adapts it: fit a temperature and sets of
+    answers on the validation tasks, and look at both, and at queries of unknown classes, on as many test tasks.
+    """
     rows = experiment.plan_rows()
     row = rows.get("test_inductive", rows["test"])
-    row = replace(row, tasks=experiment.settings.eval.val_tasks)
-    return fit_temperature(experiment.build_tester(row, "val"), models[0], plan.execution, ranks)
+    row = replace(row, tasks=min(row.tasks, experiment.settings.eval.val_tasks))
+    validation = replace(row, tasks=experiment.settings.eval.val_tasks)
+    fitted = collect_answers(experiment.build_tester(validation, "val"), models, plan.execution, ranks)
+    temperature = fitted and fit_temperature(fitted)
+    if fitted is None or temperature is None:
+        return Doubt()
+    tester = experiment.build_tester(row, "test")
+    answers, sets, unknown = collect_answers(tester, models, plan.execution, ranks), None, None
+    if answers:
+        threshold, classes = fit_threshold(fitted, temperature), tester.draw_classes(row.tasks)
+        held, size = measure_sets(answers, temperature, threshold)
+        over = None if classes is None else over_classes(held.numpy(), classes[: len(held)].numpy())
+        sets = Sets(threshold, *estimate(held), over, float(size.mean()), len(held))
+    if (opened := open_tasks(tester)) and (answers := collect_answers(opened, models, plan.execution, ranks)):
+        found, more = measure_unknown(answers), len(answers.y[0].unique()) - row.ways
+        unknown = Unknown(*estimate(found), more, len(found))
+    return Doubt(temperature, sets, unknown)
+
+
+def estimate(scores: Tensor) -> tuple[float, float | None]:
+    """The mean over tasks [T], and half its interval."""
+    half = over_tasks(scores.numpy())
+    return float(scores.mean()), None if half is None else float(half)

@@ -12,7 +12,7 @@ from metarun.engine.build import Experiment
 from metarun.engine.distributed import Ranks, count_workers, is_lost, join_ranks, start_ranks
 from metarun.engine.plan import Plan
 from metarun.engine.process import prepare_cpu
-from metarun.runs.session import find_temperature, load_models, score_rows, train_run
+from metarun.runs.session import load_models, measure_doubt, score_rows, train_run
 
 Job = Literal["train", "test"]
 
@@ -46,4 +46,4 @@ def follow(settings: Settings, ranks: Ranks, job: Job) -> None:
         plan = Plan(**facts[-1]["progress"]["plan"])
         score_rows(experiment, models, plan, None, ranks)
         if job == "train":
-            find_temperature(experiment, models, plan, ranks)
+            measure_doubt(experiment, models, plan, ranks)

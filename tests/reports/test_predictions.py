@@ -118,11 +118,16 @@ def test_the_command_writes_predictions_and_how_often_they_are_right(
     words = ["predict", f"{trained}/run", f"{trained}/support", f"{trained}/query", "--device=cpu"]
     answer = metarun(*words, "--html=page.html")
     assert answer.code == 0, answer.err
-    first, second, third, last = answer.out.splitlines()
+    first, second, held, third, last = answer.out.splitlines()
     assert first == "12 queries, 3 classes from 6 examples, by maml after 1 step"
     assert second == "the last layer of maml has 2 classes more: their logits are left out"
     header, *rows = read(place / "predictions.csv")
-    assert header == ["file", "class", "label", "p_<i>fly", "p_ant", "p_bee"]
+    assert header == ["file", "class", "label", "set", "p_<i>fly", "p_ant", "p_bee"]
+    sets = [row[3].split(" | ") for row in rows]
+    assert all(row[1] == names[0] for row, names in zip(rows, sets))
+    share, size = sum(row[2] in names for row, names in zip(rows, sets)) / 12, sum(map(len, sets)) / 12
+    told = f"have {size:.2f} of 3 classes, and hold the label in {100 * share:.1f} % ("
+    assert held.startswith(f"sets of answers, meant to hold the class in 90 %, {told}")
     assert [row[0] for row in rows] == sorted(row[0] for row in rows)
     assert all(row[0] == f"{row[2]}/{i % 4}.png" for i, row in enumerate(rows))
     right = sum(row[1] == row[2] for row in rows)
@@ -144,7 +149,7 @@ def test_a_task_of_a_dataset_shows_what_a_model_does(metarun: Command, trained: 
     assert answer.code == 0, answer.err
     assert ", 5 classes from 5 examples, by maml after 1 step\n" in answer.out
     header, *rows = read(place / "predictions.csv")
-    assert header == ["file", "class", "label", "class_1", "p_1"]
+    assert header == ["file", "class", "label", "set", "class_1", "p_1"]
     assert len({row[2] for row in rows}) == 5
 
 

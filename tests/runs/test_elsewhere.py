@@ -113,6 +113,12 @@ def test_predictions_have_the_temperature_of_the_runs_own_checkpoint_alone(run: 
     prediction = load(run).adapt((x, [0, 0, 1, 1])).predict(x)
     assert isinstance(prediction, Prediction)
     torch.testing.assert_close(prediction.probabilities, (prediction.logits / temperature).softmax(-1))
+    sets, threshold = read(run)["sets"], load(run).threshold
+    assert (sets["threshold"], read(run)["unknown"]["tasks"]) == (threshold, sets["tasks"])
+    assert prediction.sets is not None
+    for held, row in zip(prediction.sets, prediction.probabilities.tolist()):
+        assert set(held) == {name for name, p in zip((0, 1), row) if p >= min(threshold, max(row))}
+    assert load(run, checkpoint="last").threshold is None
 
 
 def test_answers_are_counted_where_tasks_share_classes_alone() -> None:
