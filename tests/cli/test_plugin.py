@@ -149,7 +149,8 @@ def test_its_encoder_gives_predictions_with_a_run_and_without_the_same_as_in_the
     done = subprocess.run([sys.executable, "-c", SAME], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     result = json.loads((place / "run/result.json").read_text())
-    (place / "run/result.json").write_text(json.dumps(result | {"temperature": None, "sets": None}))  # only a run has them
+    alone = result | {"temperature": None, "sets": None}  # which only a run has
+    (place / "run/result.json").write_text(json.dumps(alone))
     for first, table in (("run", "with.csv"), ("--encoder=colours", "without.csv")):
         answer = metarun_process("predict", first, "pictures/test", "pictures/test", "--to", table)
         assert (answer.code, answer.err) == (0, "")
