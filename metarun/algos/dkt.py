@@ -139,9 +139,8 @@ class DKT:
         metrics = episode_metrics(self, self.spec, theta, episode)
         if self.spec.kind == "classification" or self.norm == "per_query":
             return metrics
-        return metrics | measure_density(
-            *self.posterior(theta, self.adapt(theta, episode.support), episode.query.x), episode.query.y
-        )
+        mean, variance = self.posterior(theta, self.adapt(theta, episode.support), episode.query.x)
+        return metrics | measure_density(mean[None], variance[None], episode.query.y)
 
 
 def squares(a: Tensor, b: Tensor, widths: Tensor) -> Tensor:

@@ -102,13 +102,18 @@ def measure(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
     return {name: lookup("metric", name)(prediction, y).detach() for name in names}
 
 
-def measure_density(mean: Tensor, variance: Tensor, y: Tensor) -> Metrics:
-    """Measure normal predictions of values y, all [n, output]: "nll", the mean of -log p(y), and "coverage", the share
-    of values within the central 95 % of their predictions.
+def log_normal_density(mean: Tensor, variance: Tensor, y: Tensor) -> Tensor:
+    """log N(y; mean, variance) of each number."""
+    return -0.5 * ((y - mean).square() / variance + variance.log() + math.log(2 * math.pi))
+
+
+def measure_density(means: Tensor, variances: Tensor, y: Tensor) -> Metrics:
+    """Measure predictions of values y [n, output] that are mixtures of M normal distributions, [M, n, output] each:
+    "nll", the mean of -log p(y), and "coverage", the share of values in the central 95 % of what was predicted.
     """
-    square = (y - mean).square() / variance
-    nll = 0.5 * (square + variance.log() + math.log(2 * math.pi))
-    return {"nll": nll.mean().detach(), "coverage": (square < 1.96**2).to(y.dtype).mean()}
+    nll = math.log(len(means)) - log_normal_density(means, variances, y).logsumexp(0)
+    below = torch.special.ndtr((y - means) / variances.sqrt()).mean(0)  # the share of the prediction below y
+    return {"nll": nll.mean().detach(), "coverage": ((below > 0.025) & (below < 0.975)).to(y.dtype).mean()}
 
 
 def measure_test(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
