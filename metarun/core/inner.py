@@ -6,7 +6,7 @@ weights of theta, and `Algorithm.init` draws those.
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import replace
@@ -95,6 +95,19 @@ def one_by_one() -> Iterator[None]:
         _one_by_one.reset(token)
 
 
+_frozen: ContextVar[frozenset[str]] = ContextVar("_frozen", default=frozenset())
+
+
+@contextmanager
+def freeze(names: Iterable[str]) -> Iterator[None]:
+    """Let inner steps leave these parameters, by full name, as they are."""
+    token = _frozen.set(frozenset(names))
+    try:
+        yield
+    finally:
+        _frozen.reset(token)
+
+
 def gradient_of(loss: Callable[[Theta], Tensor], phi: Theta) -> Theta:
     """grad loss(phi), itself differentiable if gradients are enabled.
 
@@ -130,6 +143,8 @@ def inner_step(
         gradient = gradient_of(loss, phi)
 
     def step(component: str, name: str, p: Tensor) -> Tensor:
+        if f"{component}.{name}" in _frozen.get():
+            return p
         rate, g = lr[f"{component}.{name}"] if isinstance(lr, dict) else lr, gradient[component][name]
         return p - rate * (torch.where(first_order, g.detach(), g) if isinstance(first_order, Tensor) else g)
 

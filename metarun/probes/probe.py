@@ -105,6 +105,11 @@ class Subject:
         """The row by which `metarun predict` adapts: each query as if it were the only one."""
         return replace(self.experiment.plan_rows().get("test_inductive", self.row), tasks=self.row.tasks)
 
+    @cached_property
+    def theta(self) -> Theta:
+        """The model's weights, for themselves."""
+        return {c: {n: p.detach() for n, p in params.items()} for c, params in self.model.theta.items()}
+
     @property
     def spec(self) -> TaskSpec:
         return self.experiment.source.spec

@@ -85,3 +85,24 @@ def test_a_probe_of_pictures_is_not_for_numbers(metarun: Command) -> None:
     answer = metarun("dataset=sinusoid", "backbone=mlp", "eval.probes=[corruption]", "device=cpu", "hydra.run.dir=run")
     assert answer.code == 2
     assert answer.err == "metarun: probe corruption is for classification, and this run is of regression\n"
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("algo", ["maml", "protonet", "matchingnet", "r2d2", "reptile", "snail", "simpleshot"])
+def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: str) -> None:
+    small = ("shift.ways=[2,3,5]", "shift.shots=[1,2]", "imbalance.most=4", "embedding.tasks=2", "attack.steps=2")
+    shorter = ("landscape.points=3", "landscape.gradients=2", "corruption.small={blur:[1.0]}", "tasks=4")
+    assert metarun(f"algo={algo}", *TINY, *FAST).code == 0
+    answer = metarun("probe", "run", *small, *shorter)
+    assert answer.code == 0, answer.err
+    (place,) = Path("run/tests").iterdir()
+    for name in known("probe"):
+        left_out = f"{name}: left out, " in answer.out
+        assert left_out != (place / "probes" / f"{name}.json").is_file(), answer.out
+        if not left_out:
+            assert (place / "probes" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    told = {line.partition(":")[0] for line in answer.out.splitlines() if ": left out, " in line}
+    if algo in ("maml", "reptile"):
+        assert told == set()
+    if algo in ("protonet", "matchingnet", "r2d2"):
+        assert told == {"reuse", "landscape"}

@@ -1,0 +1,69 @@
+"""Other looks at a model: the line of adaptation, meta-gradients, principal components, other data."""
+
+import pytest
+import torch
+
+from metarun.core.batch import unstack
+from metarun.core.objectives import loss
+from metarun.core.types import Episode, Examples
+from metarun.probes.embedding import measure_spread, project
+from metarun.probes.landscape import compare_gradients, follow_line, mean_of_pairs
+from metarun.probes.shift import complete
+from tests.support.tiny import algo_and_theta, episodes
+
+
+def test_the_line_has_theta_at_0_and_phi_at_1_and_is_straight() -> None:
+    algo, theta = algo_and_theta("maml", "mlp")
+    theta = {c: {n: p.detach() for n, p in params.items()} for c, params in theta.items()}
+    (task,) = unstack(episodes(1))
+    found = follow_line("classification", [0.0, 1.0, 2.0], algo, theta, task)
+    phi = algo.adapt(theta, task.support)
+    beyond = {c: {n: 2 * p - theta[c][n] for n, p in params.items()} for c, params in phi.items()}
+    before = {c: theta[c] for c in phi}
+    for name, part in zip(("support", "query"), task):
+        expected = [loss("classification", algo.predict(theta, at, part.x), part.y) for at in (before, phi, beyond)]
+        torch.testing.assert_close(found[name], torch.stack(expected))
+
+
+def test_meta_gradients_of_tasks_are_plain_autograds() -> None:
+    algo, theta = algo_and_theta("protonet", "mlp")
+    tasks = unstack(episodes(3))
+    fixed = {c: {n: p.detach() for n, p in params.items()} for c, params in theta.items()}
+    norms, cosines = compare_gradients(algo, fixed, tasks)
+    leaves = [p for params in theta.values() for p in params.values()]
+    plain = []
+    for task in tasks:
+        slopes = torch.autograd.grad(algo.task_loss(theta, task)[0], leaves, materialize_grads=True)
+        plain.append(torch.cat([slope.flatten() for slope in slopes]))
+    torch.testing.assert_close(norms, torch.stack([slope.norm() for slope in plain]))
+    for i in range(3):
+        for j in range(3):
+            expected = torch.cosine_similarity(plain[i], plain[j], dim=0)
+            torch.testing.assert_close(cosines[i, j], expected)
+    assert mean_of_pairs(cosines) == pytest.approx(float(cosines[[0, 0, 1], [1, 2, 2]].mean()))
+
+
+def test_components_keep_distances_of_points_in_a_plane() -> None:
+    generator = torch.Generator().manual_seed(0)
+    plane = torch.linalg.qr(torch.randn(7, 2, generator=generator, dtype=torch.float64))[0]
+    flat = torch.randn(12, 2, generator=generator, dtype=torch.float64) * torch.tensor([3.0, 1.0]) + 5
+    support, query = project(((flat @ plane.T)[:4], (flat @ plane.T)[4:]))
+    torch.testing.assert_close(torch.cdist(torch.cat([support, query]), support), torch.cdist(flat, flat[:4]))
+    assert float(torch.cat([support, query]).std(0).diff()) < 0  # the first has more
+
+
+def test_spread_by_hand() -> None:
+    """Class means 0 and 4; queries 1 (of 0), 5 (of 1) and 3 (of 0)."""
+    z = (torch.tensor([[-1.0], [1.0], [4.0]]), torch.tensor([[1.0], [5.0], [3.0]]))
+    task = Episode(Examples(z[0], torch.tensor([0, 0, 1])), Examples(z[1], torch.tensor([0, 1, 0])))
+    found = measure_spread(z, task)
+    assert found["spread"] == pytest.approx((1 + 1 + 9) / 3 / ((1 + 9 + 25 + 1 + 9 + 1) / 6))
+    assert found["nearest is own"] == pytest.approx(2 / 3)
+
+
+def test_another_dataset_has_pictures_of_the_same_form() -> None:
+    own = {"name": "omniglot", "image_size": 20, "filter": "box", "ink": 1, "rotations_test": "classes"}
+    assert complete({"rotations_test": "none"}, own) == {"rotations_test": "none"}
+    values = complete({"name": "glyphs", "classes_test": 7}, own)
+    assert (values["name"], values["image_size"], values["classes_test"]) == ("glyphs", 20, 7)
+    assert "rotations_test" not in values
