@@ -22,7 +22,7 @@ from metarun.datasets.storage.rows import Example, hash_content
 from metarun.datasets.storage.splits import Choice, Found, check_fractions, draw_splits, join, plural
 from metarun.datasets.storage.tree import SPLITS
 
-PACKING = 2  # raise it when packing changes: then files of older versions are not used
+PACKING = 3  # raise it when packing changes: then files of older versions are not used
 SHOWN = 60  # characters of an example's name in a note
 
 

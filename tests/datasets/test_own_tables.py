@@ -270,6 +270,9 @@ BAD_TABLES = {
     "twice": ("texts", "text,label,Label\na,b,c\n", r"two columns have the name 'label'"),
     "half": ("texts", "text,label,split\na,b,train\n", r"has own.csv, column split and no test: add what is missing"),
     "word": ("texts", "text,label,split\na,b,seen\n", r"line 2 has the split 'seen': it must be train, val or test"),
+    "comma": ("texts", "text,label\nhello, you,greet\n", r"line 2 has 3 cells, and the header 2: put a text that"),
+    "quote": ("texts", 'text,label\na,b\n"hello,greet\nbye,leave\n', r"line 3 has a quotation mark that is not closed"),
+    "two quotes": ("texts", 'text,label\n"hello,greet\na,b\n"bye,leave\n', r"line 2 has a quotation mark that is not"),
     "empty": ("texts", "", r"own.csv is empty"),
     "head": ("texts", "text,label\n", r"own.csv has no classes"),
     "value": ("assays", "smiles,a\nCC,6.5\n", r"line 2, column a has 6.5: it must be 1 .* dataset.values=continuous"),
@@ -285,7 +288,8 @@ BAD_TABLES = {
     "no task": ("regression", "x,y\n1,2\n", r"must name the columns task,x,y, and is 'x,y'"),
     "nan": ("regression", "task,x,y\na,1,2\na,nan,2\n", r"line 3: x is nan, which is no finite number"),
     "too large": ("regression", "task,x,y\na,1,1e39\n", r"line 2: y is 1e39, which is no finite number"),
-    "text": ("regression", "task,x,y\na,one,2\n", r"line 2 has something else than a number"),
+    "text": ("regression", "task,x,y\na,one,2\n", r"line 2: x is 'one', which is no number$"),
+    "decimals": ("regression", "task;x;y\na;0,5;2\n", r"line 2: x is '0,5', which is no number: write decimals with a"),
 }
 
 
@@ -332,7 +336,6 @@ BAD_ARRAYS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("case", BAD_ARRAYS)
 def test_arrays_that_cannot_be_used_are_refused(case: str, tmp_path: Path) -> None:
     changes, told = BAD_ARRAYS[case]

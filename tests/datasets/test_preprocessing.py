@@ -149,6 +149,8 @@ def test_texts_and_their_labels_are_columns_of_a_table(tmp_path: Path) -> None:
         form.read(file)
     with pytest.raises(ConfigError, match=r"the table .* cannot be read \(No such file"):
         form.read(tmp_path / "gone.csv")
+    with pytest.raises(ConfigError, match=r"is a folder: what is read here is a table \(.csv, "):
+        form.read(tmp_path)
 
 
 def test_the_points_of_a_regression_are_columns_of_a_table(tmp_path: Path) -> None:
@@ -157,10 +159,12 @@ def test_the_points_of_a_regression_are_columns_of_a_table(tmp_path: Path) -> No
     named = Numbers().read(file)
     np.testing.assert_array_equal(np.asarray(named.items), [[1, 2], [0.5, 1000]])
     assert named.labels == [[-3], [4]]
+    file.write_text("x10,y,x2\n10,-3,2\n", encoding="utf-8")  # by their numbers: tables of one task agree
+    np.testing.assert_array_equal(np.asarray(Numbers().read(file).items), [[2, 10]])
     file.write_text("x\n1\n", encoding="utf-8")
     assert Numbers().read(file).labels == [None]
     file.write_text("x,y\n1,none\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match="line 2 has something else than a number"):
+    with pytest.raises(ConfigError, match="line 2: y is 'none', which is no number"):
         Numbers().read(file)
 
 

@@ -49,7 +49,8 @@ def load_features(path: Path) -> tuple[NDArray[np.float32], NDArray[Any] | None,
             )
     if labels is not None and labels.dtype.kind not in "iubUS":
         raise ConfigError(f"{path}: labels are {labels.dtype}: they must be integers or texts, a class for each row")
-    values = features.astype(np.float32)
+    with np.errstate(over="ignore"):  # what is too large is refused below
+        values = features.astype(np.float32)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(1))[0])
         raise ConfigError(f"{path}: row {row} of the embeddings holds numbers that are not finite in float32")

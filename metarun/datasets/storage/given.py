@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.config.errors import ConfigError
+from metarun.config.words import make_inert
 from metarun.datasets.storage.archives import is_archive, names
 from metarun.datasets.storage.layouts import find_classes
 from metarun.datasets.storage.listed import LABEL
@@ -61,9 +62,12 @@ def read_points(path: Path) -> list[tuple[list[float], list[float] | None]]:
 
 
 def find_points(sheet: Sheet) -> tuple[list[Column], list[Column]]:
-    """The columns x (or x1, x2, ...) and y (or y1, y2, ...) of a table; x in any case, y only if it is there."""
-    names = {axis: [name for name in sheet.header if re.fullmatch(rf"{axis}\d*", normalise(name))] for axis in "xy"}
-    xs, ys = ([Column(name, (normalise(name),)) for name in found] for found in (names["x"] or ["x"], names["y"]))
+    """The columns x (or x1, x2, ...) and y (or y1, y2, ...) of a table, by their numbers and not by their order in the
+    file, so that tables of one task agree; x in any case, y only if it is there.
+    """
+    found = {axis: [name for name in sheet.header if re.fullmatch(rf"{axis}\d*", normalise(name))] for axis in "xy"}
+    names = {axis: sorted(of_axis, key=lambda name: int(normalise(name)[1:] or 0)) for axis, of_axis in found.items()}
+    xs, ys = ([Column(name, (normalise(name),)) for name in each] for each in (names["x"] or ["x"], names["y"]))
     return xs, ys
 
 
@@ -74,7 +78,10 @@ def to_numbers(sheet: Sheet, row: Row, columns: Sequence[Column]) -> list[float]
         try:
             number = float(cell)
         except ValueError as error:
-            raise ConfigError(f"{sheet.name}: line {row.line} has something else than a number: {error}") from error
+            comma = ": write decimals with a point" if re.fullmatch(r"-?\d+,\d+", cell) else ""
+            raise ConfigError(
+                f"{sheet.name}: line {row.line}: {column.name} is {make_inert(cell)!r}, which is no number{comma}"
+            ) from error
         if not abs(number) <= LARGEST:
             raise ConfigError(f"{sheet.name}: line {row.line}: {column.name} is {cell}, which is no finite number")
         numbers.append(number)

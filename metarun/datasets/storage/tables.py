@@ -33,15 +33,18 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: its name in messages, its header as found, and its lines."""
+    """A table: its name in messages, its header as found, its lines, and what is wrong with the line after them."""
 
     name: str
     header: list[str]
     lines: list[tuple[int, list[str]]]  # number in the file, cells
+    fault: str = ""
 
     @classmethod
     def open(cls, path: Path) -> "Sheet":
         """Read a table, or JSON lines, by the ending of the name. Raises ConfigError."""
+        if path.is_dir():
+            raise ConfigError(f"{path} is a folder: what is read here is a table ({', '.join((*TABLES, *LINES))})")
         try:
             content = path.read_bytes()
         except OSError as error:
@@ -69,17 +72,24 @@ class Sheet:
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> "Sheet":
-        """Read the content of a file; its first line is the header. Raises ConfigError."""
+        """Read the content of a file; its first line is the header. A quotation mark that opens a cell must end it,
+        or all lines to the next one would be taken for its text. Raises ConfigError.
+        """
         text = decode(content, name)
         first = text.lstrip("\r\n").partition("\n")[0]
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count))
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(DELIMITERS, key=first.count), strict=True)
+        lines: list[tuple[int, list[str]]] = []
+        fault, start = "", 1
         try:
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(cells)]
+            for cells in reader:
+                lines.append((reader.line_num, [cell.strip() for cell in cells]))
+                start = reader.line_num + 1
         except csv.Error as error:
-            raise ConfigError(f"{name} cannot be read as a table: line {reader.line_num}: {error}") from error
+            fault = f"line {start} has a quotation mark that is not closed, or not doubled within a cell ({error})"
+        lines = [(number, cells) for number, cells in lines if any(cells)]
         if not lines:
-            raise ConfigError(f"{name} is empty")
-        return cls(name, lines[0][1], lines[1:])
+            raise ConfigError(f"{name}: {fault}" if fault else f"{name} is empty")
+        return cls(name, lines[0][1], lines[1:], fault)
 
     def has(self, column: Column) -> bool:
         return self._find(column) is not None
@@ -92,7 +102,7 @@ class Sheet:
     def read(self, *columns: Column, blank: bool = False) -> Iterator[Row]:
         """The cells of these columns, line by line; empty ones only if they may be `blank`.
 
-        Raises ConfigError if a column or a cell is missing.
+        Raises ConfigError if a column or a cell is missing, or a line has more cells than the header.
         """
         found = [self._find(column) for column in columns]
         if None in found:
@@ -102,7 +112,14 @@ class Sheet:
         for i in found:
             if i is not None and names.count(names[i]) > 1:
                 raise ConfigError(f"{self.name}: two columns have the name {make_inert(names[i])!r}")
+        if self.fault:
+            raise ConfigError(f"{self.name}: {self.fault}")
         for line, cells in self.lines:
+            if any(cells[len(self.header) :]):
+                raise ConfigError(
+                    f"{self.name}: line {line} has {len(cells)} cells, and the header {len(self.header)}: put a text "
+                    'that contains the delimiter into quotation marks ("...")'
+                )
             values = tuple(cells[i] if i is not None and i < len(cells) else "" for i in found)
             for column, value in zip(columns, values):
                 if not value and not blank:
