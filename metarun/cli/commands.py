@@ -109,8 +109,9 @@ def change_test(
     if other:
         config["eval"]["dataset"] = other
     settings = load_settings(config)
-    if settings.dataset.get("path") is not None:  # named by what it means, wherever the command was given
-        changes = [f"dataset.path={settings.dataset['path']}" if "dataset.path=" in text else text for text in changes]
+    path = (settings.eval.dataset if other else settings.dataset).get("path")
+    if path is not None:  # named by what it means, wherever the command was given
+        changes = [f"dataset.path={path}" if "dataset.path=" in text else text for text in changes]
     return config, settings, changes
 
 

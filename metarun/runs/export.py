@@ -89,6 +89,10 @@ def draw_inputs(model: Model, ways: int | None, shots: int = 2, queries: int = 3
     shape, generator = model.spec.input_shape, torch.Generator().manual_seed(shots)
 
     def draw(number: int) -> Tensor:
+        if model.spec.inputs == "ngrams":
+            return torch.randint(1, 2**31 - 1, (number, *shape), generator=generator, dtype=torch.int32).to(
+                model.device
+            )
         return torch.rand(number, *shape, generator=generator).to(model.device)
 
     if ways is None:
@@ -118,6 +122,8 @@ def trace(model: Model, module: nn.Module, inputs: tuple[Tensor, ...], ways: int
     except Exception as error:  # whatever PyTorch cannot trace
         if isinstance(error, ConfigError):
             raise
+        if ways is None:
+            raise ConfigError(f"this network cannot be exported: {str(error).partition(chr(10))[0]}") from error
         raise ConfigError(
             f"algo={model.algo} has no program of its own from a support of any size to predictions: "
             "export its network, without --ways"

@@ -275,8 +275,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
     finished = folder.result() is not None
     experiment = Experiment.build(settings)
     check_ensemble(experiment)
-    for row in experiment.plan_rows().values():
-        experiment.build_tester(row, "test")
+    testers = {name: experiment.build_tester(row, "test") for name, row in experiment.plan_rows().items()}
     if launcher_rank():
         with start_workers(experiment, config, "test") as ranks:
             follow(settings, ranks, "test")
@@ -297,7 +296,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
                 checkpoint=checkpoint_of(name, facts),
                 dataset=experiment.dataset.identity(),
                 warnings=find_warnings(rows, headline, None, find_scale(experiment)),
-                notes=experiment.dataset.notes(),
+                notes=testers["test"].dataset.notes(),
             )
             beside.finish(test)
             beside.forget_drafts()

@@ -42,12 +42,35 @@ def test_other_pictures_are_resized_as_the_runs_were(metarun: Command, run: Path
         metarun("evaluate", "run", "dataset=folder", "dataset.path=pics", "split=all", "tasks=20", "queries=1").code
         == 0
     )
-    result = read(run / "tests" / "dataset=folder-dataset.path=pics-split=all-tasks=20-queries=1")
+    result = read(next((run / "tests").iterdir()))
     row = result["test"]["test"]
     assert (row["split"], row["tasks"]) == ("all", 20)
     assert 9 < row["classes"] <= 15  # of all 15; train alone has 9
     assert row["data"]["form"]["size"] == 8 if "form" in row["data"] else row["data"]["image_size"] == 8
     assert result["dataset"]["name"] == "glyphs"  # what the model was trained on
+
+
+def test_tests_on_several_tables_are_beside_each_other_with_their_own_notes(metarun: Command, place: Path) -> None:
+    """Though the run's own data have a path, and all three are called from several folders by one name."""
+    tables = {"own": 2, "other": 3, "third": 4}  # equal texts of a class
+    for name, copies in tables.items():
+        (place / name).mkdir()
+        rows = [f"word{c} of {min(i, 12 - copies)},class{c}" for c in range(10) for i in range(12)]
+        (place / name / "t.csv").write_text("text,label\n" + "\n".join(rows))
+    words = ("algo=protonet", "backbone.buckets=64", "backbone.features=4", "dataset=texts", "dataset.path=own/t.csv")
+    brief = ("ways=2", "trainer.steps=1", "trainer.workers=1", "eval.tasks=4", "eval.val_tasks=4", "device=cpu")
+    assert metarun(*words, *brief, "experiment=null", "hydra.run.dir=run").code == 0
+    for name in ("other", "third"):
+        assert metarun("evaluate", "run", "dataset=texts", f"dataset.path={name}/t.csv", "tasks=4").code == 0
+    found = {
+        Path(row["test"]["test"]["dataset"]["path"]).parent.name: row["notes"] for row in read_tests(place / "run")
+    }
+    assert set(found) == {"other", "third"}
+    assert found["other"] != found["third"]
+
+
+def read_tests(run: Path) -> list[dict[str, Any]]:
+    return [read(folder) for folder in (run / "tests").iterdir()]
 
 
 def test_what_the_network_cannot_read_is_refused(metarun: Command, run: Path, place: Path) -> None:

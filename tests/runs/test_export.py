@@ -50,6 +50,18 @@ def test_the_program_has_the_models_numbers_for_any_shots_and_queries(algo: str,
 
 
 @pytest.mark.integration
+def test_a_network_of_texts_reads_hashes(place: Path) -> None:
+    (place / "t.csv").write_text("text,label\n" + "\n".join(f"word{i % 10} {i},{i % 10}" for i in range(60)))
+    words = ("algo=protonet", "dataset=texts", "dataset.path=t.csv", "backbone.buckets=64", "backbone.features=4")
+    brief = ("ways=2", "queries=2", "trainer.steps=1", "trainer.workers=1", "eval.tasks=4", "eval.val_tasks=4")
+    model = load(metarun.run(*words, *brief, "device=cpu", "experiment=null").folder, device="cpu")
+    list(export_model(model, place / "network.pt2"))
+    (inputs,) = draw_inputs(model, None, queries=7)
+    features = run_bare(place / "network.pt2", (inputs,), place)
+    torch.testing.assert_close(features, model.embed(inputs), rtol=0, atol=1e-5 * float(features.abs().max()))
+
+
+@pytest.mark.integration
 def test_what_cannot_be_exported_is_one_line(metarun: Command, place: Path) -> None:
     assert metarun(*TINY, "trainer.workers=1", "hydra.run.dir=run").code == 0
     for words, told in (
