@@ -116,6 +116,8 @@ def test_a_file_takes_a_step_and_a_test(
     monkeypatch.setenv("WANDB_MODE", "offline")
     values = shrunk(resolve(composed(option, *([TOGETHER[option]] if option in TOGETHER else []))))
     data = values["dataset"].get("collection", values["dataset"]["name"])
+    if data == "cheetah":
+        pytest.importorskip("mujoco")
     if data in REAL:
         if data_folder is None or not Path(data_folder, REAL[data]).is_dir():
             pytest.skip(f"{data} is real data: set METARUN_DATA to the folder that has it")
