@@ -15,12 +15,9 @@ from metarun.cli.grammar import show
 from metarun.config.errors import ConfigError, did_you_mean, find_reason, instead, offer
 from metarun.config.registry import LISTED
 
-EXTRAS = {
-    "joblib": "joblib",
-    "submitit_local": "submitit",
-    "submitit_slurm": "submitit",
-    "ray": "ray",
-    "optuna": "optuna",
+EXTRAS = {  # group -> option -> the extra of metarun's that has it
+    "hydra/launcher": {"joblib": "joblib", "submitit_local": "submitit", "submitit_slurm": "submitit", "ray": "ray"},
+    "hydra/sweeper": {"optuna": "optuna"},
 }
 PLUGINS = {
     "rq": "hydra-rq-launcher",
@@ -80,10 +77,11 @@ def refuse_value(override: str) -> str:
 
 
 def _refuse_option(group: str, option: str, known: list[str]) -> str:
-    plugin = f"metarun[{EXTRAS[option]}]" if option in EXTRAS else PLUGINS.get(option)
+    extras = EXTRAS.get(group, {})
+    plugin = f"metarun[{extras[option]}]" if option in extras else PLUGINS.get(option)
     if group.startswith("hydra/") and plugin:
         return f"{group}={option} needs a package that is not there: pip install '{plugin}'"
-    return f"{group} is {option!r}: {offer(option, known, group if group in LISTED else None)}"
+    return f"{group} is {option!r}: {offer(option, sorted({*known, *extras}), group if group in LISTED else None)}"
 
 
 def _refuse_key(key: str, known: list[str]) -> str:

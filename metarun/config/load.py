@@ -56,8 +56,10 @@ def _check_task(settings: Settings, problems: list[str]) -> None:
         new = {name: row.get(name) for name in own if not prefix or row.get(name) != own[name]}
         if kind != "control" and new.get("shots") == 0:
             problems.append(f"{prefix}shots is 0: it must be at least 1")
-        if kind == "classification" and new.get("ways") == 1:
-            problems.append(f"{prefix}ways is 1: it must be at least 2, with one class any guess is right")
+        ways, least = new.get("ways"), 2 if kind == "classification" else 1
+        if ways is not None and ways < least:
+            why = ", with one class any guess is right" if ways == 1 else ""
+            problems.append(f"{prefix}ways is {ways}: it must be at least {least}{why}")
 
 
 def _check_packages(settings: Settings, problems: list[str]) -> None:

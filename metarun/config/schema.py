@@ -64,7 +64,7 @@ class EvalSettings:
     tasks: Count
     val_tasks: Count
     seed: Seed
-    ways: Count
+    ways: int  # from 2 on, or from 1 on where tasks have no classes: metarun.config.load
     shots: Whole
     queries: Count
     tasks_per_chunk: Count
@@ -90,7 +90,7 @@ class Settings:
     logger: dict[str, Any]
     trainer: TrainerSettings
     eval: EvalSettings
-    ways: Count
+    ways: int  # from 2 on, or from 1 on where tasks have no classes: metarun.config.load
     shots: Whole
     queries: Count
     device: str

@@ -272,7 +272,10 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
     changes: the settings that differ from the run's, as `eval.ways=20`. Raises ConfigError, among other reasons if the
     data is not what the run has read and no setting of the dataset was changed.
     """
-    finished = folder.result() is not None
+    result = folder.result()
+    if result and not any(change.startswith("eval.checkpoint=") for change in changes):
+        tested = {name: digest for name, digest in result.files.items() if name == "eval.checkpoint"}
+        check_files(settings, folder, tested, "name the one to test by checkpoint=...")
     experiment = Experiment.build(settings)
     check_ensemble(experiment)
     testers = {name: experiment.build_tester(row, "test") for name, row in experiment.plan_rows().items()}
@@ -300,7 +303,7 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
             )
             beside.finish(test)
             beside.forget_drafts()
-    if not finished:
+    if result is None:
         print(f"{folder.path} is not finished: this tests its checkpoint of step {facts[-1]['step']}")
     print(*map(printable, describe_result(test)), f"in {beside.path}", sep="\n")
 

@@ -33,17 +33,17 @@ def hash_files(settings: Settings, folder: RunFolder) -> dict[str, str]:
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
-def check_files(settings: Settings, folder: RunFolder, recorded: Mapping[str, str]) -> None:
+def check_files(settings: Settings, folder: RunFolder, recorded: Mapping[str, str], remedy: str = OTHER_RUN) -> None:
     """Raise ConfigError if a file is there and is not what the run in the folder has read.
 
-    recorded: what `hash_files` gave then.
+    recorded: what `hash_files` gave then; remedy: what to do if the first file is gone for good.
     """
     for name, found in hash_files(settings, folder).items():
         if recorded.get(name, found) != found:
             raise ConfigError(
                 f"{folder.path} has read another file than {name}={dict(find_files(settings, folder))[name]} is now "
                 f"(sha256 was {recorded[name][:12]}..., is {found[:12]}...): "
-                f"put the first file back, or {OTHER_RUN}"
+                f"put the first file back, or {remedy}"
             )
 
 

@@ -59,7 +59,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("dataset.name={}", f"dataset.name is {{}}: the nearest of {len(known('dataset'))} are ..."),
     ("optimizer.name=[[]]", "optimizer.name is [[]]: choose from adam, sgd"),
     ("hydra=3", "hydra itself cannot be set: set what is in it, for example hydra.run.dir=FOLDER"),
-    ("hydra/launcher=foo", "hydra/launcher is 'foo': choose from basic, ..."),
+    ("hydra/launcher=foo", "hydra/launcher is 'foo': choose from basic, joblib, ray, submitit_local, submitit_slurm"),
     (
         "--multirun hydra/sweeper=nevergrad seed=1,2",
         "hydra/sweeper=nevergrad needs a package that is not there: pip install 'hydra-nevergrad-sweeper'",
@@ -210,6 +210,9 @@ MISTAKES: list[tuple[str, str]] = [
         "trainer.precision is bfloat16 and trainer.execution is vmap: set trainer.execution=loop, "
         "within vmap PyTorch computes convolutions in float32",
     ),
+    ("glyphs ways=0", "ways is 0: it must be at least 2"),
+    ("glyphs ways=-3 eval.ways=5", "ways is -3: it must be at least 2"),
+    ("dataset=sinusoid ways=0", "ways is 0: it must be at least 1"),
     ("glyphs ways=1", "ways is 1: it must be at least 2, with one class any guess is right"),
     ("glyphs shots=0", "shots is 0: it must be at least 1"),
     ("glyphs eval.shots=0", "eval.shots is 0: it must be at least 1"),

@@ -158,11 +158,13 @@ def test_a_run_is_not_shown_nor_continued_for_other_weights_than_it_started_from
         for asked in (
             words,
             ("resume", str(run)),
+            *([("evaluate", str(run), "tasks=3")] if finished else []),
             ("--multirun", *words, "hydra.sweep.dir=.", "hydra.sweep.subdir=second"),
         ):
             refused = metarun(*asked)
             assert refused.code == (1 if "--multirun" in asked else 2)
-            assert f"has read another file than init_from={start} is now (sha256 was {digest[:12]}..." in refused.err
+            name = "eval.checkpoint" if "evaluate" in asked else "init_from"
+            assert f"has read another file than {name}={start} is now (sha256 was {digest[:12]}..." in refused.err
         if finished:
             start.rename("gone.pt")
             assert "is finished already" in metarun(*words).out  # a result stays true when the file is gone
