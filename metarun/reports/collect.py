@@ -56,6 +56,7 @@ class Run:
         for row in result.rows:
             run.read_scores(row)
         run.read_curves()
+        _ = run.findings
         return run
 
     @property
@@ -142,6 +143,20 @@ class Run:
             except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
                 raise ConfigError(f"{file} is damaged ({error!r}): delete it to go on without it") from error
         return curves
+
+    @cached_property
+    def findings(self) -> dict[str, dict[str, Any]]:
+        """Probe -> what it found. Raises ConfigError if a file is damaged."""
+        found = {}
+        for file in sorted((self.folder / "probes").glob("*.json")):
+            try:
+                facts = json.loads(file.read_text(encoding="utf-8"))
+                _ = facts["table"][0], facts["score"] and facts["score"]["mean"], facts["higher_is_better"]
+                _ = facts["ways"], facts["shots"], facts["queries"], facts["tasks"]
+            except (ValueError, KeyError, TypeError, IndexError, OSError) as error:
+                raise ConfigError(f"{file} is damaged ({error!r}): delete it to go on without it") from error
+            found[file.stem] = facts
+        return found
 
 
 @dataclass(frozen=True)

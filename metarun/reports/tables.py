@@ -12,6 +12,7 @@ from metarun.config.traits import Metric
 from metarun.config.words import count, format_duration
 from metarun.reports.collect import Cell, Run, find_differences, make_cells
 from metarun.reports.published import READ, Figure, find_entries, read_figures, read_sources
+from metarun.reports.robustness import group_runs, has_probes, list_calibration, rank_methods
 from metarun.reports.statistics import Comparison, compare, mean_ranks
 
 HEADER = (
@@ -137,6 +138,18 @@ class Report:
         """The classes that are told least often, and the pairs that are confused most often."""
         lines = [_make_class_line(cell) for cell in self.cells if cell.test.hardest and not cell.is_beside]
         return [Section("Hardest classes", [Table(CLASS_HEADER, lines)])] if lines else []
+
+    @cached_property
+    def robustness(self) -> list[Section]:
+        """Methods ranked by what probes found; those of one kind of task together."""
+        groups = has_probes(group_runs(self.runs), calibration=False)
+        return [Section(f"Robustness: {group.title}", [Table(*rank_methods(group))]) for group in groups]
+
+    @cached_property
+    def calibration(self) -> list[Section]:
+        """Whether probabilities mean what they say, before and after the temperature."""
+        groups = has_probes(group_runs(self.runs), calibration=True)
+        return [Section(f"Calibration: {group.title}", [Table(*list_calibration(group))]) for group in groups]
 
     @cached_property
     def notes(self) -> list[str]:

@@ -30,7 +30,15 @@ def to_markdown(report: Report) -> str:
         *([format_table(*report.overview)] if report.overview.rows else []),
         *map(
             _format_section,
-            [*report.encoded, *report.papers, *report.hardest, *report.steps, *report.comparisons],
+            [
+                *report.encoded,
+                *report.papers,
+                *report.hardest,
+                *report.robustness,
+                *report.calibration,
+                *report.steps,
+                *report.comparisons,
+            ],
         ),
         *(["## Warnings", _format_bullets(report.warnings)] if report.warnings else []),
         "## Where runs differ from the papers",
