@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -19,6 +18,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Positive
 from metarun.config.traits import EncoderTraits
 from metarun.encoders.files import hash_file, load_tensors, scale_to_unit
+from metarun.encoders.pictures import encode_pictures
 
 LAST = ("fc", "classifier", "head", "heads")  # names of the last part in torchvision's networks
 
@@ -52,20 +52,12 @@ class TorchVision:
 
     def encode(self, items: Tensor) -> Tensor:
         """Pictures [n, 1 or 3, S, S] in 0..1 -> [n, D]; those of another size are resized."""
-        with torch.no_grad():
-            return torch.cat([self._encode(picture[None]).cpu() for picture in items])
+        found = encode_pictures(self._network, items, self.image_size, self.mean, self.std, self.device)
+        return scale_to_unit(found, self.unit_length)
 
     def identity(self) -> dict[str, Any]:
         form = {"image_size": self.image_size, "mean": self.mean, "std": self.std, "unit_length": self.unit_length}
         return {"model": self.model, "weights": hash_file(Path(self.path or "")), **form}
-
-    def _encode(self, x: Tensor) -> Tensor:
-        x = x.to(self.device).expand(-1, 3, -1, -1)
-        if x.shape[-1] != self.image_size:
-            side = (self.image_size, self.image_size)
-            x = F.interpolate(x, side, mode="bicubic", antialias=True).clamp(0, 1)
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (self.mean, self.std))
-        return scale_to_unit(self._network((x - mean) / std).flatten(1), self.unit_length)
 
     @cached_property
     def _network(self) -> nn.Module:

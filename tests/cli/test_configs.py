@@ -45,12 +45,12 @@ ACTING = [  # which need one another: tests/runs/test_control.py runs them
 ]
 TOGETHER = {  # what an option needs beside it
     "backbone=ngram": "dataset=clinc150",
-    **{f"encoder={name}": "dataset=clinc150" for name in ("minilm", "wordllama")},
-    "encoder=efficientnet_lite0": "dataset=folder",
+    **{f"encoder={name}": "dataset=clinc150" for name in ("minilm", "wordllama", "transformers")},
+    **{f"encoder={name}": "dataset=folder" for name in ("efficientnet_lite0", "timm")},
     "encoder=morgan": "dataset=fs_mol",
 }
 ALONE = (
-    *("encoder=morgan", "encoder=torchvision"),  # want real molecules, and a file: tests/encoders
+    *(f"encoder={name}" for name in ("morgan", "torchvision", "timm", "transformers")),  # want molecules, or weights
     "dataset=emnist",  # has no training classes: test_experiments.py
 )
 PACKAGES = {

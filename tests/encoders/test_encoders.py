@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from metarun.cli.compose import compose
@@ -16,7 +17,9 @@ from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, 
 from metarun.encoders.files import find_packaged, load_tensors
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
 from metarun.encoders.morgan import Morgan
+from metarun.encoders.timm import Timm
 from metarun.encoders.torchvision import TorchVision
+from metarun.encoders.transformers import Transformers
 from metarun.encoders.wordllama import WordLlama
 
 CPU = torch.device("cpu")
@@ -197,6 +200,74 @@ def test_an_encoder_is_suggested_for_own_pictures_if_it_is_installed(
     assert "metarun predict --encoder efficientnet_lite0 SUPPORT QUERY" in str(suggest_encoder(own))
     for words in (["dataset=glyphs"], ["dataset=folder", "dataset.path=birds", "encoder=efficientnet_lite0"]):
         assert suggest_encoder(load_settings(resolve(compose(words)))) is None
+
+
+def test_timms_networks_take_weights_of_a_local_file(tmp_path: Path) -> None:
+    """The classifier on the features gives the network's own logits; a transformer is resized as it asks for."""
+    skip_without("timm")
+    import timm
+
+    pictures = torch.rand(2, 3, 32, 32)
+    network: Any = timm.create_model("resnet10t", num_classes=1000).eval()
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    encoder = Timm("resnet10t", str(tmp_path / "w.safetensors"), 32, False, CPU)
+    mean, std = (torch.tensor(network.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    features = encoder.encode(pictures)
+    torch.testing.assert_close(
+        F.linear(features, network.fc.weight, network.fc.bias), network((pictures - mean) / std), rtol=1e-4, atol=1e-4
+    )
+    assert encoder.size == features.shape[1]
+    other = {name: value + 1 for name, value in network.state_dict().items()}
+    torch.save(other, tmp_path / "other.pth")
+    assert Timm("resnet10t", str(tmp_path / "other.pth"), 32, False, CPU).identity() != encoder.identity()
+
+
+@pytest.mark.parametrize(
+    ("model", "path", "message"),
+    [
+        ("resnet10", None, r"encoder\.model is 'resnet10': it must be a network of timm's.*resnet10t"),
+        ("resnet10t", "nowhere.pth", r"encoder\.path is nowhere\.pth: there is no such file"),
+        ("resnet14t", "w.pth", r"encoder\.path is w\.pth: its weights are not those of resnet14t"),
+        (
+            "resnet10t.c3_in1k",
+            None,
+            r"encoder\.model is 'resnet10t\.c3_in1k': its weights cannot be fetched: .*encoder\.path",
+        ),
+    ],
+)
+def test_what_timm_cannot_build_is_one_line(
+    model: str, path: str | None, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_without("timm")
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # no network, also where there is one
+    monkeypatch.chdir(tmp_path)
+    torch.save({"w": torch.zeros(1)}, "w.pth")
+    with pytest.raises(ConfigError, match=message) as caught:
+        Timm(model, path, None, True, CPU).encode(torch.rand(1, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.integration
+def test_transformers_take_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text has the same features alone as in company; no code and no pickle of a model is read."""
+    skip_without("transformers")
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world"]
+    BertTokenizerFast(vocab={word: i for i, word in enumerate(words)}).save_pretrained(tmp_path)
+    sizes = {"vocab_size": 7, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    network = BertModel(BertConfig(**sizes, intermediate_size=16)).eval()
+    network.save_pretrained(tmp_path)
+    encoder = Transformers(str(tmp_path), 16, False, CPU)
+    both, hello = encoder.encode(["hello world", "hello"])
+    ids = torch.tensor([[2, 5, 3]])
+    torch.testing.assert_close(hello, network(ids).last_hidden_state[0].mean(0).detach())
+    assert (encoder.size, both.shape) == (8, (8,))
+    assert torch.equal(encoder.encode(["hello"])[0], hello)
+    with pytest.raises(ConfigError, match=r"encoder\.model is 'no/where': it is no folder with a model"):
+        Transformers("no/where", 16, False, CPU).encode(["hello"])
 
 
 def test_torchvisions_networks_take_weights_of_a_local_file(tmp_path: Path) -> None:
