@@ -132,6 +132,7 @@ def test_a_step_that_waits_for_the_device_goes_on_without_and_says_why(
     assert is_recorded(other)
 
 
+@pytest.mark.filterwarnings("default:The CUDA Graph is empty")  # as a user's Python has it: no error of itself
 def test_a_recording_on_another_device_is_refused(
     cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch, told: pytest.LogCaptureFixture
 ) -> None:
