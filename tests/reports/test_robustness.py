@@ -81,5 +81,5 @@ def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     run = write_method(tmp_path, "maml", 0.9)
     (run / "probes").mkdir()
     (run / "probes/noise.json").write_text("{}")
-    with pytest.raises(ConfigError, match="noise.json is damaged"):
+    with pytest.raises(ConfigError, match=r"noise\.json is damaged"):
         Run.read(run)
