@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metarun.config.errors import ConfigError
 from metarun.config.load import read_option
-from metarun.config.registry import register
+from metarun.config.registry import register, style
 from metarun.config.traits import ProbeTraits
 from metarun.core.inner import flatten, freeze
 from metarun.core.objectives import adapt_to, headline_metric, measure
@@ -143,7 +143,11 @@ def draw(table: list[Figures], name: str, figure: Any) -> None:
     left, right = figure.subplots(1, 2)
     draw_on(left, [row for row in table if row["similarity"] != ""], None, "layer", "similarity")
     left.set(ylabel="CKA before and after adaptation", ylim=(None, 1.02))
-    draw_on(right, [row for row in table if row[name] != ""], None, "layer", name)
+    draw_on(right, [row for row in table if row[name] != "" and row["layer"] != NIL], None, "layer", name)
+    for row in table:
+        if row["layer"] == NIL:
+            right.axhline(style(name).scale * row[name].mean, color="grey", linestyle="--", label=NIL)
+            right.legend(fontsize="small")
     right.set(xlabel="frozen up to")
     for axis in (left, right):
         axis.tick_params("x", rotation=45)

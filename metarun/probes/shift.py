@@ -12,7 +12,7 @@ from metarun.config.schema import Count
 from metarun.config.traits import ProbeTraits
 from metarun.core.objectives import headline_metric
 from metarun.probes.draw import draw_heat, name_axis
-from metarun.probes.probe import Figures, Finding, Subject, estimate, mean_of, require
+from metarun.probes.probe import Figures, Finding, Subject, estimate, require
 
 OWN = "as in the test"
 FORM: tuple[str, ...] = ("image_size", "channels", "filter", "ink")  # settings of how pictures are read
@@ -34,26 +34,25 @@ class Shift:
         for name, changes in self.datasets.items():
             values = complete(changes, subject.experiment.settings.dataset)
             rows[name, own.ways, own.shots] = replace(own, dataset=values)
-        name, refused, found = subject.headline, [], {}
+        name, found = subject.headline, {}
+        refused: dict[str, list[str]] = {}
         for key, row in rows.items():
             try:
                 tester = subject.build_tester(row)
             except ConfigError as error:
-                refused.append(f"{' '.join(map(str, key[1:]))} ways and shots, {key[0]}: {error}")
+                refused.setdefault(str(error), []).append("{}, {}-way {}-shot".format(*key))
                 continue
             require(headline_metric(tester.source.spec) == name, f"{key[0]} is not judged by {name}")
             found[key] = subject.score(tester).per_task[name]
-        require(bool(found), refused[0] if refused else "shift.ways and shift.datasets are empty")
+        require(bool(found), next(iter(refused), "shift.ways and shift.datasets are empty"))
         table: list[Figures] = [
             {"data": data, "ways": ways, "shots": shots, name: estimate(scores)}
             for (data, ways, shots), scores in found.items()
         ]
         return Finding(
             table=table,
-            score=mean_of(found),
-            scored=f"mean {name} over ways, shots and data",
             draw=partial(draw, table, name),
-            notes=refused,
+            notes=[f"left out: {'; '.join(cells)}: {reason}" for reason, cells in refused.items()],
         )
 
 
