@@ -39,7 +39,7 @@ from metarun.cli import commands
 from metarun.cli.main import main
 from metarun.datasets.storage import packing
 from metarun.engine import checkpoint, loop
-from metarun.runs import artifacts, session
+from metarun.runs import artifacts, scoring, session
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import RunLog
 
@@ -50,7 +50,7 @@ PHASES: dict[CodeType, str] = {  # function -> the phase that it is; all other t
     loop.train.__code__: "training",
     session.Session.validate.__code__: "validation",
     session.Session.save.__code__: "saving",
-    session.score_rows.__code__: "testing",
+    scoring.score_rows.__code__: "testing",
     artifacts.draw_curves.__code__: "reporting",
     RunFolder.finish.__code__: "reporting",
     RunLog.close.__code__: "reporting",

@@ -27,7 +27,7 @@ from metarun.engine.build import Experiment
 from metarun.engine.distributed import ALONE
 from metarun.engine.evaluate import draw_fixed_tasks
 from metarun.runs.folder import RunFolder
-from metarun.runs.session import load_models
+from metarun.runs.scoring import load_models
 from tests.conftest import TINY
 
 SHORT = ("trainer.steps=1", "eval.tasks=3", "eval.val_tasks=2", "trainer.workers=1")

@@ -29,7 +29,8 @@ from metarun.runs.artifacts import describe_result, describe_start, draw_curves
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, say, speak
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
-from metarun.runs.session import check_ensemble, load_models, measure_doubt, score_rows, train_run
+from metarun.runs.scoring import check_ensemble, load_models, measure_doubt, score_rows
+from metarun.runs.session import train_run
 from metarun.runs.warnings import find_warnings, read_last_loss
 from metarun.runs.weights import OTHER_RUN, check_files, check_weights, hash_files
 from metarun.runs.worker import follow, start_workers

@@ -12,7 +12,8 @@ from metarun.engine.build import Experiment
 from metarun.engine.distributed import Ranks, count_workers, is_lost, join_ranks, start_ranks
 from metarun.engine.plan import Plan
 from metarun.engine.process import prepare_cpu
-from metarun.runs.session import load_models, measure_doubt, score_rows, train_run
+from metarun.runs.scoring import load_models, measure_doubt, score_rows
+from metarun.runs.session import train_run
 
 Job = Literal["train", "test"]
 
