@@ -30,9 +30,9 @@ SEEDS = 2**23  # of episodes: as many as there are uniform numbers
 
 
 class Stage:
-    """Environments of one kind, and the pasts at which they stand."""
+    """Environments of one kind, of which the same parameters are hidden, and the pasts at which they stand."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, names: tuple[str, ...]) -> None:
         """Raises ConfigError if there is no such environment, or if a policy cannot act in it."""
         try:
             self.gymnasium = importlib.import_module("gymnasium")
@@ -40,7 +40,8 @@ class Stage:
             raise ConfigError(
                 f"dataset=gymnasium needs a package that is not there ({error}): pip install 'metarun[gymnasium]'"
             ) from error
-        self.name, self.idle, self.standing = name, [], OrderedDict[bytes, Any]()
+        self.name, self.names = name, names
+        self.idle, self.standing = [], OrderedDict[bytes, Any]()
         try:
             env = self.take()
         except (self.gymnasium.error.Error, ImportError) as error:
@@ -60,9 +61,9 @@ class Stage:
         """An environment that nobody uses."""
         return self.idle.pop() if self.idle else self.gymnasium.make(self.name, disable_env_checker=True)
 
-    def begin(self, names: tuple[str, ...], hidden: np.ndarray, seed: int) -> tuple[Any, np.ndarray]:
+    def begin(self, hidden: np.ndarray, seed: int) -> tuple[Any, np.ndarray]:
         env = self.take()
-        for name, value in zip(names, hidden.tolist()):
+        for name, value in zip(self.names, hidden.tolist()):
             setattr(env.unwrapped, name, value)
         return env, self.answer(env, env.reset(seed=seed)[0], 0.0, False)
 
@@ -80,12 +81,12 @@ class Stage:
     def answer(self, env: Any, observation: Any, reward: float, over: bool) -> np.ndarray:
         return np.append(self.gymnasium.spaces.flatten(env.observation_space, observation), (reward, over))
 
-    def play(self, names: tuple[str, ...], hidden: np.ndarray, seed: int, actions: np.ndarray) -> np.ndarray:
+    def play(self, hidden: np.ndarray, seed: int, actions: np.ndarray) -> np.ndarray:
         """What comes of the last of the actions [t, A] in the episode of this seed, with these hidden parameters."""
-        episode = repr((names, hidden.tolist(), seed)).encode()
+        episode = repr((hidden.tolist(), seed)).encode()
         env = self.standing.pop(episode + actions[:-1].tobytes(), None) if len(actions) else None
         if env is None:
-            env, answer = self.begin(names, hidden, seed)
+            env, answer = self.begin(hidden, seed)
             for action in actions[:-1]:
                 self.step(env, action)
         if len(actions):
@@ -106,9 +107,9 @@ class Stage:
 
 
 @cache
-def find_stage(name: str) -> Stage:
-    """The only stage for environments of this name."""
-    return Stage(name)
+def find_stage(name: str, names: str) -> Stage:
+    """The only stage for environments of this name with these hidden parameters, which commas divide."""
+    return Stage(name, tuple(names.split(",")))
 
 
 @torch.library.custom_op("metarun::play_gymnasium", mutates_args=())
@@ -119,16 +120,16 @@ def play_gymnasium(hidden: Tensor, seed: Tensor, actions: Tensor, steps: Tensor,
     them are taken, or -1 where nobody wants to know. Returns [n, O + 2]: observation, reward of the last action, and 1
     if the episode is over.
     """
-    stage, keys = find_stage(env), tuple(names.split(","))
+    stage = find_stage(env, names)
     rows = zip(*(x.detach().cpu().double().numpy() for x in (hidden, seed, actions, steps)))
     nothing = np.zeros(stage.observed + 2)
-    answers = [stage.play(keys, h, int(s), a[: int(t)]) if t >= 0 else nothing for h, s, a, t in rows]
+    answers = [stage.play(h, int(s), a[: int(t)]) if t >= 0 else nothing for h, s, a, t in rows]
     return torch.from_numpy(np.stack(answers)).to(hidden)
 
 
 @play_gymnasium.register_fake
 def _(hidden: Tensor, seed: Tensor, actions: Tensor, steps: Tensor, env: str, names: str) -> Tensor:
-    return hidden.new_empty(len(hidden), find_stage(env).observed + 2)
+    return hidden.new_empty(len(hidden), find_stage(env, names).observed + 2)
 
 
 batch_rows(play_gymnasium)
@@ -180,7 +181,7 @@ class Gymnasium(Simulated):
     def stage(self) -> Stage:
         if self.env is None:
             raise ConfigError("dataset.env is null: name an environment of Gymnasium, for example Pendulum-v1")
-        return find_stage(self.env)
+        return find_stage(self.env, ",".join(self.limits))
 
     @property
     def observed(self) -> int:
