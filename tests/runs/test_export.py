@@ -10,7 +10,7 @@ import torch
 
 import metarun
 from metarun.config.errors import ConfigError
-from metarun.runs.export import draw_inputs, export_model
+from metarun.runs.export import Predictor, draw_inputs, export_model
 from metarun.runs.model import load
 from tests.conftest import TINY, Command
 
@@ -76,18 +76,28 @@ def test_what_cannot_be_exported_is_one_line(metarun: Command, place: Path) -> N
         assert not (place / "model.pt2").exists()
 
 
+@pytest.mark.skipif(find_spec("onnxscript") is not None, reason="metarun[onnx] is installed")
 @pytest.mark.integration
-def test_onnx_needs_its_package_and_has_the_same_numbers(metarun: Command, place: Path) -> None:
+def test_onnx_needs_its_packages(metarun: Command, place: Path) -> None:
     assert metarun(*TINY, "trainer.workers=1", "hydra.run.dir=run").code == 0
+    told = r"model.onnx needs a package that is not there: pip install 'metarun\[onnx"
+    with pytest.raises(ConfigError, match=told):
+        list(export_model(load("run", device="cpu"), place / "model.onnx"))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("algo", "ways"), [("maml", None), ("protonet", 3), ("matchingnet", 4)])
+def test_onnx_has_the_same_numbers(metarun: Command, place: Path, algo: str, ways: int | None) -> None:
+    """On inputs of another size than those that were traced: the network, and predictions from a support."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed: pip install 'metarun[onnx]' onnxruntime")
+    import onnxruntime
+
+    assert metarun(*TINY, f"algo={algo}", "trainer.workers=1", "hydra.run.dir=run").code == 0
     model = load("run", device="cpu")
-    if find_spec("onnxscript") is None:
-        with pytest.raises(
-            ConfigError, match=r"model.onnx needs a package that is not there: pip install 'metarun\[onnx"
-        ):
-            list(export_model(model, place / "model.onnx"))
-        return
-    onnxruntime = pytest.importorskip("onnxruntime")
-    list(export_model(model, place / "model.onnx"))
-    x = draw_inputs(model, None, queries=4)[0]
-    found = onnxruntime.InferenceSession(place / "model.onnx").run(None, {"x": x.numpy()})[0]
-    torch.testing.assert_close(torch.from_numpy(found), model.embed(x), rtol=0, atol=1e-5)
+    list(export_model(model, place / "model.onnx", ways))
+    inputs = draw_inputs(model, ways, shots=4, queries=7)
+    session = onnxruntime.InferenceSession(place / "model.onnx")
+    found = session.run(None, {entry.name: x.numpy() for entry, x in zip(session.get_inputs(), inputs, strict=True)})
+    expected = model.embed(inputs[0]) if ways is None else Predictor(model, ways)(*inputs)
+    torch.testing.assert_close(torch.from_numpy(found[0]), expected, rtol=0, atol=1e-5)
