@@ -44,7 +44,7 @@ def measure(settings: Settings) -> Profile:
 
     tasks = sample()
     meta_gradient = MetaGradient(algo, trainer)
-    say.info("choosing how to execute a step, which takes at most 3 % of the time of %d steps", trainer.steps)
+    say.info("choosing how to execute a step, which takes at most 3 %% of the time of %d steps", trainer.steps)
     meta_gradient.choose_plan(theta, lambda: tasks, experiment.pixels)
     plan = meta_gradient.plan
     say.info("timing a step")
@@ -60,8 +60,10 @@ def measure(settings: Settings) -> Profile:
         window.add({"loss": loss, **metrics})
         window.flush(0)
 
-    def collect() -> dict[str, Tensor]:
-        return experiment.measure_statistics(theta)
+    statistics: dict[str, Tensor] = {}
+
+    def collect() -> None:
+        statistics.update(experiment.measure_statistics(theta))
 
     def validate() -> None:
         tester.score([Model(theta, statistics)], scored, plan.execution)
@@ -76,8 +78,7 @@ def measure(settings: Settings) -> Profile:
         "optimiser": _milliseconds(descend_once, device),
         "logging": _milliseconds(log, device) / trainer.log_every,
     }
-    say.info("timing %d of the %d tasks of a validation", scored, settings.eval.val_tasks)
-    statistics = collect()
+    say.info("timing what a validation takes before its tasks, and %d of its %d tasks", scored, settings.eval.val_tasks)
     validation = _milliseconds(collect, device) + _milliseconds(validate, device) * settings.eval.val_tasks / scored
     parts["validation"] = validation / trainer.eval_every
     parts["its gradient"] = max(0.0, parts["its gradient"] - parts["loss after adaptation"])
