@@ -91,8 +91,7 @@ def test_onnx_has_the_same_numbers(metarun: Command, place: Path, algo: str, way
     """On inputs of another size than those that were traced: the network, and predictions from a support."""
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install 'metarun[onnx]' onnxruntime")
-    import onnxruntime
-
+    onnxruntime = pytest.importorskip("onnxruntime")
     assert metarun(*TINY, f"algo={algo}", "trainer.workers=1", "hydra.run.dir=run").code == 0
     model = load("run", device="cpu")
     list(export_model(model, place / "model.onnx", ways))
