@@ -20,18 +20,20 @@ The outer loss is that of the queries, as printed; in the authors' code it is th
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import grad, vmap
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
+from metarun.core.formula import Formula, fit_formula
 from metarun.core.inner import (
     copy_networks,
     flatten,
@@ -51,6 +53,7 @@ from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, Tas
 
 AS_MSE = {"p": 0.0, "p2": 1.0, "py": -2.0, "p3": 0.0, "p2y": 0.0, "py2": 0.0}
 AS_CROSS_ENTROPY = {"p": 0.0, "p2": 0.0, "py": -4.0, "p3": 0.0, "p2y": 2.0, "py2": 0.0}
+LARGEST = 5.0  # of outputs and targets in regression between which a formula is fitted
 
 
 @register(
@@ -115,6 +118,30 @@ class ML3:
         if self.form == "cubic":
             return p * (w["p"] + w["py"] * y + w["py2"] * y**2) + p**2 * (w["p2"] + w["p2y"] * y) + w["p3"] * p**3
         return F.softplus(perceptron(w, torch.stack([p, y], dim=-1)))[..., 0]
+
+    def simplify(self, theta: Theta) -> tuple["ML3", Theta, Formula] | None:
+        """The learned loss of the form mlp as one of the form cubic with few terms: method, theta, and how it fits.
+
+        The slopes in p are fitted, because steps follow them alone: on a grid, of both classes or of outputs and
+        targets within LARGEST.
+        """
+        if self.form != "mlp":
+            return None
+        classes = self.spec.kind == "classification"
+        outputs = torch.linspace(0, 1, 101) if classes else torch.linspace(-LARGEST, LARGEST, 101)
+        p, y = torch.cartesian_prod(outputs, torch.tensor([0.0, 1.0]) if classes else outputs[::5]).T
+        cubic = replace(self, form="cubic")
+
+        def slopes(method: "ML3", w: Params) -> Tensor:
+            found: Tensor = vmap(grad(partial(method.pointwise, w)))(p, y)
+            return found
+
+        terms = {
+            name: slopes(cubic, {other: torch.tensor(float(other == name)) for other in AS_MSE}) for name in AS_MSE
+        }
+        formula = fit_formula(terms, slopes(self, theta["loss"]))
+        loss = {name: torch.tensor(formula.coefficients.get(name, 0.0)) for name in AS_MSE}
+        return cubic, {**theta, "loss": loss}, formula
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """Yield phi_0 .. phi_J of phi_{j+1} = phi_j - alpha grad M(f(x; phi_j), y), from a new network phi_0.

@@ -1,17 +1,23 @@
 """`metarun explain`: how a policy acts, or what a run has learned besides weights, with the numbers behind it."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from metarun.analysis.behaviour import draw_behaviour
 from metarun.config.errors import ConfigError
+from metarun.config.registry import metric
 from metarun.core.batch import unstack
+from metarun.core.files import write_text
+from metarun.core.formula import Formula
 from metarun.core.learned import POINTS, Chart, average
+from metarun.core.objectives import headline_metric
 from metarun.core.seeding import generator_for
-from metarun.core.types import Episode, Theta, Visible
+from metarun.core.types import Algorithm, Episode, Theta, Visible
 from metarun.engine import checkpoint
 from metarun.engine.build import Experiment
+from metarun.engine.evaluate import Model, Tester
 from metarun.runs.folder import RunFolder
 
 TASKS = 20  # validation tasks that the charts are averaged over
@@ -22,6 +28,13 @@ class Explainable(Protocol):
     """An algorithm that shows what it has learned."""
 
     def explain(self, theta: Theta, episode: Episode) -> dict[str, Chart]: ...  # of one task
+
+
+@runtime_checkable
+class Simplifiable(Protocol):
+    """An algorithm whose learned loss may be written as a formula."""
+
+    def simplify(self, theta: Theta) -> tuple[Algorithm, Theta, Formula] | None: ...  # with that loss in its place
 
 
 def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
@@ -47,7 +60,34 @@ def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
         chart = average([charts[name] for charts in each])
         place = folder.path / "explained" / name
         written += [_write_table(chart, place.with_suffix(".csv")), _draw(chart, name, place.with_suffix(".png"))]
-    return written
+    return written + write_formula(experiment, tester, theta, folder.path / "explained" / "formula.txt")
+
+
+def write_formula(experiment: Experiment, tester: Tester, theta: Theta, file: Path) -> list[Path]:
+    """Write a learned loss as a formula, how well it fits, and the figure of validation tasks with it in its place.
+
+    Writes nothing where the method has no such formula.
+    """
+    algo = experiment.algo
+    simple = algo.simplify(theta) if isinstance(algo, Simplifiable) else None
+    if simple is None:
+        return []
+    method, plugged, formula = simple
+    terms = " ".join(f"{value:+.3g} {name}" for name, value in formula.coefficients.items())
+    name = headline_metric(experiment.source.spec)
+
+    def score(algo: Algorithm, theta: Theta) -> str:
+        model = Model(theta, experiment.measure_statistics(theta))
+        found = replace(tester, algo=algo).score([model], experiment.settings.eval.val_tasks, "vmap").summarise()[name]
+        return metric(name).shown(found["mean"], found["ci95"])
+
+    lines = [
+        f"M(p, y) = {terms}",
+        f"its slope in p explains {100 * formula.explained:.1f} % of the learned loss's",
+        f"{name} of validation tasks: {score(algo, theta)} by the learned loss, {score(method, plugged)} by the formula",
+    ]
+    write_text(file, "\n".join(lines) + "\n")
+    return [file]
 
 
 def _write_table(chart: Chart, file: Path) -> Path:

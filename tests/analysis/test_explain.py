@@ -133,8 +133,12 @@ def test_the_command_writes_drawings_and_numbers(metarun: Command, algo: str, na
     assert metarun(*TINY, f"algo={algo}", "hydra.run.dir=run").code == 0
     answer = metarun("explain", "run")
     assert answer.code == 0, answer.err
-    written = sorted(Path("run/explained").iterdir())
-    assert [file.name for file in written] == [f"{name}.{kind}" for name in names for kind in ("csv", "png")]
+    written = {file.name for file in Path("run/explained").iterdir()}
+    formulas = {"formula.txt"} if algo == "ml3" else set()
+    assert written == {f"{name}.{kind}" for name in names for kind in ("csv", "png")} | formulas
+    if formulas:
+        lines = (Path("run/explained") / "formula.txt").read_text().splitlines()
+        assert [line.split()[0] for line in lines] == ["M(p,", "its", "accuracy"]
     with (Path("run/explained") / f"{names[-1]}.csv").open() as file:
         header, *rows = csv.reader(file)
     assert len(header) > 1
@@ -148,3 +152,22 @@ def test_a_method_that_learns_weights_alone_is_told(metarun: Command) -> None:
     answer = metarun("explain", "run")
     assert answer.code == 2
     assert answer.err == "metarun: algo=maml learns weights and nothing else: there is no loss and no rate to draw\n"
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_a_formula_has_the_slopes_that_it_says_it_explains(kind: Kind) -> None:
+    """By plain autograd through both losses, on the formula's grid: at p = y = 0 networks without biases have kinks,
+    which finite differences would straddle.
+    """
+    algo, theta = algo_and_theta("ml3", "mlp", kind, form="mlp", hidden=[6])
+    cubic, plugged, formula = algo.simplify(detach(theta))
+    low, high = (0, 1) if kind == "classification" else (-5, 5)
+    y = torch.tensor([0.0, 1.0]) if kind == "classification" else torch.linspace(low, high, 101)[::5]
+    p = torch.linspace(low, high, 101)[:, None].expand(-1, len(y)).clone().requires_grad_()
+    learned, simple = (
+        torch.autograd.grad(method.pointwise(w["loss"], p, y.expand_as(p)).sum(), p)[0]
+        for method, w in ((algo, theta), (cubic, plugged))
+    )
+    left = (simple - learned).square().sum() / learned.square().sum()
+    assert formula.explained == pytest.approx(1 - left.item(), abs=1e-9)
+    assert {name for name, p in plugged["loss"].items() if p != 0} == set(formula.coefficients)
