@@ -84,7 +84,7 @@ def write_formula(experiment: Experiment, tester: Tester, theta: Theta, file: Pa
     lines = [
         f"M(p, y) = {terms}",
         f"its slope in p explains {100 * formula.explained:.1f} % of the learned loss's",
-        f"{name} of validation tasks: {score(algo, theta)} by the learned loss, {score(method, plugged)} by the formula",
+        f"{name} of validation tasks: {score(algo, theta)} by that loss, {score(method, plugged)} by the formula",
     ]
     write_text(file, "\n".join(lines) + "\n")
     return [file]
