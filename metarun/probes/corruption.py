@@ -19,7 +19,7 @@ from metarun.config.traits import ProbeTraits
 from metarun.core.types import Episode, Examples
 from metarun.datasets.preprocessing import Pictures
 from metarun.probes.draw import draw_on
-from metarun.probes.probe import Figures, Finding, Subject, compare, estimate, mean_of
+from metarun.probes.probe import Figures, Finding, Subject, compare, estimate, mean_of, require
 
 SMALL = 48  # pixels of a side, up to which a picture is small
 
@@ -40,6 +40,11 @@ class Corruption:
         form = subject.pictures
         assert form is not None
         tester, severities = subject.build_tester(), self.small if form.size <= SMALL else self.large
+        strange = severities.keys() - CORRUPTIONS.keys()
+        require(not strange, f"corruption has no {', '.join(sorted(strange))}: choose from {', '.join(CORRUPTIONS)}")
+        require(
+            bool(self.parts) and any(severities.values()), "corruption has no parts or no severities: give some"
+        )
         clean = subject.score_changed(tester, lambda tasks, generator: tasks)
         table: list[Figures] = []
         found: dict[tuple[str, str, int], Tensor] = {}
@@ -179,16 +184,15 @@ def draw(
     draw_on(left, [row for row in table if row["part"] == part], "corruption", "severity", value)
     left.set_title(f"{part} corrupted")
     left.legend(fontsize="small")
-    lines = []
+    edge, most, lines = pictures.shape[-1] + 2, max(map(len, severities.values())), []
     for name, values in severities.items():
         changed = [
             CORRUPTIONS[name](pictures, strength, torch.Generator().manual_seed(0)).clamp(0, 1) for strength in values
         ]
-        lines.append(torch.cat([F.pad(x[0], (1,) * 4, value=0.5) for x in (pictures, *changed)], -1))
+        row = torch.cat([F.pad(x[0], (1,) * 4, value=0.5) for x in (pictures, *changed)], -1)
+        lines.append(F.pad(row, (0, (1 + most) * edge - row.shape[-1]), value=1.0))
     sheet = torch.cat(lines, -2).cpu()
     right.imshow(sheet.permute(1, 2, 0).squeeze(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    edge = pictures.shape[-1] + 2
-    most = max(map(len, severities.values()))
     right.set_yticks([edge * (i + 0.5) for i in range(len(severities))], list(severities))
     right.set_xticks([edge * (i + 0.5) for i in range(most + 1)], ["clean", *range(1, most + 1)])
     right.set_xlabel("severity")

@@ -38,6 +38,7 @@ class Noise:
             f"eval.split is {tester.row.split}: outliers are of validation classes, so test on split test",
         )
         strangers = subject.build_tester(split="val").source
+        require(bool(self.kinds and self.rates), "noise.kinds or noise.rates is empty: give some")
         clean = subject.score_changed(tester, partial(change_labels, 0.0, "symmetric", strangers))
         table: list[Figures] = []
         found: dict[tuple[str, float], Tensor] = {}

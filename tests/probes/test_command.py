@@ -62,6 +62,8 @@ def test_a_run_is_probed_at_its_end_as_the_command_does(metarun: Command) -> Non
         (["noise", "noise.rate=1"], "probe noise.rate: no such setting (did you mean rates?)"),
         (["noise", "noise.rates=[2]"], "probe noise.rates[0] is 2.0: it must be at least 0 and at most 1"),
         (["noise", "corruption.parts=[query]"], "corruption is set, but is none of the probes noise"),
+        (["noise", "noise.rates=[]"], "noise.kinds or noise.rates is empty"),
+        (["corruption", "corruption.small={fog:[1]}"], "corruption has no fog: choose from noise, blur"),
         (["imbalance"], "eval.shots is 1: shots cannot differ then"),
         (["noise", "split=val"], "eval.split is val: outliers are of validation classes"),
     ],
@@ -91,7 +93,12 @@ def test_a_probe_of_pictures_is_not_for_numbers(metarun: Command) -> None:
 @pytest.mark.parametrize("algo", ["maml", "protonet", "matchingnet", "r2d2", "reptile", "snail", "simpleshot"])
 def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: str) -> None:
     small = ("shift.ways=[2,3,5]", "shift.shots=[1,2]", "imbalance.most=4", "embedding.tasks=2", "attack.steps=2")
-    shorter = ("landscape.points=3", "landscape.gradients=2", "corruption.small={blur:[1.0]}", "tasks=4")
+    shorter = (
+        "landscape.points=3",
+        "landscape.gradients=2",
+        "corruption.small={blur:[1],noise:[0.1,0.2]}",
+        "tasks=4",
+    )
     assert metarun(f"algo={algo}", *TINY, *FAST).code == 0
     answer = metarun("probe", "run", *small, *shorter)
     assert answer.code == 0, answer.err
