@@ -20,6 +20,7 @@ import growth
 import methods
 import peers
 import pytest
+import robustness
 import sampling
 import timed
 import torch
@@ -163,6 +164,14 @@ def test_the_tables_of_methods_are_what_the_script_writes() -> None:
     for name in known("algo"):
         assert f"\n| `{name}` | " in page
         assert f"`{name}`" in readme.partition(methods.START)[2].partition(methods.END)[0]
+
+
+def test_the_table_of_probes_is_what_the_script_writes() -> None:
+    text = robustness.PAGE.read_text(encoding="utf-8")
+    assert text == robustness.document(), "run: python scripts/robustness.py"
+    table = text.partition(robustness.START)[2].partition(robustness.END)[0]
+    for folder in robustness.RUNS.iterdir():
+        assert f"\n| {folder.name}" in table
 
 
 def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path) -> None:
