@@ -42,9 +42,7 @@ class Corruption:
         tester, severities = subject.build_tester(), self.small if form.size <= SMALL else self.large
         strange = severities.keys() - CORRUPTIONS.keys()
         require(not strange, f"corruption has no {', '.join(sorted(strange))}: choose from {', '.join(CORRUPTIONS)}")
-        require(
-            bool(self.parts) and any(severities.values()), "corruption has no parts or no severities: give some"
-        )
+        require(bool(self.parts) and any(severities.values()), "corruption has no parts or no severities: give some")
         clean = subject.score_changed(tester, lambda tasks, generator: tasks)
         table: list[Figures] = []
         found: dict[tuple[str, str, int], Tensor] = {}
