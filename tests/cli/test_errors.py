@@ -41,7 +41,7 @@ MISTAKES: list[tuple[str, str]] = [
     # names
     (
         "algo=mmal",
-        f"algo is 'mmal': the nearest of {ALGO_FILES} are maml, metal, imaml, mamlpp, fomaml; "
+        f"algo is 'mmal': the nearest of {ALGO_FILES} are maml, metal, imaml, bmaml, mamlpp; "
         "metarun list algo shows all",
     ),
     ("algo=[1,2]", f"algo is '[1,2]': the nearest of {ALGO_FILES} are ..."),
@@ -103,7 +103,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("help", f"help is no command (did you mean --help?): choose from {', '.join(COMMANDS)}, or set name=value"),
     (
         "list algos",
-        "algos is not listed: choose from algo, dataset, backbone, encoder, experiment (did you mean algo?)",
+        "algos is not listed: choose from algo, dataset, backbone, encoder, probe, experiment (did you mean algo?)",
     ),
     ("list algo mml", "no algo fits 'mml': a pattern may contain * and ?, as in 'm*' (did you mean maml?)"),
     ("resume", "metarun resume: the following arguments are required: run; see metarun resume --help"),
