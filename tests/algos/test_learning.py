@@ -79,6 +79,7 @@ READS_PIXELS = (
 READS_LABELS = (*READS_PIXELS, "algo.hidden=64", "queries=4", "trainer.steps=150")
 READERS = ("lstm", "mann", "snail")  # which take hours to tell more than pixels do
 SETTINGS_SHORT: dict[str, tuple[str, ...]] = {
+    "bmaml": ("algo.inner_lr=0.3", "algo.particles=2", "trainer.steps=100", "optimizer.lr=1e-2"),
     "imaml": ("backbone=conv4_flat",),
     "lstm": READS_LABELS,
     "mann": READS_LABELS,
