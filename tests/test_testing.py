@@ -64,7 +64,7 @@ def test_the_command_has_a_line_for_each_check(metarun: Command) -> None:
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["algo=protonett"], "are protonet, relationnet"),
+        (["algo=protonett"], "are protonet, robust_protonet, relationnet"),
         (["algos=protonet"], "algos=protonet cannot be checked (did you mean algo?)"),
         (["protonet"], "protonet cannot be checked"),
         (["backbone=koch"], "nothing is left of images [1, 28, 28]"),

@@ -45,10 +45,15 @@ def read_cell(experiment: str) -> Cell:
 
 
 def find_table(experiment: str, datasets: Collection[str]) -> str:
-    """The dataset that an experiment is on, by its name: "omniglot" of "maml/omniglot_5w1s"; "" if there is none."""
-    cell = experiment.partition("/")[2]
-    fitting = [name for name in datasets if cell == name or cell.startswith(f"{name}_")]
-    return max(fitting, key=len, default="")
+    """The dataset that an experiment is on, by its name: "omniglot" of "maml/omniglot_5w1s"; "" if there is none.
+
+    One that is tested on another dataset is in a table of both: "omniglot_emnist" of "maml/omniglot_emnist_5w1s".
+    """
+    found, rest = list[str](), experiment.partition("/")[2]
+    while fitting := [name for name in datasets if rest == name or rest.startswith(f"{name}_")]:
+        found.append(max(fitting, key=len))
+        rest = rest.removeprefix(found[-1]).removeprefix("_")
+    return "_".join(found)
 
 
 def find_nearest(cells: Sequence[Cell], ways: int, shots: int) -> Cell:

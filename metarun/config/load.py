@@ -57,7 +57,7 @@ def _check_task(settings: Settings, problems: list[str]) -> None:
         if kind != "control" and new.get("shots") == 0:
             problems.append(f"{prefix}shots is 0: it must be at least 1")
         ways, least = new.get("ways"), 2 if kind == "classification" else 1
-        if ways is not None and ways < least:
+        if isinstance(ways, int) and ways < least:
             why = ", with one class any guess is right" if ways == 1 else ""
             problems.append(f"{prefix}ways is {ways}: it must be at least {least}{why}")
 

@@ -261,7 +261,8 @@ class Model:
             return self.spec._replace(output_size=ways, ways=None), torch.arange(ways)
         if ways > most:
             fitting = (other for other in known("algo") if self.spec.kind in declaration("algo", other).traits.kinds)
-            others = ", ".join(other for other in fitting if not has_fixed_ways(other))
+            networks = (other for other in fitting if "backbone" in declaration("algo", other).runtime)
+            others = ", ".join(other for other in networks if not has_fixed_ways(other))
             raise ConfigError(
                 f"the support has {ways} classes: this model's last layer has {most} (ways={most} in training); "
                 f"methods without such a layer take any number: {others}"

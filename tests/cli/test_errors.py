@@ -93,7 +93,7 @@ MISTAKES: list[tuple[str, str]] = [
     ),
     ("experiment=unheard", f"experiment is 'unheard': the nearest of {EXPERIMENTS} are ..."),
     ("data omnigot", f"dataset is 'omnigot': the nearest of {DATASETS} are omniglot, ..."),
-    ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake"),
+    ("data omniglot dataset.split=mine", "dataset.split is 'mine': choose from vinyals, random, lake, latin"),
     (
         "evalute outputs/x",
         f"evalute is no command (did you mean evaluate?): choose from {', '.join(COMMANDS)}, or set name=value",
@@ -150,6 +150,7 @@ MISTAKES: list[tuple[str, str]] = [
     ("optimizer.lr=nan", "optimizer.lr is nan: it must be a number"),
     ("algo.inner_steps=-1", "algo.inner_steps is -1: it must be at least 0"),
     ("trainer=null", "trainer is 'null': choose from default"),
+    ("+eval.variants.x.ways=", "eval.variants.x.ways is '': it must be a whole number"),
     ("eval.variants.x=3", "eval.variants.x is 3: it must be a mapping of names"),
     ("seed=${nowhere}", "seed: Interpolation key 'nowhere' not found"),
     ("seed=${ways} ways=${seed}", "ways: Recursive interpolation detected"),

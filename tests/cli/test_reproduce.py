@@ -29,6 +29,7 @@ def test_a_table_is_the_experiments_on_a_dataset() -> None:
     assert {"maml/sinusoid", "reptile/sinusoid"} <= set(found)
     assert all(name.endswith("/sinusoid") for name in found)
     assert choose("omniglot", "short", ["maml/*_5w1s"]) == ["maml/omniglot_5w1s"]
+    assert choose("omniglot_emnist", "short", ["maml/*"]) == ["maml/omniglot_emnist_5w1s", "maml/omniglot_emnist_5w5s"]
     assert "protonet/fs_mol" in choose("fs_mol", "short", [])
 
 
