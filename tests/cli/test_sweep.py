@@ -288,6 +288,7 @@ def test_a_killed_launcher_is_gone_on_with(metarun: Command, place: Path) -> Non
 def test_each_job_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail("no GPU is free"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
     mine: list[FileLock] = []
     claim_gpu(mine)
