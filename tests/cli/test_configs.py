@@ -33,11 +33,16 @@ ALL = sorted(path.relative_to(CONFIGS).with_suffix("").as_posix() for path in CO
 FILES = [file for file in ALL if not file.startswith("probe/")]  # those are no part of a run: tests/probes
 OPTIONS = [file.replace("/", "=", 1) for file in FILES if "/" in file]  # "algo=maml", "experiment=maml/sinusoid"
 REAL = {"omniglot": "omniglot", "miniimagenet": "mini-imagenet"}  # dataset -> its folder in METARUN_DATA
+EXPERIMENTS = [file.removeprefix("experiment/") for file in FILES if file.startswith("experiment/")]
 SAME_CODE = [  # experiments that only change values of another one of their method: built by test_experiments.py
     f"experiment={name}"
-    for name in (file.removeprefix("experiment/") for file in FILES if file.startswith("experiment/"))
-    if re.search(rf"/({'|'.join(REAL)})_", name)
-    and f"- /experiment/{name.partition('/')[0]}/" in Path(CONFIGS, "experiment", f"{name}.yaml").read_text("utf-8")
+    for name in EXPERIMENTS
+    if (method := name.partition("/")[0])
+    and re.search(rf"/({'|'.join(REAL)})_", name)
+    and (
+        f"- /experiment/{method}/" in Path(CONFIGS, "experiment", f"{name}.yaml").read_text("utf-8")
+        or (method != "maml" and "/miniimagenet_" in name and f"{method}/omniglot_5w1s" in EXPERIMENTS)
+    )
 ]
 ACTING = [  # which need one another: tests/runs/test_control.py runs them
     *(f"algo={name}" for name in known("algo") if "control" in declaration("algo", name).traits.kinds),
@@ -70,6 +75,7 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
 }
 SMALL_PARTS = {  # of what has them
+    "algo.steps": 10,
     "backbone.filters": 4,
     "backbone.kernels": [5, 3, 2, 2],
     "backbone.units": 8,

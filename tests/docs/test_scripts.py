@@ -244,10 +244,10 @@ def run_gpu(*words: str, hidden: Path | None = None) -> tuple[int, list[str]]:
 def test_checks_of_a_card_need_no_hydra_are_kept_and_not_done_again(tmp_path: Path) -> None:
     for package in ("hydra", "omegaconf", "yaml", "scipy", "matplotlib", "pooch", "torchvision"):
         (tmp_path / f"{package}.py").write_text("raise ImportError('it is not installed')")
-    words = ("check", "maml on mlp, loop", "--out", str(tmp_path))
+    words = ("check", "anil on mlp, loop", "--out", str(tmp_path))
     code, lines = run_gpu(*words, hidden=tmp_path)
     assert (code, lines[2]) == (0, "1 passed, 0 failed")
-    assert lines[1].startswith("PASS  maml on mlp, loop: the gradient  ")
+    assert lines[1].startswith("PASS  anil on mlp, loop: the gradient  ")
     code, lines = run_gpu(*words)
     assert (code, lines[1:]) == (0, ["1 passed before", "0 passed, 0 failed"])
 

@@ -128,7 +128,7 @@ def test_killed_at_a_random_step_and_started_again(method: str, undisturbed: Und
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", ["maml", "maml, two workers"])
+@pytest.mark.parametrize("method", ["maml, two workers"])
 def test_sigterm_saves_between_checkpoints_and_resume_continues(
     method: str, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
