@@ -28,7 +28,7 @@ from metarun.core.types import (
     Trial,
 )
 from metarun.datasets.sampling.numbered import Numbered
-from metarun.engine.build import build_algorithm, build_dataset, inputs_of, put_in_order, what_is_read
+from metarun.engine.build import build_algorithm, build_dataset, put_in_order, traits_of_backbone, what_is_read
 
 SHAPE = TaskShape(ways=3, shots=2, queries=2)  # of the random tasks
 LENGTH = 16  # n-grams in a row of theirs
@@ -116,7 +116,7 @@ class Problem:
             size = TaskShape(settings.ways, settings.shots, settings.queries)
             return cls._on(values, settings.backbone, DoubleTrials(build_dataset(settings).tasks("train", size)))
         chosen = settings.backbone if kind == "classification" else MLP
-        inputs = inputs_of(chosen["name"])
+        inputs = traits_of_backbone(chosen["name"]).inputs
         side = settings.dataset.get("image_size", 28)
         shape = (1,) if kind == "regression" else (LENGTH,) if inputs == "ngrams" else (1, side, side)
         return cls._on(values, chosen, put_in_order(RandomTasks(kind, shape, inputs), values))

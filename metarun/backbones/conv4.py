@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
+from metarun.config.traits import BackboneTraits
 from metarun.core.norm import BatchNorm
 from metarun.core.types import Backbone
 
 
-@register("backbone", "conv4")
+@register("backbone", "conv4", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class Conv4(Backbone):
     """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and ReLU, flattened (Vinyals 2016, Snell 2017).
@@ -44,7 +45,7 @@ class Conv4(Backbone):
         return x.flatten(1)
 
 
-@register("backbone", "conv4_strided")
+@register("backbone", "conv4_strided", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class Conv4Strided(Backbone):
     """Finn's Omniglot network: four 3x3 convolutions of stride 2, batch norm, ReLU; mean over space.
@@ -77,7 +78,7 @@ class Conv4Strided(Backbone):
         return x.mean((-2, -1))
 
 
-@register("backbone", "conv4_flat")
+@register("backbone", "conv4_flat", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class Conv4Flat(Backbone):
     """Four 3x3 convolutions of stride 2, batch norm with scale and shift, ReLU; flattened: 28x28 gives 2x2 maps.
@@ -108,7 +109,7 @@ class Conv4Flat(Backbone):
         return x.flatten(1)
 
 
-@register("backbone", "conv4_relation")
+@register("backbone", "conv4_relation", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class Conv4Relation(Backbone):
     """Conv-4 with a large last map: padding only in the last two blocks, pooling only in the first two.

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
+from metarun.config.traits import BackboneTraits
 from metarun.core.types import Backbone
 
 
-@register("backbone", "koch")
+@register("backbone", "koch", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class Koch(Backbone):
     """Four convolutions with ReLU, pooled except for the last, and a sigmoid layer; no norm layers.

@@ -12,11 +12,12 @@ from metarun.backbones.conv4 import image_shape
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
+from metarun.config.traits import BackboneTraits
 from metarun.core.norm import BatchNorm
 from metarun.core.types import Backbone
 
 
-@register("backbone", "r2d2")
+@register("backbone", "r2d2", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class R2D2Net(Backbone):
     """Four blocks of 3x3 convolution, batch norm, 2x2 max-pool and leaky ReLU; features are those of the last two.

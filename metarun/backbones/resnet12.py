@@ -11,6 +11,7 @@ from metarun.backbones.conv4 import image_shape
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction
+from metarun.config.traits import BackboneTraits
 from metarun.core.norm import BatchNorm
 from metarun.core.seeding import hash_uniform
 from metarun.core.types import Backbone
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
         return F.leaky_relu(F.max_pool2d(x, 2), 0.1)  # equal to pooling after it, and cheaper
 
 
-@register("backbone", "resnet12")
+@register("backbone", "resnet12", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class ResNet12(Backbone):
     """Four residual blocks of three convolutions each, then the mean over space (Lee et al. 2019, MetaOptNet).

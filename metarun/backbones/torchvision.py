@@ -9,6 +9,7 @@ from torchvision.ops import StochasticDepth
 
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import register
+from metarun.config.traits import BackboneTraits
 from metarun.core.norm import BatchNorm
 from metarun.core.types import Backbone
 
@@ -19,7 +20,7 @@ UNFIT = (  # random, or second derivatives are missing or wrong under vmap
 )
 
 
-@register("backbone", "torchvision")
+@register("backbone", "torchvision", BackboneTraits(pictures=True))
 @dataclass(eq=False)
 class TorchVision(Backbone):
     """A classifier of torchvision without its last part; the features are that part's inputs.

@@ -47,6 +47,7 @@ class BackboneTraits:
     """What a network reads."""
 
     inputs: Inputs = "numbers"
+    pictures: bool = False  # it reads no other numbers
 
 
 @dataclass(frozen=True, kw_only=True)

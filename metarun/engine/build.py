@@ -11,7 +11,7 @@ import torch
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import build, declaration, find_misfit, known, traits_of
 from metarun.config.schema import EvalSettings, Settings, apply_data_changes, is_other_dataset
-from metarun.config.traits import BackboneTraits, Inputs, Traits
+from metarun.config.traits import BackboneTraits, Traits
 from metarun.core.batch import unstack
 from metarun.core.inner import draw_theta
 from metarun.core.machine import find_device, use_device
@@ -57,6 +57,7 @@ class Experiment:
         allow_tf32(settings.trainer.precision == "tf32")
         device = find_device(settings.device)
         use_device(device)
+        check_features(settings)
         dataset = build_dataset(settings)
         source = training_tasks(settings, dataset)
         backbone = build_backbone(settings.backbone, what_is_read(settings.algo["name"], source.spec))
@@ -236,10 +237,21 @@ def build_backbone(values: Mapping[str, Any], spec: TaskSpec) -> Backbone:
     with torch.random.fork_rng(devices=[]):
         backbone: Backbone = build("backbone", values, input_shape=spec.input_shape)
     name = values["name"]
-    if inputs_of(name) != spec.inputs:
-        fitting = ", ".join(other for other in known("backbone") if inputs_of(other) == spec.inputs)
-        raise ConfigError(f"backbone={name} reads {inputs_of(name)}, this dataset has {spec.inputs}: choose {fitting}")
+    if (reads := traits_of_backbone(name).inputs) != spec.inputs:
+        fitting = ", ".join(other for other in known("backbone") if traits_of_backbone(other).inputs == spec.inputs)
+        raise ConfigError(f"backbone={name} reads {reads}, this dataset has {spec.inputs}: choose {fitting}")
     return backbone
+
+
+def check_features(settings: Settings) -> None:
+    """Raise ConfigError for a network that cannot read what the encoder makes, before anything is encoded."""
+    backbone, vectors = settings.backbone["name"], BackboneTraits()
+    if settings.encoder and (traits := traits_of_backbone(backbone)) != vectors:
+        fitting = [name for name in known("backbone") if traits_of_backbone(name) == vectors]
+        raise ConfigError(
+            f"backbone={backbone} reads {'pictures' if traits.pictures else traits.inputs}, and "
+            f"encoder={settings.encoder['name']} makes vectors: leave it out, or choose {', '.join(fitting)}"
+        )
 
 
 def what_is_read(algo: str, spec: TaskSpec) -> TaskSpec:
@@ -249,10 +261,10 @@ def what_is_read(algo: str, spec: TaskSpec) -> TaskSpec:
     return spec._replace(input_shape=(spec.world.observed + spec.world.actions + 2,))
 
 
-def inputs_of(backbone: str) -> Inputs:
-    """The kind of inputs that the backbone of this name reads."""
-    traits: BackboneTraits = declaration("backbone", backbone).traits or BackboneTraits()
-    return traits.inputs
+def traits_of_backbone(name: str) -> BackboneTraits:
+    """What the backbone of this name reads."""
+    traits: BackboneTraits = declaration("backbone", name).traits or BackboneTraits()
+    return traits
 
 
 def build_few_shot(

@@ -242,6 +242,16 @@ MISTAKES: list[tuple[str, str]] = [
         "and this dataset has inputs [1]: choose another backbone (mlp takes any input)",
     ),
     (
+        "algo=protonet encoder=efficientnet_lite0 backbone=conv4",
+        "backbone=conv4 reads pictures, and encoder=efficientnet_lite0 makes vectors: "
+        "leave it out, or choose linear, mlp, tanh, wide_deep",
+    ),
+    (
+        "algo=protonet dataset=clinc150 encoder=wordllama backbone=ngram",
+        "backbone=ngram reads ngrams, and encoder=wordllama makes vectors: "
+        "leave it out, or choose linear, mlp, tanh, wide_deep",
+    ),
+    (
         "glyphs trainer.clip_norm={bakbone:1}",
         "trainer.clip_norm.bakbone: the algorithm has no such component (did you mean backbone?)",
     ),

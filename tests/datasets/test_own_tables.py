@@ -312,6 +312,8 @@ def test_an_infinite_measurement_is_refused(tmp_path: Path) -> None:
         ('{"text": "a", "label"', r"own.jsonl: line 3 is damaged, it is no JSON"),
         ('["a", "b"]', r"own.jsonl: line 3 is \[\"a\", \"b\"\]: it must be an object"),
         ('{"text": "a", "label": null}', r"own.jsonl: line 3 has no label"),
+        ('{"text": "a", "label": [1]}', r"own.jsonl: line 3: label is \[1\]: it must be one text or number$"),
+        ('{"text": {"en": "a"}, "label": "b"}', r"line 3: text is \{\"en\": \"a\"\}: it must be one text or number$"),
         ("[" * 100_000, r"own.jsonl: line 3 is damaged"),
     ],
 )

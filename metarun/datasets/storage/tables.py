@@ -31,6 +31,10 @@ class Row(NamedTuple):
     cells: tuple[str, ...]
 
 
+class Nested(str):
+    """A cell of JSON that holds a list or an object: allowed only in a column that nobody reads."""
+
+
 @dataclass(frozen=True)
 class Sheet:
     """A table: its name in messages, its header as found, its lines, and what is wrong with the line after them."""
@@ -102,7 +106,7 @@ class Sheet:
     def read(self, *columns: Column, blank: bool = False) -> Iterator[Row]:
         """The cells of these columns, line by line; empty ones only if they may be `blank`.
 
-        Raises ConfigError if a column or a cell is missing, or a line has more cells than the header.
+        Raises ConfigError if a column or a cell is missing or is a list, or a line has more cells than the header.
         """
         found = [self._find(column) for column in columns]
         if None in found:
@@ -124,6 +128,10 @@ class Sheet:
             for column, value in zip(columns, values):
                 if not value and not blank:
                     raise ConfigError(f"{self.name}: line {line} has no {column.name}")
+                if isinstance(value, Nested):
+                    raise ConfigError(
+                        f"{self.name}: line {line}: {column.name} is {_shorten(value)}: it must be one text or number"
+                    )
             yield Row(line, values)
 
     def _find(self, column: Column) -> int | None:
@@ -140,7 +148,8 @@ def normalise(header: str) -> str:
 def _to_cell(value: Any) -> str:
     if isinstance(value, str):
         return value.strip()
-    return "" if value is None else json.dumps(value)
+    text = "" if value is None else json.dumps(value)
+    return Nested(text) if isinstance(value, list | dict) else text
 
 
 def _shorten(text: str) -> str:
