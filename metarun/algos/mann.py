@@ -23,8 +23,17 @@ from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
 from metarun.core.objectives import one_hot
 from metarun.core.recurrent import LSTMCell, step_cell
-from metarun.core.sequences import Labels, Reading, read_next, read_support, sequence_loss, sequence_metrics
-from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
+from metarun.core.sequences import (
+    Labels,
+    Reading,
+    follow,
+    make_sequence,
+    read_next,
+    read_support,
+    sequence_loss,
+    sequence_metrics,
+)
+from metarun.core.types import Attention, Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 EMPTY, TINY = 1e-6, 1e-12
 
@@ -144,3 +153,9 @@ class MANN:
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return sequence_metrics(self, theta, episode)
+
+    def attend(self, theta: Theta, episode: Episode) -> Attention:
+        """Where each head reads the memory, step by step; with `norm: per_query` in the steps of the support alone."""
+        steps = make_sequence(*episode[: 1 if self.norm == "per_query" else 2])
+        reads = [state.reads for state, _ in follow(self, theta, steps)]
+        return Attention(torch.stack(reads), steps.y, seen=None)

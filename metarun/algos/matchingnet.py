@@ -18,9 +18,9 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
-from metarun.core.objectives import episode_metrics, judge, one_hot
+from metarun.core.objectives import attend_to_support, episode_metrics, judge, one_hot
 from metarun.core.recurrent import BiLSTM, LSTMCell, step_cell
-from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
+from metarun.core.types import Attention, Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class Support(NamedTuple):
@@ -92,11 +92,14 @@ class MatchingNet:
             return -self.scale * (f[:, None] - g).square().sum(-1)
         return self.scale * F.normalize(f, dim=-1) @ F.normalize(g, dim=-1).T
 
+    def log_attention(self, theta: Theta, phi: Support, z: Tensor) -> Tensor:
+        """log a, a softmax over the support (section 2.1.1). z: [q, D] -> [q, n]."""
+        return self.similarities(phi.g, self.query_embedding(theta, phi.g, z)).log_softmax(-1)
+
     def log_probabilities(self, theta: Theta, phi: Support, z: Tensor) -> Tensor:
-        """log sum_i a(x, x_i) y_i (Eq. 1), where attention a is a softmax over the support. z: [q, D] -> [q, N]."""
-        attention = self.similarities(phi.g, self.query_embedding(theta, phi.g, z)).log_softmax(-1)  # [q, n]
+        """log sum_i a(x, x_i) y_i (Eq. 1). z: [q, D] -> [q, N]."""
         members = one_hot(phi.y, self.spec.output_size)  # [n, N]
-        return attention[:, :, None].masked_fill(~members, -torch.inf).logsumexp(1)
+        return self.log_attention(theta, phi, z)[:, :, None].masked_fill(~members, -torch.inf).logsumexp(1)
 
     def adapt(self, theta: Theta, support: Examples) -> Support:
         """support.x: [n, *input], support.y: [n]."""
@@ -115,3 +118,11 @@ class MatchingNet:
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)
+
+    def attend(self, theta: Theta, episode: Episode) -> Attention:
+        """Where queries look in the support."""
+
+        def weigh(theta: Theta, phi: Support, x: Tensor) -> Tensor:
+            return self.log_attention(theta, phi, self.embed(theta, x)).exp()[:, None]
+
+        return attend_to_support(self, weigh, theta, episode)

@@ -26,10 +26,10 @@ from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward, log_and_sign
-from metarun.core.objectives import episode_loss, episode_metrics
+from metarun.core.objectives import attend_to_support, episode_loss, episode_metrics
 from metarun.core.perceptron import draw_perceptron, perceptron
 from metarun.core.recurrent import LSTMCell, read
-from metarun.core.types import Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
+from metarun.core.types import Attention, Backbone, Episode, Examples, Metrics, Params, TaskSpec, Theta
 
 P = 7.0  # preprocessing of gradients: see log_and_sign
 CHUNKS = 5  # parts of the support whose gradients the LSTM reads
@@ -115,6 +115,11 @@ class MetaNet:
         slow = theta["key"]
         return F.linear(z, slow["0.weight"] + task["0.weight"], slow["0.bias"] + task["0.bias"])
 
+    def attention(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
+        """a, a softmax of cos(R_i, r): the share of example i in a query's fast weights. x: [q, *input] -> [q, n]."""
+        r = self.key(theta, phi.task, self.features(theta, x, "key_"))
+        return (F.normalize(r, dim=-1) @ F.normalize(phi.keys, dim=-1).T).softmax(-1)
+
     def adapt(self, theta: Theta, support: Examples) -> Memory:
         """support.x: [n, *input], support.y: [n]."""
         z, y = self.features(theta, support.x, "key_"), support.y
@@ -122,12 +127,11 @@ class MetaNet:
         return Memory(self.key(theta, task, z), self.example_weights(theta, self.features(theta, support.x), y), task)
 
     def predict(self, theta: Theta, phi: Memory, x: Tensor) -> Tensor:
-        """x: [q, *input] -> logits [q, N]. A query's fast weights are W* = sum_i a_i W*_i, a = softmax cos(R_i, r).
+        """x: [q, *input] -> logits [q, N]. A query's fast weights are W* = sum_i a_i W*_i.
 
         Layer augmentation: relu(W h) + relu(W* h) in the hidden layer, and W h + W* h in the last.
         """
-        r = self.key(theta, phi.task, self.features(theta, x, "key_"))
-        attention = (F.normalize(r, dim=-1) @ F.normalize(phi.keys, dim=-1).T).softmax(-1)  # [q, n]
+        attention = self.attention(theta, phi, x)
         fast = {name: torch.einsum("qn,n...->q...", attention, p) for name, p in phi.fast.items()}
         slow = theta["base"]
 
@@ -145,3 +149,7 @@ class MetaNet:
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)
+
+    def attend(self, theta: Theta, episode: Episode) -> Attention:
+        """From which support examples a query's fast weights are mixed."""
+        return attend_to_support(self, lambda *at: self.attention(*at)[:, None], theta, episode)

@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm
 from metarun.config.traits import Traits
 from metarun.core.inner import copy_weights, draw_networks, forward
-from metarun.core.objectives import episode_metrics, judge, one_hot
-from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
+from metarun.core.objectives import attend_to_support, episode_metrics, judge, one_hot
+from metarun.core.sequences import NOTHING
+from metarun.core.types import Attention, Backbone, Episode, Examples, Metrics, TaskSpec, Theta
 
 
 class DenseBlock(nn.Module):
@@ -47,12 +49,13 @@ class AttentionBlock(nn.Module):
         self.query, self.key = nn.Linear(channels, key_size), nn.Linear(channels, key_size)
         self.value = nn.Linear(channels, value_size)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., steps, C] -> [..., steps, C + values]."""
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [..., steps, C] -> [..., steps, C + values], and where each step (row) reads: [..., steps, steps]."""
         steps, queries, keys = x.shape[-2], self.query(x), self.key(x)
-        scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])  # [..., steps, steps]
+        scores = queries @ keys.transpose(-2, -1) / math.sqrt(keys.shape[-1])
         later = torch.ones(steps, steps, dtype=torch.bool, device=x.device).triu(1)
-        return torch.cat([x, scores.masked_fill(later, -torch.inf).softmax(-1) @ self.value(x)], dim=-1)
+        weights = scores.masked_fill(later, -torch.inf).softmax(-1)
+        return torch.cat([x, weights @ self.value(x)], dim=-1), weights
 
 
 class Network(nn.Module):
@@ -67,13 +70,21 @@ class Network(nn.Module):
                 channels += filters
             blocks.append(AttentionBlock(channels, key_size, value_size))
             channels += value_size
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = nn.ModuleList(blocks)
         self.last = nn.Linear(channels, outputs)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x: [..., steps, C] -> [..., steps, outputs]; each step sees itself and those before."""
-        outputs: Tensor = self.last(self.blocks(x))
-        return outputs
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x: [..., steps, C] -> [..., steps, outputs], where each step sees itself and those before; and the weights of
+        the attention blocks: [..., blocks, steps, steps].
+        """
+        weights = []
+        for block in self.blocks:
+            if isinstance(block, AttentionBlock):
+                x, read = block(x)
+                weights.append(read)
+            else:
+                x = block(x)
+        return self.last(x), torch.stack(weights, dim=-3)
 
 
 @register("algo", "snail", Traits(kinds=("classification",), order="support first", sized=True))
@@ -89,6 +100,8 @@ class SNAIL:
     spec: TaskSpec
 
     def __post_init__(self) -> None:
+        if not self.attention:
+            raise ConfigError("algo.attention is empty: without a block of attention queries see no support")
         for sizes in self.attention:
             if len(sizes) != 2:
                 raise ConfigError(f"algo.attention has {sizes}: each block has two sizes, of its keys and its values")
@@ -109,11 +122,14 @@ class SNAIL:
         """Append labels to features: [n, D], y [n] -> [n, D + N]."""
         return torch.cat([z, one_hot(y, self.spec.output_size).to(z.dtype)], dim=-1)
 
-    def logits(self, theta: Theta, phi: Tensor, z: Tensor) -> Tensor:
-        """The output at the last step, a query without a label. phi: [n, D + N], z: [q, D] -> [q, N]."""
+    def last_step(self, theta: Theta, phi: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits [q, N] at the last step, a query without a label, and where each block reads there, in the support
+        and the step itself: [q, blocks, n + 1]. phi: [n, D + N], z: [q, D].
+        """
         queries = F.pad(z, (0, self.spec.output_size))[:, None]  # [q, 1, D + N]
         sequences = torch.cat([phi.expand(len(z), *phi.shape), queries], dim=1)
-        return forward(self.network, theta["network"], sequences)[:, -1]
+        outputs, weights = functional_call(self.network, theta["network"], (sequences,))
+        return outputs[:, -1], weights[:, :, -1]
 
     def adapt(self, theta: Theta, support: Examples) -> Tensor:
         """support.x: [n, *input], support.y: [n], in the order in which they are read -> [n, D + N]."""
@@ -121,14 +137,23 @@ class SNAIL:
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N]."""
-        return self.logits(theta, phi, self.embed(theta, x))
+        return self.last_step(theta, phi, self.embed(theta, x))[0]
 
     def task_loss(self, theta: Theta, episode: Episode) -> tuple[Tensor, Metrics]:
         """Cross-entropy of the last steps. The backbone sees support and query as one batch."""
         support, query = episode
         z = self.embed(theta, torch.cat([support.x, query.x]))
         phi = self.append_labels(z[: len(support.y)], support.y)
-        return judge(self.spec, self.logits(theta, phi, z[len(support.y) :]), query.y)
+        return judge(self.spec, self.last_step(theta, phi, z[len(support.y) :])[0], query.y)
 
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         return episode_metrics(self, self.spec, theta, episode)
+
+    def attend(self, theta: Theta, episode: Episode) -> Attention:
+        """Where queries look: in the support, and last, at themselves."""
+
+        def weigh(theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
+            return self.last_step(theta, phi, self.embed(theta, x))[1]
+
+        found = attend_to_support(self, weigh, theta, episode)
+        return found._replace(seen=F.pad(episode.support.y, (0, 1), value=NOTHING))

@@ -13,8 +13,9 @@ from torch.func import vmap
 
 from metarun.config.registry import lookup, register, traits_of
 from metarun.config.traits import HEADLINES, Kind, Metric
-from metarun.core.types import PADDING, Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
+from metarun.core.types import PADDING, Attention, Episode, FewShotAlgorithm, Metrics, TaskSpec, Theta
 
+Predict = Callable[[Theta, Any, Tensor], Tensor]  # theta, phi, x [n, *input] -> [n, ...]
 TOP = 5  # places of a ranking that nDCG looks at
 ANSWERS = "answers"  # beside the metrics of a tested task, and none itself
 ONE_BY_ONE = "one_by_one/"  # before the names of what is measured a second time
@@ -175,23 +176,35 @@ def read_twice() -> Iterator[None]:
         _read_twice.reset(token)
 
 
-def predict_queries(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
-    """Predict the queries: in one batch, or, with `norm: per_query`, each in a batch with the support."""
+def predict_queries(
+    algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Episode, predict: Predict | None = None
+) -> Tensor:
+    """Predict the queries: in one batch, or, with `norm: per_query`, each in a batch with the support.
+
+    predict: what else to compute of each query in the same way, instead of the algorithm's own `predict`.
+    """
+    predict = predict or algo.predict
     if algo.norm == "per_query":
-        return predict_one_by_one(algo, theta, phi, episode)
-    return algo.predict(theta, phi, episode.query.x)
+        return predict_one_by_one(predict, theta, phi, episode)
+    return predict(theta, phi, episode.query.x)
 
 
-def predict_one_by_one(algo: FewShotAlgorithm, theta: Theta, phi: Any, episode: Episode) -> Tensor:
+def predict_one_by_one(predict: Predict, theta: Theta, phi: Any, episode: Episode) -> Tensor:
     """Predict the queries, each in a batch with the support."""
     support, query = episode
 
     def alone(x: Tensor) -> Tensor:
-        return algo.predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
+        return predict(theta, phi, torch.cat([support.x, x[None]]))[-1]
 
     # as many as take no more memory than one batch of all queries, or one where the support alone is larger than that
     at_once = max(1, len(query.y) // (len(support.y) + 1))
     return vmap(alone, chunk_size=at_once)(query.x)
+
+
+def attend_to_support(algo: FewShotAlgorithm, weigh: Predict, theta: Theta, episode: Episode) -> Attention:
+    """Return where queries look, as a test predicts them. weigh: as `predict`, weights [q, K, columns]."""
+    weights = predict_queries(algo, theta, adapt_to(algo, theta, episode), episode, weigh)
+    return Attention(weights, episode.query.y, episode.support.y)
 
 
 def episode_metrics(algo: FewShotAlgorithm, spec: TaskSpec, theta: Theta, episode: Episode) -> Metrics:
@@ -207,7 +220,7 @@ def measure_queries(
     found = measure_test(spec, prediction, episode.query.y)
     if not _read_twice.get() or algo.norm == "per_query":
         return found
-    beside = measure_test(spec, predict_one_by_one(algo, theta, phi, episode), episode.query.y)
+    beside = measure_test(spec, predict_one_by_one(algo.predict, theta, phi, episode), episode.query.y)
     return found | {ONE_BY_ONE + name: value for name, value in beside.items()}
 
 

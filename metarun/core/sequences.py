@@ -3,6 +3,7 @@
 Shared by the methods that read a task step by step: the sequence, labels as vectors, and accuracy by instance.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -86,14 +87,22 @@ class Reading(NamedTuple):
     previous: Tensor
 
 
-def read(algo: Reader, theta: Theta, steps: Sequence) -> tuple[Tensor, Any]:
-    """Read the sequence: logits [n, N], each before that step's own label is known, and the state at the end."""
+def follow(algo: Reader, theta: Theta, steps: Sequence) -> Iterator[tuple[Any, Tensor]]:
+    """Read the sequence: after each step the state, and the logits [N] from before that step's own label is known."""
     z = algo.embed(theta, steps.x)
-    state, logits = algo.start(z[0]), []
+    state = algo.start(z[0])
     for z_t, previous in zip(z, steps.previous):
         state, output = algo.step(theta, state, z_t, previous)
+        yield state, output
+
+
+def read(algo: Reader, theta: Theta, steps: Sequence) -> tuple[Tensor, Any]:
+    """Read the sequence: logits [n, N], and the state at the end."""
+    end, logits = None, []
+    for state, output in follow(algo, theta, steps):
+        end = state
         logits.append(output)
-    return torch.stack(logits), state
+    return torch.stack(logits), end
 
 
 def read_support(algo: Reader, theta: Theta, support: Examples) -> Reading:

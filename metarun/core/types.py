@@ -315,6 +315,27 @@ class FewShotAlgorithm(Algorithm, Protocol):
         ...
 
 
+class Attention(NamedTuple):
+    """Where a method looks: weights [rows, K, columns] of K heads or blocks, which sum to 1 over the columns.
+
+    A row is an example that is predicted, with its label in `y` [rows]; a column is a support example, with its label
+    in `seen` [columns], or a row of a memory, where `seen` is None.
+    """
+
+    weights: Tensor
+    y: Tensor
+    seen: Tensor | None
+
+
+@runtime_checkable
+class Attentive(FewShotAlgorithm, Protocol):
+    """A method that shows where it looks within a task; no method must."""
+
+    def attend(self, theta: Theta, episode: Episode) -> Attention:
+        """Return the weights that a test of this task reads by, from the functions that `predict` uses."""
+        ...
+
+
 class Backbone(nn.Module):
     """A network from inputs [n, *input_shape] to features [n, feature_size].
 

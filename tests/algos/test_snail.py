@@ -1,6 +1,7 @@
 """Convolutions in time and attention look back, never ahead, and as far as they should."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from tests.support.tiny import algo_and_theta, episodes
 STEPS = 9
 
 
-def influence(network: torch.nn.Module, channels: int) -> torch.Tensor:
+def influence(network: Callable[[torch.Tensor], torch.Tensor], channels: int) -> torch.Tensor:
     """[steps, steps], how much output t (row) changes with input s (column)."""
     x = torch.randn(STEPS, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     jacobian: torch.Tensor = torch.autograd.functional.jacobian(network, x)  # [steps, outputs, steps, channels]
@@ -26,7 +27,8 @@ def seeded() -> None:
 
 
 def test_no_step_sees_a_later_one_and_the_last_sees_all(seeded: None) -> None:
-    found = influence(Network(3, STEPS, 4, [[5, 2], [3, 4]], outputs=2).double(), 3)
+    network = Network(3, STEPS, 4, [[5, 2], [3, 4]], outputs=2).double()
+    found = influence(lambda x: network(x)[0], 3)
     assert not found.triu(1).any()
     assert (found[-1] > 0).all()
 
@@ -52,8 +54,10 @@ def test_attention_by_hand() -> None:
     for layer in (block.query, block.key, block.value):
         torch.nn.init.ones_(layer.weight)
         torch.nn.init.zeros_(layer.bias)
-    read = 2 * math.exp(4) / (1 + math.exp(4))
-    assert block(torch.tensor([[0.0], [2.0]])).flatten().tolist() == pytest.approx([0, 0, 2, read])
+    second = math.exp(4) / (1 + math.exp(4))
+    output, weights = block(torch.tensor([[0.0], [2.0]]))
+    assert output.flatten().tolist() == pytest.approx([0, 0, 2, 2 * second])
+    assert weights.flatten().tolist() == pytest.approx([1, 0, 1 - second, second])
 
 
 def test_a_query_is_answered_without_sight_of_the_others() -> None:
@@ -64,6 +68,9 @@ def test_a_query_is_answered_without_sight_of_the_others() -> None:
     torch.testing.assert_close(algo.predict(theta, phi, query.x), alone, rtol=1e-12, atol=1e-14)
 
 
-def test_a_block_without_two_sizes_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"algo\.attention has \[3\]: each block has two sizes"):
-        algo_and_theta("snail", "mlp", attention=[[3]])
+@pytest.mark.parametrize(
+    ("attention", "told"), [([[3]], r"has \[3\]: each block has two sizes"), ([], "is empty: without a block")]
+)
+def test_blocks_without_sizes_are_refused(attention: list[list[int]], told: str) -> None:
+    with pytest.raises(ConfigError, match=rf"algo\.attention {told}"):
+        algo_and_theta("snail", "mlp", attention=attention)

@@ -90,7 +90,7 @@ def test_a_probe_of_pictures_is_not_for_numbers(metarun: Command) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("algo", ["maml", "protonet", "matchingnet", "r2d2", "reptile", "snail", "simpleshot"])
+@pytest.mark.parametrize("algo", ["maml", "protonet", "matchingnet", "mann", "reptile", "snail", "simpleshot"])
 def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: str) -> None:
     small = ("shift.ways=[2,3,5]", "shift.shots=[1,2]", "imbalance.most=4", "embedding.tasks=2", "attack.steps=2")
     shorter = (
@@ -99,7 +99,8 @@ def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: s
         "corruption.small={blur:[1],noise:[0.1,0.2]}",
         "tasks=4",
     )
-    assert metarun(f"algo={algo}", *TINY, *FAST).code == 0
+    own = ("algo.attention=[[4,4],[4,4]]", "algo.filters=4") if algo == "snail" else ()
+    assert metarun(f"algo={algo}", *TINY, *FAST, *own).code == 0
     answer = metarun("probe", "run", *small, *shorter)
     assert answer.code == 0, answer.err
     (place,) = Path("run/tests").iterdir()
@@ -110,6 +111,6 @@ def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: s
             assert (place / "probes" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     told = {line.partition(":")[0] for line in answer.out.splitlines() if ": left out, " in line}
     if algo in ("maml", "reptile"):
-        assert told == set()
-    if algo in ("protonet", "matchingnet", "r2d2"):
-        assert told == {"reuse", "landscape"}
+        assert told == {"attention"}
+    if algo in ("protonet", "matchingnet"):
+        assert told == {"reuse", "landscape"} | ({"attention"} if algo != "matchingnet" else set())
