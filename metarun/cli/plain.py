@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.default_element import ConfigDefault
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
@@ -90,10 +91,10 @@ class Loader(ConfigLoaderImpl):
             return load(overrides)
         groups = self.list_groups("")
         head = load(choose(typed, {*groups, *TASK}))
-        cell = self.find_cell(head, load)
+        cell = self.find_cell(head)
         return complete(load, typed, groups, head, cell) if cell else load(overrides)
 
-    def find_cell(self, head: DictConfig, load: Load) -> Cell | None:
+    def find_cell(self, head: DictConfig) -> Cell | None:
         """The experiment of the method on the data, or on data that is read in the same way."""
         choices = head.hydra.runtime.choices
         if head.get("encoder"):  # experiments train networks that read the data itself
@@ -106,9 +107,18 @@ class Loader(ConfigLoaderImpl):
         cells = [read_cell(f"{algo}/{name}") for name in self.get_group_options(f"experiment/{algo}")]
         for table in sorted({cell.dataset for cell in cells} & set(known), key=lambda name: name != dataset):
             nearest = find_nearest([cell for cell in cells if cell.dataset == table], ways, shots)
-            if table == dataset or load([f"dataset={table}"]).dataset.name == head.dataset.name:
+            if table == dataset or self.find_form(table) == head.dataset.name:
                 return nearest
         return None
+
+    def find_form(self, dataset: str) -> str | None:
+        """The registered name of an option of the group: "images" of "cub". Composing it would take 20 files."""
+        file = self.repository.load_config(f"dataset/{dataset}")
+        if file is None or not isinstance(file.config, DictConfig):
+            return None
+        values = file.config.get("dataset", file.config)
+        parents = [default.path for default in file.defaults_list or () if isinstance(default, ConfigDefault)]
+        return values.get("name") or next((form for path in parents if path and (form := self.find_form(path))), None)
 
 
 def choose(typed: Sequence[Override], keys: Collection[str], below: Collection[str] = ()) -> list[str]:

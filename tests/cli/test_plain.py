@@ -8,9 +8,9 @@ import pytest
 from omegaconf import DictConfig
 
 from metarun.cli.compose import compose
-from metarun.cli.hydra_app import Request
+from metarun.cli.hydra_app import Request, search
 from metarun.cli.outlook import announce
-from metarun.cli.plain import read_cell
+from metarun.cli.plain import NONE, Loader, read_cell
 from metarun.cli.sweep import plan
 from metarun.config.load import identity, load_settings, resolve
 from tests.conftest import Command
@@ -54,6 +54,15 @@ def test_it_is_the_run_of_the_experiment(plain: str, experiment: str) -> None:
     assert config.hydra.run.dir == theirs.hydra.run.dir
     assert config.hydra.runtime.choices.experiment == experiment.partition(" ")[0]
     assert list(config.hydra.overrides.task) == plain.split()
+
+
+def test_the_form_of_a_dataset_is_that_of_the_composed_one() -> None:
+    with search() as loader:
+        assert isinstance(loader, Loader)
+        names = loader.get_group_options("dataset")
+        assert len({loader.find_form(name) for name in names}) > 10
+        for name in names:
+            assert loader.find_form(name) == compose([f"dataset={name}", NONE]).dataset.name
 
 
 def test_a_group_that_is_typed_brings_its_own_settings() -> None:
