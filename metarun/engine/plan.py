@@ -98,11 +98,11 @@ class MetaGradient:
             raise RuntimeError("no plan is chosen yet")
         return self._plan
 
-    def choose_plan(self, theta: Theta, draw: Callable[[], Task], pixels: int) -> None:
+    def choose_plan(self, theta: Theta, draw: Callable[[], Task], pixels: int, limit: float = math.inf) -> None:
         """Settle on a plan, unless there is one, and give theta its memory order.
 
         Times, with the drawn tasks, as many plans as that is worth. Where a run records CUDA graphs, those are timed.
-        pixels: see `list_plans`.
+        pixels: see `list_plans`. limit: seconds that the timing may take; if steps are longer, nothing is timed.
         """
         if self._plan is None:
             device = next(p.device for params in theta.values() for p in params.values())
@@ -111,28 +111,31 @@ class MetaGradient:
             plans = list_plans(self.settings, size, pixels, device.type == "cpu")
             self._plan, seconds = plans[0], {}
             if len(plans) > 1 and worth > 2 * (1 + TIMINGS) and not self.settings.compile:  # that takes minutes
-                seconds = self.compare(plans, theta, take(draw(), *self.ranks.share(total)), worth)
-                best = self.ranks.broadcast(min(seconds, key=lambda name: seconds[name]))
-                self._plan = replace(next(plan for plan in plans if plan.name == best), seconds=seconds)
+                tasks = take(draw(), *self.ranks.share(total))
+                if self._fits(plans[0], theta, tasks, limit):
+                    seconds = self.compare(plans, theta, tasks, worth, limit)
+                    best = self.ranks.broadcast(min(seconds, key=lambda name: seconds[name]))
+                    self._plan = replace(next(plan for plan in plans if plan.name == best), seconds=seconds)
             told = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
             say.info("execution: %s%s", self._plan.name, f" ({told} per step)" if told else "")
             self._sums.clear()
         arrange(theta, self._plan.channels_last)
 
-    def compare(self, plans: list[Plan], theta: Theta, tasks: Task, worth: float) -> dict[str, float]:
+    def compare(self, plans: list[Plan], theta: Theta, tasks: Task, worth: float, limit: float) -> dict[str, float]:
         """Return the seconds of a step by the name of each plan that was timed.
 
-        worth: how many steps of the fastest plan all this may last. Raises torch.OutOfMemoryError if no plan fits.
+        worth: how many steps of the fastest plan all this may last; limit: how many seconds. Raises
+        torch.OutOfMemoryError if no plan fits.
         """
         seconds: dict[str, float] = {}
         started = time.perf_counter()
         for plan in plans:
             best = min(seconds.values(), default=math.inf)
-            if seconds and time.perf_counter() - started > best * (worth - 1 - TIMINGS):
+            if seconds and time.perf_counter() - started > min(best * (worth - 1 - TIMINGS), limit - 2 * best):
                 break
             try:
                 arrange(theta, plan.channels_last)
-                seconds[plan.name] = self.measure(plan, theta, tasks, best)
+                seconds[plan.name] = self.measure(plan, theta, tasks, best, until=started + limit)
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -140,10 +143,17 @@ class MetaGradient:
             raise torch.OutOfMemoryError("no way to execute a step fits in memory")
         return seconds
 
-    def measure(self, plan: Plan, theta: Theta, tasks: Task, best: float = math.inf) -> float:
+    def _fits(self, plan: Plan, theta: Theta, tasks: Task, limit: float) -> bool:
+        """Return whether two steps take less than `limit` seconds, by one of their tasks."""
+        if math.isinf(limit):
+            return True
+        one = self.measure(plan, theta, take(tasks, 0, 1), until=time.perf_counter() + limit / 2)
+        return 2 * count_tasks(tasks) * one < limit
+
+    def measure(self, plan: Plan, theta: Theta, tasks: Task, best: float = math.inf, until: float = math.inf) -> float:
         """Return the seconds of the fastest of a few steps; nothing is descended.
 
-        best: of another plan. A plan that is far slower is not timed as often.
+        best: of another plan. A plan that is far slower is not timed as often. until: the time at which all ends.
         """
         found: list[float] = []
         record = self.recording != "nothing"
@@ -152,7 +162,8 @@ class MetaGradient:
             loss, _, _ = self._compute(plan, theta, tasks, ALONE, record)
             loss.item()  # waits for the device
             found.append(time.perf_counter() - started)
-            if not record and found[-1] > 2 * best + (SETUP if len(found) == 1 else 0):
+            slow = found[-1] > 2 * best + (SETUP if len(found) == 1 else 0)
+            if not record and (slow or started + 2 * found[-1] > until):
                 break
         return min(found[-TIMINGS:])
 

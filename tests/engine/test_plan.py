@@ -78,7 +78,7 @@ def choose(
 def test_auto_takes_the_fastest_and_says_what_it_measured(fastest: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plans = {"vmap": Plan("vmap", None), "vmap of 2": Plan("vmap", 2), "loop": Plan("loop", None)}
     seconds = {name: 0.5 if name == fastest else 1.0 for name in plans}
-    monkeypatch.setattr(MetaGradient, "measure", lambda self, plan, *_: seconds[plan.name])
+    monkeypatch.setattr(MetaGradient, "measure", lambda self, plan, *_, until: seconds[plan.name])
     assert choose(*algo_and_theta("maml", "mlp")) == replace(plans[fastest], seconds=seconds)
 
 
@@ -117,22 +117,36 @@ def test_timing_ends_when_its_share_of_the_run_is_spent(monkeypatch: pytest.Monk
     """Steps take 10 s, so 3 % of 1,000 are 300 s. Two plans take 280 s to time, and one more would exceed that."""
     clock = iter(range(0, 10_000, 140))  # is read once before the first plan, and once before each other one
     monkeypatch.setattr("metarun.engine.plan.time.perf_counter", lambda: next(clock))
-    monkeypatch.setattr(MetaGradient, "measure", lambda *_: 10.0)
+    monkeypatch.setattr(MetaGradient, "measure", lambda *_, until: 10.0)
     assert list(choose(*algo_and_theta("maml", "mlp"), steps=1000).seconds or ()) == ["vmap", "loop"]
 
 
-def test_a_plan_that_is_far_slower_is_not_timed_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("limit", "timed"), [(11.9, False), (12.1, True)])
+def test_steps_of_which_two_take_longer_than_the_limit_are_not_timed(
+    limit: float, timed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task takes a second, so that two steps of 6 take 12."""
+    monkeypatch.setattr(MetaGradient, "measure", lambda self, plan, theta, tasks, *_, until: len(tasks.query.y))
+    algo, theta = algo_and_theta("maml", "mlp")
+    run = MetaGradient(algo, make_settings(execution="auto", steps=10_000_000, tasks_per_step=TASKS))
+    run.choose_plan(theta, lambda: episodes(TASKS), 0, limit)
+    assert (run.plan.seconds is not None) == timed
+
+
+def test_a_plan_that_is_far_slower_or_late_is_not_timed_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter(range(100))
     monkeypatch.setattr("metarun.engine.plan.time.perf_counter", lambda: next(clock))
     algo, theta = algo_and_theta("maml", "mlp")
     run = MetaGradient(algo, make_settings())
     assert run.measure(Plan("vmap", None), theta, episodes(2), best=0.1) == 1
     assert next(clock) == 2  # a single step was timed
+    assert run.measure(Plan("vmap", None), theta, episodes(2), until=6) == 1  # from 3 to 4 and from 5 to 6
+    assert next(clock) == 7
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_ranks_with_unequal_shares_settle_on_the_same_plan(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(MetaGradient, "measure", lambda *_: 1.0)
+    monkeypatch.setattr(MetaGradient, "measure", lambda *_, until: 1.0)
     monkeypatch.setattr(Ranks, "broadcast", lambda self, value: "vmap of 2")
     algo, theta = algo_and_theta("maml", "mlp")
     assert choose(algo, theta, Ranks(rank, 2), tasks_per_step=9).tasks_per_chunk == 2  # 4 and 5 tasks
