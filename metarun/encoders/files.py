@@ -3,7 +3,6 @@
 import hashlib
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,20 +26,6 @@ def find_packaged(encoder: str, package: str, name: str, sha256: str) -> Path:
 def hash_file(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def load_tensors(encoder: str, file: Path) -> dict[str, torch.Tensor]:
-    """Weights by name, of a safetensors file or of one that PyTorch reads without running code. Raises ConfigError."""
-    try:
-        if file.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return dict(load_file(file))
-        weights: Any = torch.load(file, map_location="cpu", weights_only=True)
-        return dict(weights)
-    except Exception as error:  # torch, pickle, zipfile and safetensors raise a dozen kinds for broken bytes
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"encoder={encoder}: the weights {file} cannot be read: {reason}") from error
 
 
 def scale_to_unit(features: torch.Tensor, wanted: bool) -> torch.Tensor:

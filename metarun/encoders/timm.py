@@ -17,7 +17,8 @@ from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import EncoderTraits
-from metarun.encoders.files import load_tensors, scale_to_unit
+from metarun.core.weight_files import fill
+from metarun.encoders.files import scale_to_unit
 from metarun.encoders.pictures import encode_pictures
 
 
@@ -68,13 +69,10 @@ class Timm:
             raise ConfigError(
                 f"encoder.model is {self.model!r}: its weights cannot be fetched: {reason}; give a file as encoder.path"
             ) from error
-        if self.path is not None:
-            try:
-                network.load_state_dict(load_tensors("timm", Path(self.path)))
-            except RuntimeError as error:
-                reason = " ".join(str(error).split())[:200]
-                raise ConfigError(
-                    f"encoder.path is {self.path}: its weights are not those of {self.model}: {reason}"
-                ) from error
+        last = network.pretrained_cfg["classifier"]
         network.reset_classifier(0)  # type: ignore[operator]
+        if self.path is not None:
+            fill(
+                network, "encoder.path", Path(self.path), self.model, without=(last,) if isinstance(last, str) else last
+            )
         return network.eval().to(self.device)

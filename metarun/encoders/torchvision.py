@@ -13,14 +13,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from metarun.config.errors import ConfigError, did_you_mean
+from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Positive
 from metarun.config.traits import EncoderTraits
-from metarun.encoders.files import hash_file, load_tensors, scale_to_unit
+from metarun.core.classifiers import LAST, check_model, drop_last
+from metarun.core.weight_files import fill
+from metarun.encoders.files import hash_file, scale_to_unit
 from metarun.encoders.pictures import encode_pictures
-
-LAST = ("fc", "classifier", "head", "heads")  # names of the last part in torchvision's networks
 
 
 @register("encoder", "torchvision", EncoderTraits(reads="pictures"))
@@ -37,10 +37,7 @@ class TorchVision:
     device: torch.device
 
     def __post_init__(self) -> None:
-        models = torchvision.models.list_models(module=torchvision.models)
-        if self.model not in models:
-            hint = did_you_mean(self.model, models) or ", for example resnet18"
-            raise ConfigError(f"encoder.model is {self.model!r}: it must be a classifier of torchvision's{hint}")
+        check_model("encoder.model", self.model)
         if self.path is None or not Path(self.path).is_file():
             raise ConfigError(
                 f"encoder.path is {self.path}: it must be a file with weights of {self.model}, .pth or .safetensors"
@@ -62,15 +59,6 @@ class TorchVision:
     @cached_property
     def _network(self) -> nn.Module:
         """Raises ConfigError if the file has weights of another network."""
-        network: nn.Module = torchvision.models.get_model(self.model, weights=None)
-        try:
-            network.load_state_dict(load_tensors("torchvision", Path(self.path or "")))
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ConfigError(
-                f"encoder.path is {self.path}: its weights are not those of {self.model}: {reason}"
-            ) from error
-        for name in LAST:
-            if hasattr(network, name):
-                setattr(network, name, nn.Identity())
+        network = drop_last(torchvision.models.get_model(self.model, weights=None))
+        fill(network, "encoder.path", Path(self.path or ""), self.model, without=LAST)
         return network.eval().to(self.device)

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from metarun.config.registry import register
 from metarun.config.traits import EncoderTraits
-from metarun.encoders.files import find_packaged, load_tensors, scale_to_unit
+from metarun.core.weight_files import load_tensors
+from metarun.encoders.files import find_packaged, scale_to_unit
 
 WEIGHTS = "weights/l2_supercat_256.safetensors"
 TOKENS = "tokenizers/l2_supercat_tokenizer_config.json"
@@ -49,7 +50,7 @@ class WordLlama:
     def _vectors(self) -> Tensor:
         """[tokens, 256]."""
         file = find_packaged("wordllama", "wordllama", WEIGHTS, SHA256[WEIGHTS])
-        [vectors] = load_tensors("wordllama", file).values()
+        [vectors] = load_tensors("encoder=wordllama", file).values()
         return vectors.float()
 
     @cached_property

@@ -1,5 +1,7 @@
 """torchvision's networks as backbones: against the networks themselves. Stands in for the tests over all pairs."""
 
+from pathlib import Path
+
 import pytest
 import torch
 import torchvision
@@ -95,13 +97,25 @@ def test_pretrained_weights_are_torchvisions_and_images_standardised_for_them(mo
     torch.testing.assert_close(ours(x), expected, rtol=1e-5, atol=1e-5)  # the three decimals were float32
 
 
+def test_weights_of_a_file_are_those_that_training_starts_from(tmp_path: Path) -> None:
+    """Of a classifier of seven classes, which have no place here."""
+    kept = torchvision.models.shufflenet_v2_x0_5(num_classes=7)
+    torch.save(kept.state_dict(), tmp_path / "kept.pth")
+    ours, x = backbone("shufflenet_v2_x0_5", str(tmp_path / "kept.pth")), torch.rand(4, 3, SIDE, SIDE)
+    kept.fc = nn.Identity()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # of torchvision's weights
+    expected = kept((x - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    torch.testing.assert_close(ours.float()(x), expected, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("model", "weights", "shape", "message"),
     [
         ("resnet81", None, (3, 32, 32), "it must be a classifier of torchvision's (did you mean resnet18?)"),
         ("unheard", None, (3, 32, 32), "it must be a classifier of torchvision's, for example resnet18"),
         ("fcn_resnet50", None, (3, 32, 32), "it must be a classifier of torchvision's"),
-        ("resnet18", "IMAGENET", (3, 32, 32), "weights is 'IMAGENET': choose from null, IMAGENET1K_V1, DEFAULT"),
+        ("resnet18", "IMAGENET", (3, 32, 32), "weights is 'IMAGENET': choose from null, IMAGENET1K_V1, DEFAULT, or a"),
+        ("resnet18", "/no/such.pth", (3, 32, 32), "backbone.weights: there is no file /no/such.pth with weights"),
         ("convnext_tiny", None, (3, 32, 32), "its LayerNorm2d layers do not work here"),
         ("efficientnet_b0", None, (3, 32, 32), "its StochasticDepth layers do not work here"),
         ("squeezenet1_1", None, (1, 16, 16), "images of 16x16 are too small for it"),

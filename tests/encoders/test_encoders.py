@@ -14,7 +14,7 @@ from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
 from metarun.config.load import find_absent, load_settings, resolve, suggest_encoder
 from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, Network
-from metarun.encoders.files import find_packaged, load_tensors
+from metarun.encoders.files import find_packaged
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
 from metarun.encoders.morgan import Morgan
 from metarun.encoders.timm import Timm
@@ -174,18 +174,6 @@ def test_a_packaged_file_is_verified_before_it_is_read(tmp_path: Path, monkeypat
     for name in ("weights_of_others", "no_such_package"):
         with pytest.raises(ConfigError, match=rf"encoder=e: there is no package {name} with a file other\.bin"):
             find_packaged("e", name, "other.bin", right)
-
-
-class Arbitrary:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return print, ("code of a stranger",)
-
-
-def test_weights_that_would_run_code_are_refused(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    torch.save({"w": Arbitrary()}, tmp_path / "w.pth")
-    with pytest.raises(ConfigError, match=r"encoder=e: the weights .*w\.pth cannot be read"):
-        load_tensors("e", tmp_path / "w.pth")
-    assert "stranger" not in capfd.readouterr().out
 
 
 def test_an_encoder_is_suggested_for_own_pictures_if_it_is_installed(
