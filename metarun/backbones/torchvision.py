@@ -68,7 +68,7 @@ class TorchVision(Backbone):
                 f"or a file of weights ({', '.join(FILES)})"
             )
         try:
-            network = torchvision.models.get_model(self.model, weights=None if file else self.weights)
+            network: nn.Module = torchvision.models.get_model(self.model, weights=None if file else self.weights)
         except (OSError, RuntimeError) as error:
             raise ConfigError(f"backbone.weights is {self.weights!r}: cannot be fetched ({error})") from error
         drop_last(network)

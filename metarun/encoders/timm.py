@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun.config.errors import ConfigError, did_you_mean
 from metarun.config.registry import register
@@ -63,16 +63,15 @@ class Timm:
             raise ConfigError(f"encoder.path is {self.path}: there is no such file; null fetches the weights by name")
         size: dict[str, Any] = {"img_size": self.image_size} if self.image_size and "vit" in self.model else {}
         try:
-            network: nn.Module = timm.create_model(self.model, pretrained=self.path is None, **size)
+            network: Any = timm.create_model(self.model, pretrained=self.path is None, **size)
         except Exception as error:  # of the network, of the hub and of timm: a dozen kinds
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder.model is {self.model!r}: its weights cannot be fetched: {reason}; give a file as encoder.path"
             ) from error
-        last = network.pretrained_cfg["classifier"]
-        network.reset_classifier(0)  # type: ignore[operator]
+        last = network.pretrained_cfg["classifier"]  # its name, or those of several
+        network.reset_classifier(0)
         if self.path is not None:
-            fill(
-                network, "encoder.path", Path(self.path), self.model, without=(last,) if isinstance(last, str) else last
-            )
+            without = (last,) if isinstance(last, str) else last
+            fill(network, "encoder.path", Path(self.path), self.model, without=without)
         return network.eval().to(self.device)
