@@ -49,7 +49,8 @@ class AlphaTIM:
 
     def logits(self, weights: Tensor, z: Tensor) -> Tensor:
         """-tau / 2 |z - w_k|^2. [N, D], [n, D] -> [n, N]."""
-        return -self.temperature / 2 * (z[:, None] - weights).square().sum(-1)
+        halves = (weights.square().sum(-1) + z.square().sum(-1, keepdim=True)) / 2
+        return self.temperature * (z @ weights.T - halves)
 
     def entropy(self, p: Tensor) -> Tensor:
         """H_alpha(p) = (1 - sum_k p_k^alpha) / (alpha - 1), Shannon's at alpha = 1. [..., N] -> [...]."""

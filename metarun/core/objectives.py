@@ -19,7 +19,10 @@ Predict = Callable[[Theta, Any, Tensor], Tensor]  # theta, phi, x [n, *input] ->
 TOP = 5  # places of a ranking that nDCG looks at
 ANSWERS = "answers"  # beside the metrics of a tested task, and none itself
 ONE_BY_ONE = "one_by_one/"  # before the names of what is measured a second time
+KEPT = "kept/"  # before the names of what is kept beside the metrics of a tested task
+LOGITS, LABELS = f"{KEPT}logits", f"{KEPT}labels"  # of its queries
 _read_twice = ContextVar("_read_twice", default=False)
+_keep_logits = ContextVar("_keep_logits", default=False)
 
 
 def is_present(y: Tensor) -> Tensor:
@@ -119,9 +122,11 @@ def measure_density(means: Tensor, variances: Tensor, y: Tensor) -> Metrics:
 
 def measure_test(spec: TaskSpec, prediction: Tensor, y: Tensor) -> Metrics:
     """Measure a tested task: the headline metric and, where tasks share classes, the answers, [N, N]: how many queries
-    of the class in the row were taken for that in the column.
+    of the class in the row were taken for that in the column. Inside `keep_logits` of a classification also these.
     """
     found = measure(spec, prediction, y)
+    if _keep_logits.get() and spec.kind == "classification":
+        found |= {LOGITS: prediction, LABELS: y}
     if spec.kind != "classification" or spec.metric or spec.ways:
         return found
     taken = one_hot(prediction.argmax(-1), spec.output_size).to(prediction.dtype)
@@ -174,6 +179,16 @@ def read_twice() -> Iterator[None]:
         yield
     finally:
         _read_twice.reset(token)
+
+
+@contextmanager
+def keep_logits(kept: bool) -> Iterator[None]:
+    """Let tests inside also return the logits [n, N] and labels [n] of queries, if the method uses `measure_test`."""
+    token = _keep_logits.set(kept)
+    try:
+        yield
+    finally:
+        _keep_logits.reset(token)
 
 
 def predict_queries(

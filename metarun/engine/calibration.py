@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.core.batch import Execution
-from metarun.core.objectives import adapt_to, is_present, predict_queries
+from metarun.core.objectives import LABELS, LOGITS, adapt_to, is_present, predict_queries
 from metarun.core.types import Algorithm, Episode, Examples, FewShotAlgorithm, Metrics, TaskShape, TaskSpec, Theta
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.engine.distributed import Ranks
-from metarun.engine.evaluate import Model, Tester
+from metarun.engine.evaluate import Model, Scores, Tester
 
 LOW, HIGH, STEPS = 1e-3, 1e3, 121  # the temperatures that are tried, of equal ratios
 SHARE = 0.9  # of the queries whose class is to be in their set
@@ -38,7 +38,7 @@ class Answering:
     def task_metrics(self, theta: Theta, episode: Episode) -> Metrics:
         """The logits [n, N] of a task's queries, and the labels [n]."""
         logits = predict_queries(self.algo, theta, adapt_to(self.algo, theta, episode), episode)
-        return Answers(logits, episode.query.y)._asdict()
+        return {LOGITS: logits, LABELS: episode.query.y}
 
 
 def collect_answers(tester: Tester, models: Sequence[Model], execution: Execution, ranks: Ranks) -> Answers | None:
@@ -49,8 +49,14 @@ def collect_answers(tester: Tester, models: Sequence[Model], execution: Executio
     if len(models) > 1 or not isinstance(algo, FewShotAlgorithm) or tester.source.spec.kind != "classification":
         return None
     answering = replace(tester, algo=cast(Algorithm, Answering(algo)))
-    found = answering.score(models, tester.row.tasks, execution, ranks).per_task
-    answers = Answers(found["logits"].double(), found["y"])
+    return read_answers(answering.score(models, tester.row.tasks, execution, ranks), tester.row.tasks)
+
+
+def read_answers(scores: Scores, tasks: int) -> Answers | None:
+    """Return the answers to the first tasks that a test has kept; None where it has none, or they are not finite."""
+    if LOGITS not in scores.per_task:
+        return None
+    answers = Answers(scores.per_task[LOGITS][:tasks].double(), scores.per_task[LABELS][:tasks])
     return answers if bool(answers.logits.isfinite().all()) else None
 
 

@@ -18,7 +18,7 @@ from metarun.config.schema import EvalSettings, Settings, apply_data_changes, ap
 from metarun.core.batch import Execution, count_tasks, map_tasks, take
 from metarun.core.batch import split as split_tasks
 from metarun.core.norm import use_statistics
-from metarun.core.objectives import ANSWERS, read_twice
+from metarun.core.objectives import ANSWERS, keep_logits, read_twice
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import over_tasks
 from metarun.core.types import (
@@ -78,7 +78,10 @@ class Scores:
         """These tasks, and then the other's."""
         if not (self.per_task and other.per_task):
             return self if self.per_task else other
-        joined = {name: torch.cat([values, other.per_task[name]]) for name, values in self.per_task.items()}
+        joined = {  # what is kept of the first tasks alone ends with these
+            name: torch.cat([values, other.per_task[name]]) if name in other.per_task else values
+            for name, values in self.per_task.items()
+        }
         return Scores(joined, self.prints + other.prints)
 
     def summarise(self) -> dict[str, Any]:
@@ -168,10 +171,11 @@ class Tester:
         done: Scores = NOTHING,
         keep: Keep = forget,
         twice: bool = False,
+        answers: int = 0,
     ) -> Scores:
         """Score a trained model by the same `adapt` as in training; several models as an ensemble.
 
-        done, keep: see `evaluate`. twice: see `read_twice`.
+        done, keep, answers: see `evaluate`. twice: see `read_twice`.
         """
         members = [(self._with_statistics(model.statistics), model.theta) for model in models]
         algo, theta = members[0] if len(members) == 1 else (Ensemble(cast(Any, members), self.source.spec), {})
@@ -189,6 +193,7 @@ class Tester:
                 ranks=ranks,
                 done=done,
                 keep=keep,
+                answers=answers,
             )
 
     @property
@@ -249,12 +254,14 @@ def evaluate(
     ranks: Ranks = ALONE,
     done: Scores = NOTHING,
     keep: Keep = forget,
+    answers: int = 0,
 ) -> Scores:
     """Score `tasks` fixed tasks by the algorithm's own `task_metrics`. The ranks take turns at the blocks, and each
     returns all scores.
 
     The chunk size changes memory only. done: the scores of the first blocks, if they are known already, the same on
-    every rank. keep: gets the scores so far after each round of blocks.
+    every rank. keep: gets the scores so far after each round of blocks. answers: of so many first tasks, in whole
+    blocks, the logits are kept as well.
     """
 
     def score(block: Task) -> Scores:
@@ -269,9 +276,11 @@ def evaluate(
     first = len(done.prints)
     mine = draw_fixed_tasks(source, tasks, seed, split, first + ranks.rank, ranks.count)
     with tqdm(initial=done.tasks, total=tasks, desc=split, unit="task", disable=not progress, leave=False) as bar:
-        for _ in range(first, math.ceil(tasks / BLOCK), ranks.count):
+        for number in range(first, math.ceil(tasks / BLOCK), ranks.count):
             block = next(mine, None)
-            for scores in ranks.gather(score(block) if block else NOTHING):
+            with keep_logits((number + ranks.rank) * BLOCK < answers):
+                scored = score(block) if block else NOTHING
+            for scores in ranks.gather(scored):
                 done += scores
             keep(done)
     return done

@@ -17,6 +17,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.words import count, make_inert
 from metarun.core.files import open_bytes, write_text
 from metarun.datasets.preprocessing import Named
+from metarun.engine.calibration import Answers, measure_unknown
 from metarun.reports.gallery import draw_map, make_cards, to_images
 from metarun.reports.statistics import wilson_interval
 from metarun.reports.tables import Table
@@ -126,6 +127,19 @@ def describe_sets(sets: Sequence[Sequence[Any]], labels: Sequence[Any], classes:
     return f"sets of answers, meant to hold the class in 90 %, have {size:.2f} of {len(classes)} classes{share}"
 
 
+def describe_unknown(prediction: Prediction, labels: Sequence[Any]) -> str | None:
+    """Say how well the largest score tells queries of the classes from those with other labels; None without both."""
+    number = {str(name): i for i, name in enumerate(prediction.classes)}
+    labelled = [i for i, label in enumerate(labels) if label is not None]
+    y = torch.tensor([number.get(str(labels[i]), len(number)) for i in labelled])
+    known = int((y < len(number)).sum())
+    if known in (0, len(y)):
+        return None
+    area = float(measure_unknown(Answers(prediction.logits[labelled][None], y[None]))[0])
+    told = f"{count(known, 'query')} of the classes are told from {count(len(y) - known, 'query')} of others"
+    return f"AUROC {area:.4f} of the largest score, by which {told}"
+
+
 def _is_number(cell: str) -> bool:
     """Whether it is a number, or several."""
     try:
@@ -208,6 +222,8 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
     written = [request.to]
     if prediction.sets:
         yield describe_sets(prediction.sets, query.labels, prediction.classes)
+    if told := describe_unknown(prediction, query.labels):
+        yield told
     if judgement is not None:
         yield f"accuracy {judgement.summary}, of {count(int(judgement.confusion.sum()), 'query')} with a label"
         written += _draw_judgement(judgement, prediction, query, request.to)

@@ -23,6 +23,10 @@ ENCODED = (
     "experiment", "row", "dataset", "task", "result", "over classes", "mode", "classes seen in pre-training",
 )  # fmt: skip
 CLASS_HEADER = ("experiment", "row", "dataset", "tasks at chance", "least often told", "most often taken")
+DOUBT_HEADER = (
+    "experiment", "seed", "dataset", "sets meant to hold the class in 90 % hold it in", "over classes",
+    "classes in a set", "AUROC of unknown classes", "unknown classes in a task",
+)  # fmt: skip
 ROWS = {
     "test": "the run's own test; an experiment tests as the method's paper does",
     "20way": "the same model on tasks of 20 classes",
@@ -140,6 +144,12 @@ class Report:
         return [Section("Hardest classes", [Table(CLASS_HEADER, lines)])] if lines else []
 
     @cached_property
+    def doubt(self) -> list[Section]:
+        """How often sets of answers hold the true class, and how well unknown classes are told from known ones."""
+        lines = [line for run in self.runs if (line := _make_doubt_line(run))]
+        return [Section("Sets of answers, and unknown classes", [Table(DOUBT_HEADER, lines)])] if lines else []
+
+    @cached_property
     def robustness(self) -> list[Section]:
         """Methods ranked by what probes found; those of one kind of task together."""
         groups = has_probes(group_runs(self.runs), calibration=False)
@@ -248,6 +258,25 @@ def _make_class_line(cell: Cell) -> tuple[str, ...]:
     pairs = ((first, second, float(share)) for first, second, share in test.confused)
     confused = ", ".join(f"{first} for {second} {100 * share:.0f} %" for first, second, share in pairs)
     return cell.name, cell.row, cell.dataset, at_chance, hardest, confused
+
+
+def _make_doubt_line(run: Run) -> tuple[str, ...] | None:
+    """The entries of a run, in the order of DOUBT_HEADER; None if neither was measured."""
+    sets, unknown, accuracy = run.result.sets, run.result.unknown, metric("accuracy")
+    if sets is None and unknown is None:
+        return None
+    over = None if sets is None else sets.ci95_over_classes
+    half = "" if unknown is None or unknown.ci95 is None else f" ± {unknown.ci95:.4f}"
+    return (
+        run.name,
+        str(run.seed),
+        run.dataset,
+        "" if sets is None else accuracy.shown(sets.coverage, sets.ci95),
+        "" if over is None else f"± {_format_number(accuracy, over)}",
+        "" if sets is None else f"{sets.size:.2f} of {run.result.rows['test'].ways}",
+        "" if unknown is None else f"{unknown.auroc:.4f}{half}",
+        "" if unknown is None else str(unknown.classes),
+    )
 
 
 def _format_number(metric: Metric, value: float) -> str:

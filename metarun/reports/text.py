@@ -34,6 +34,7 @@ def to_markdown(report: Report) -> str:
                 *report.encoded,
                 *report.papers,
                 *report.hardest,
+                *report.doubt,
                 *report.robustness,
                 *report.calibration,
                 *report.steps,

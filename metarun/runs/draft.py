@@ -45,10 +45,14 @@ class Draft:
         return write
 
 
-def make_key(tester: Tester, models: Sequence[Model], plan: Plan, device: torch.device, twice: bool) -> str:
-    """Hash the models, the settings of the row, the data, what executes the test, and whether it reads twice."""
+def make_key(
+    tester: Tester, models: Sequence[Model], plan: Plan, device: torch.device, twice: bool, answers: int
+) -> str:
+    """Hash the models, the settings of the row, the data, what executes the test, whether it reads twice, and how many
+    answers it keeps.
+    """
     machine = device_name(device), find_versions()
-    asked = [asdict(tester.row), tester.dataset.identity(), plan.execution, machine, twice]
+    asked = [asdict(tester.row), tester.dataset.identity(), plan.execution, machine, twice, answers]
     digest = hashlib.sha256(json.dumps(asked, default=str).encode())
     for tensor in tree_leaves(models):
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())

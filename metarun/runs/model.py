@@ -5,6 +5,7 @@ No dataset has to be there.
 """
 
 import copy
+import math
 from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,12 @@ from metarun.datasets.sampling.episodes import draw_distinct
 from metarun.datasets.storage.tree import group
 from metarun.engine import checkpoint as checkpoints
 from metarun.engine.build import build_backbone, build_dataset, build_few_shot, has_fixed_ways
-from metarun.engine.calibration import choose_sets
+from metarun.engine.calibration import Answers, choose_sets, fit_temperature, fit_threshold
 from metarun.engine.evaluate import is_transductive, plan_rows
 from metarun.runs.folder import RunFolder
 from metarun.runs.result import Result
 
+MOST_LEFT_OUT, FEWEST_LEFT_OUT = 1000, 9  # examples of a support that are predicted from the others
 BATCH = 500  # inputs that pass the network together, if they do not depend on each other
 
 Label = Hashable
@@ -135,6 +137,7 @@ class Model:
     backbone: Backbone
     temperature: float | None = None  # that logits are divided by, fitted on validation tasks at the run's end
     threshold: float | None = None  # the probability from which on a class is in a set of answers, fitted likewise
+    leaves_out: bool = False  # no run has fitted these: they are fitted to each support
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.spec.input_shape))
@@ -192,6 +195,8 @@ class Model:
         unused = 0 if self.spec.ways else spec.output_size - len(classes)
         same = row == self._row(per_query=True)  # they are fitted for this form alone
         fitted = (self.temperature, self.threshold) if same else (None, None)
+        if self.leaves_out:
+            fitted = self._fit_to_support(row, spec, examples)
         return Classifier(classes, columns, self.read, self._learn(row, spec, examples), unused, *fitted)
 
     def read(self, x: Given) -> Named:
@@ -296,6 +301,27 @@ class Model:
 
         return predict
 
+    def _fit_to_support(
+        self, row: EvalSettings, spec: TaskSpec, support: Examples
+    ) -> tuple[float | None, float | None]:
+        """The temperature and the threshold of sets of answers, if queries are drawn as the support is: each example of
+        it is predicted from all others, or MOST_LEFT_OUT are. No threshold of fewer than 9, whose sets would be whole.
+        """
+        algo = build_few_shot(row.algo, self._build_backbone(row), spec, trained=self.spec)
+        numbers = torch.arange(len(support.y), device=support.y.device)
+        others_there = (support.y.bincount()[support.y] > 1).nonzero()[:, 0]
+        chosen = others_there[:: math.ceil(len(others_there) / MOST_LEFT_OUT) or 1]
+        found = []
+        with torch.no_grad(), one_by_one():
+            for i in chosen:
+                task = Episode(*(Examples(*(part[kept] for part in support)) for kept in (numbers != i, numbers == i)))
+                found.append(predict_queries(algo, self.theta, adapt_to(algo, self.theta, task), task).cpu())
+        if len(found) < FEWEST_LEFT_OUT:
+            return None, None
+        answers = Answers(torch.cat(found)[None].double(), support.y[chosen].cpu()[None])
+        temperature = fit_temperature(answers)
+        return temperature, fit_threshold(answers, temperature or 1.0)
+
     def _read(self, items: Items) -> Tensor:
         """Inputs on the device. Raises ConfigError if they do not have the network's shape."""
         x, wanted = self.preprocessing(items), self.spec.input_shape
@@ -368,6 +394,7 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         template = {name: None if name == "weights" else value for name, value in settings.backbone.items()}
         backbone: Backbone = build("backbone", template, input_shape=spec.input_shape)  # fetches no trained weights
         backbone.load_state_dict(tensors["buffers"], strict=False)
+    temperature, threshold = find_fitted(file)
     return Model(
         settings=settings,
         dataset=facts["choices"].get("dataset", ""),
@@ -378,7 +405,8 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
         theta=tensors["theta"],
         statistics=tensors["statistics"],
         backbone=backbone.to(place),
-        **find_fitted(file),
+        temperature=temperature,
+        threshold=threshold,
     )
 
 
@@ -398,17 +426,17 @@ def build_untrained(settings: Settings) -> Model:
         raise ConfigError(
             f"algo={settings.algo['name']} with backbone={settings.backbone['name']} must be trained first"
         )
-    return Model(settings, "", spec, preprocessing, 0, device, theta, {}, backbone)
+    return Model(settings, "", spec, preprocessing, 0, device, theta, {}, backbone, leaves_out=True)
 
 
-def find_fitted(checkpoint: Path) -> dict[str, float | None]:
+def find_fitted(checkpoint: Path) -> tuple[float | None, float | None]:
     """Temperature and threshold in the result of the run that the checkpoint lies in, if it is what was tested."""
     folder = RunFolder(checkpoint.parent.parent)
     result = folder.result() if (folder.path / "result.json").is_file() else None
     tested = result and folder.checkpoint(result.checkpoint.name)
     if result is None or tested != checkpoint:
-        return {}
-    return {"temperature": result.temperature, "threshold": result.sets.threshold if result.sets else None}
+        return None, None
+    return result.temperature, result.sets.threshold if result.sets else None
 
 
 def _sort(labels: Sequence[Any]) -> list[Label]:

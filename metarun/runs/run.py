@@ -29,7 +29,7 @@ from metarun.runs.artifacts import describe_result, describe_start, draw_curves
 from metarun.runs.folder import RunFolder
 from metarun.runs.log import log_to, say, speak
 from metarun.runs.result import Checkpoint, Evaluation, Result, Training, Validation
-from metarun.runs.scoring import check_ensemble, load_models, measure_doubt, score_rows
+from metarun.runs.scoring import check_ensemble, load_models, score_models
 from metarun.runs.session import train_run
 from metarun.runs.warnings import find_warnings, read_last_loss
 from metarun.runs.weights import OTHER_RUN, check_files, check_weights, hash_files
@@ -183,8 +183,8 @@ def train_and_test(experiment: Experiment, folder: RunFolder, config: dict[str, 
     progress = train_run(experiment, folder, about, ranks)
     models, facts = load_models(experiment, folder, ranks)
     plan = Plan(**facts[-1]["progress"]["plan"])
-    rows = score_rows(experiment, models, plan, folder, ranks)
-    headline, doubt = headline_metric(experiment.source.spec), measure_doubt(experiment, models, plan, ranks)
+    rows, doubt = score_models(experiment, models, plan, folder, ranks)
+    headline = headline_metric(experiment.source.spec)
     result = Result(
         temperature=doubt.temperature,
         sets=doubt.sets,
@@ -291,9 +291,12 @@ def test_again(settings: Settings, folder: RunFolder, config: dict[str, Any], ch
         if not any(change.startswith("dataset.") for change in changes):
             check_data(folder, facts[-1]["dataset"], experiment.dataset, "name what to test on by dataset.path=...")
         with beside.lock():
-            rows = score_rows(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
+            rows, doubt = score_models(experiment, models, Plan(**facts[-1]["progress"]["plan"]), beside, ranks)
             headline = headline_metric(spec)
             test = Evaluation(
+                temperature=doubt.temperature,
+                sets=doubt.sets,
+                unknown=doubt.unknown,
                 headline=headline,
                 kind=spec.kind,
                 rows=rows,

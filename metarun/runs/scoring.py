@@ -10,18 +10,21 @@ from torch import Tensor
 
 from metarun.config.errors import ConfigError
 from metarun.config.registry import declaration, metric
+from metarun.config.schema import EvalSettings
 from metarun.config.words import count
-from metarun.core.objectives import ANSWERS, ONE_BY_ONE, headline_metric
+from metarun.core.objectives import ANSWERS, KEPT, ONE_BY_ONE, headline_metric
 from metarun.core.statistics import Estimate, over_classes, over_tasks
 from metarun.engine.baselines import Baselines, list_baselines
 from metarun.engine.build import Experiment
 from metarun.engine.calibration import (
+    Answers,
     collect_answers,
     fit_temperature,
     fit_threshold,
     measure_sets,
     measure_unknown,
     open_tasks,
+    read_answers,
 )
 from metarun.engine.distributed import Ranks
 from metarun.engine.evaluate import NOTHING, Model, Scores, Tester, forget, is_transductive
@@ -115,24 +118,37 @@ def plan_tests(experiment: Experiment, models: list[Model]) -> Iterator[tuple[st
             say.info("no row %s: %s", name, reason)
 
 
+def score_models(
+    experiment: Experiment, models: list[Model], plan: Plan, folder: RunFolder | None, ranks: Ranks
+) -> tuple[dict[str, Row], Doubt]:
+    """Test the models on every row of the result, and measure what their scores are worth."""
+    rows, answers = score_rows(experiment, models, plan, folder, ranks)
+    return rows, measure_doubt(experiment, models, plan, ranks, answers)
+
+
 def score_rows(
     experiment: Experiment, models: list[Model], plan: Plan, folder: RunFolder | None, ranks: Ranks
-) -> dict[str, Row]:
-    """Test the models on every row of the result; untrained weights and baselines on some tasks of the first.
+) -> tuple[dict[str, Row], Answers | None]:
+    """Test the models on every row of the result; untrained weights and baselines on some tasks of the first. Returns
+    the rows, and a single model's answers to the tasks that `measure_doubt` looks at, as far as its method gives them.
 
     Writes the scores into the folder, if there is one. Tasks are executed as in training. Several models are tested as
     an ensemble, and its rows say so. An inductive row that differs from another in how queries are read alone is
     measured with it, after the same adaptation, and has no `seconds` of its own.
     """
-    rows, measured = {}, dict[str, Scores]()
-    planned = experiment.plan_rows()
+    rows, measured, answers = {}, dict[str, Scores](), None
+    planned, (doubted, looked_at) = experiment.plan_rows(), plan_doubt(experiment)
     for name, tester, members in plan_tests(experiment, models):
         row, inductive = tester.row, f"{name}_inductive"
         scores, seconds = measured.get(name, NOTHING), None
         if not scores.tasks:
             twice = inductive in planned and planned[inductive].algo == {**row.algo, "norm": "per_query"}
-            both, seconds = score_row(experiment, tester, name, members, plan, folder, ranks, twice)
+            kept = looked_at.tasks if len(models) == 1 and doubted in (name, inductive if twice else name) else 0
+            both, seconds = score_row(experiment, tester, name, members, plan, folder, ranks, twice, kept)
             scores, measured[inductive] = both.part(ONE_BY_ONE, False), both.part(ONE_BY_ONE, True)
+        if name == doubted:
+            answers = read_answers(scores, looked_at.tasks)
+        scores = scores.part(KEPT, False)
         pairs = count_pairs(scores, classes := tester.draw_classes(row.tasks))
         if folder:
             write_scores(folder.path / "scores" / f"{name}.csv", scores, classes)
@@ -148,7 +164,7 @@ def score_rows(
         draw_vectors(folder.path / "scores", rows)
         for best in declaration("dataset", experiment.settings.dataset["name"]).traits.rules[:1]:
             draw_regret(folder.path / "scores", rows, best)
-    return rows
+    return rows, answers
 
 
 def score_row(
@@ -160,11 +176,13 @@ def score_row(
     folder: RunFolder | None,
     ranks: Ranks,
     twice: bool,
+    answers: int,
 ) -> tuple[Scores, float]:
     """Return the scores of a row and the seconds they took. A test that was stopped goes on after the tasks that its
     draft holds.
     """
-    draft = Draft(folder.draft(name), make_key(tester, models, plan, experiment.device, twice)) if folder else None
+    key = make_key(tester, models, plan, experiment.device, twice, answers)
+    draft = Draft(folder.draft(name), key) if folder else None
     done, before = ranks.broadcast(draft.read() if draft else (NOTHING, 0.0))
     started = time.perf_counter() - before
     if folder:
@@ -172,7 +190,7 @@ def score_row(
         say.info("testing %s: %s", tested, count(tester.row.tasks, "task"))
     keep = draft.follow(started) if draft else forget
     execution = "loop" if name in BASELINES else plan.execution  # a forest is grown outside of PyTorch
-    scores = tester.score(models, tester.row.tasks, execution, ranks, done, keep, twice)
+    scores = tester.score(models, tester.row.tasks, execution, ranks, done, keep, twice, answers)
     return scores, round(time.perf_counter() - started, 1)
 
 
@@ -199,21 +217,34 @@ def describe_row(tester: Tester, scores: Scores, classes: Tensor | None, pairs: 
     )
 
 
-def measure_doubt(experiment: Experiment, models: list[Model], plan: Plan, ranks: Ranks) -> Doubt:
+def plan_doubt(experiment: Experiment) -> tuple[str, EvalSettings]:
+    """The row that predicts as `metarun predict` does, with as many tasks as validation has, if there are."""
+    rows = experiment.plan_rows()
+    name = "test_inductive" if "test_inductive" in rows else "test"
+    return name, replace(rows[name], tasks=min(rows[name].tasks, experiment.settings.eval.val_tasks))
+
+
+def measure_doubt(
+    experiment: Experiment, models: list[Model], plan: Plan, ranks: Ranks, answers: Answers | None
+) -> Doubt:
     """Measure what a single model's scores are worth, as `metarun predict` adapts it: fit a temperature and sets of
     answers on the validation tasks, and look at both, and at queries of unknown classes, on as many test tasks.
+
+    answers: to the test tasks, from the test itself; where it has not kept them, they are asked for again.
     """
-    rows = experiment.plan_rows()
-    row = rows.get("test_inductive", rows["test"])
-    row = replace(row, tasks=min(row.tasks, experiment.settings.eval.val_tasks))
-    validation = replace(row, tasks=experiment.settings.eval.val_tasks)
-    fitted = collect_answers(experiment.build_tester(validation, "val"), models, plan.execution, ranks)
+    _, row = plan_doubt(experiment)
+    try:
+        validation = experiment.build_tester(replace(row, tasks=experiment.settings.eval.val_tasks), "val")
+    except ConfigError as reason:  # for example more ways, in a later test, than there are validation classes
+        say.info("no sets of answers: %s", reason)
+        return Doubt()
+    fitted = collect_answers(validation, models, plan.execution, ranks)
     temperature = fitted and fit_temperature(fitted)
     if fitted is None or temperature is None:
         return Doubt()
     tester = experiment.build_tester(row, "test")
-    answers, sets, unknown = collect_answers(tester, models, plan.execution, ranks), None, None
-    if answers:
+    sets = unknown = None
+    if answers := answers or collect_answers(tester, models, plan.execution, ranks):
         threshold, classes = fit_threshold(fitted, temperature), tester.draw_classes(row.tasks)
         held, size = measure_sets(answers, temperature, threshold)
         over = None if classes is None else over_classes(held.numpy(), classes[: len(held)].numpy())

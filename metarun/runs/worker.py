@@ -12,7 +12,7 @@ from metarun.engine.build import Experiment
 from metarun.engine.distributed import Ranks, count_workers, is_lost, join_ranks, start_ranks
 from metarun.engine.plan import Plan
 from metarun.engine.process import prepare_cpu
-from metarun.runs.scoring import load_models, measure_doubt, score_rows
+from metarun.runs.scoring import load_models, score_models
 from metarun.runs.session import train_run
 
 Job = Literal["train", "test"]
@@ -45,6 +45,4 @@ def follow(settings: Settings, ranks: Ranks, job: Job) -> None:
             train_run(experiment, None, {}, ranks)
         models, facts = load_models(experiment, None, ranks)
         plan = Plan(**facts[-1]["progress"]["plan"])
-        score_rows(experiment, models, plan, None, ranks)
-        if job == "train":
-            measure_doubt(experiment, models, plan, ranks)
+        score_models(experiment, models, plan, None, ranks)

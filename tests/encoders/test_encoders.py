@@ -1,5 +1,6 @@
 """Each encoder beside a slow or an independent form of it; those whose packages are not installed are skipped."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from metarun.encoders.timm import Timm
 from metarun.encoders.torchvision import TorchVision
 from metarun.encoders.transformers import Transformers
 from metarun.encoders.wordllama import WordLlama
+from metarun.engine.calibration import Answers, fit_temperature, fit_threshold
+from metarun.runs.model import Classifier, build_untrained
 
 CPU = torch.device("cpu")
 
@@ -188,6 +191,29 @@ def test_an_encoder_is_suggested_for_own_pictures_if_it_is_installed(
     assert "metarun predict --encoder efficientnet_lite0 SUPPORT QUERY" in str(suggest_encoder(own))
     for words in (["dataset=glyphs"], ["dataset=folder", "dataset.path=birds", "encoder=efficientnet_lite0"]):
         assert suggest_encoder(load_settings(resolve(compose(words)))) is None
+
+
+def test_without_a_run_sets_are_fitted_by_leaving_examples_of_the_support_out() -> None:
+    skip_without("morgan")
+    words = ["encoder=morgan", "dataset=texts", "algo=protonet", "backbone=raw", "device=cpu"]
+    model = build_untrained(load_settings(resolve(compose(words))))
+    x = [f"C{'C' * i}{end}" for i in range(5) for end in ("O", "N", "(=O)OC")] + ["c1ccccc1"]
+    y = [1, *[0, 1, 2] * 4, 0, 2, 3]  # two are of another kind; the last is alone in its class, and cannot be left out
+    logits = []
+    for i in range(15):
+        alone = replace(model, leaves_out=False).adapt((x[:i] + x[i + 1 :], y[:i] + y[i + 1 :]))
+        assert isinstance(alone, Classifier)
+        assert alone.threshold is None
+        logits.append(alone.predict(x[i : i + 1]).logits)
+    order = [i for label in range(3) for i in range(15) if y[i] == label]  # class by class
+    answers = Answers(torch.cat(logits)[order][None].double(), torch.tensor(y)[order][None])
+    found = model.adapt((x, y))
+    assert isinstance(found, Classifier)
+    assert found.temperature == pytest.approx(fit_temperature(answers), rel=1e-3)
+    assert found.threshold == pytest.approx(fit_threshold(answers, found.temperature or 1.0), rel=1e-3)
+    few = model.adapt((x[:8], y[:8]))
+    assert isinstance(few, Classifier)
+    assert few.threshold is None
 
 
 def test_timms_networks_take_weights_of_a_local_file(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.config.schema import EvalSettings
+from metarun.core.objectives import LABELS, LOGITS
 from metarun.core.seeding import generator_for
 from metarun.core.types import Dataset, Episode, Examples, TaskShape
 from metarun.datasets.sampling.episodes import EpisodeSampler
@@ -66,8 +67,8 @@ def test_answers_of_a_task_are_its_predictions() -> None:
     with torch.no_grad():
         found = Answering(algo).task_metrics(theta, episode)
         logits = algo.predict(theta, algo.adapt(theta, episode.support), episode.query.x)
-    torch.testing.assert_close(found["logits"], logits)
-    assert found["y"].tolist() == [2, 2, 1, 1, 0, 0]
+    torch.testing.assert_close(found[LOGITS], logits)
+    assert found[LABELS].tolist() == [2, 2, 1, 1, 0, 0]
 
 
 def of_probabilities(truth: list[float]) -> Answers:

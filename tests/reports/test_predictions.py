@@ -54,6 +54,15 @@ def test_queries_with_the_label_of_a_class_are_judged() -> None:
     assert predictions.judge(PREDICTION, [None, "wasp", *[None] * 4]) is None
 
 
+def test_queries_of_other_classes_are_told_by_the_largest_score() -> None:
+    """The largest logits of two of other classes are 4 and 5, of three of the classes 3, 2 and 9: 2 pairs of 6."""
+    told = predictions.describe_unknown(PREDICTION, ["wasp", "bee", "wasp", None, "bee", "bee"])
+    assert told is not None
+    assert told.startswith("AUROC 0.3333 of the largest score, by which 3 queries of the classes are told from 2 ")
+    assert predictions.describe_unknown(PREDICTION, [None, "wasp", *[None] * 4]) is None
+    assert predictions.describe_unknown(PREDICTION, ["ant"] * 6) is None
+
+
 @pytest.mark.parametrize("whole", [12, 60])
 def test_wilsons_interval_covers(whole: int) -> None:
     """Over all probabilities, the mean chance that the interval of what is seen holds the probability is 95 %."""

@@ -88,6 +88,17 @@ def test_the_number_of_test_classes_stands_beside_the_result(pool: dict[str, Any
     assert Report(read_runs([tmp_path])).overview.rows[0][HEADER.index("over classes")] == shown
 
 
+def test_sets_of_answers_and_unknown_classes_have_a_table(tmp_path: Path) -> None:
+    doubt = {"threshold": 0.2, "coverage": 0.9, "ci95": 0.01, "ci95_over_classes": 0.02, "size": 1.5, "tasks": 600}
+    unknown = {"auroc": 0.8, "ci95": 0.0125, "classes": 4, "tasks": 600}
+    write_run(tmp_path, omniglot_result() | {"sets": doubt, "unknown": unknown}, "[]")
+    (section,) = Report(read_runs([tmp_path])).doubt
+    (line,) = section.tables[0].rows
+    assert line[1:] == (
+        "1", "omniglot", "90.00 ± 1.00 %", "± 2.00", "1.50 of 5", "0.8000 ± 0.0125", "4",
+    )  # fmt: skip
+
+
 def test_over_classes_is_about_the_mean_over_seeds(tmp_path: Path) -> None:
     """Two seeds on the same tasks: their interval is that of the tasks' means, not the widest."""
     rng = np.random.default_rng(0)
