@@ -5,6 +5,7 @@ import importlib.util
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from metarun.config.errors import ConfigError
 
@@ -26,6 +27,14 @@ def find_packaged(encoder: str, package: str, name: str, sha256: str) -> Path:
 def hash_file(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def hash_weights(network: nn.Module) -> str:
+    """A hash of the names and values of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def scale_to_unit(features: torch.Tensor, wanted: bool) -> torch.Tensor:

@@ -4,7 +4,6 @@ part of CLIP's are among them (`vit_small_patch14_dinov2`, `vit_base_patch16_cli
 Wightman 2019, https://github.com/huggingface/pytorch-image-models (Apache 2.0); weights have licences of their own.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import EncoderTraits
 from metarun.core.weight_files import fill
-from metarun.encoders.files import scale_to_unit
+from metarun.encoders.files import hash_weights, scale_to_unit
 from metarun.encoders.pictures import encode_pictures
 
 
@@ -45,11 +44,8 @@ class Timm:
         return scale_to_unit(encode_pictures(self._network, items, *form, self.device), self.unit_length)
 
     def identity(self) -> dict[str, Any]:
-        digest = hashlib.sha256()
-        for name, value in sorted(self._network.state_dict().items()):
-            digest.update(name.encode() + value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         form = {"image_size": self.image_size, "unit_length": self.unit_length}
-        return {"model": self.model, "weights": digest.hexdigest(), **form}
+        return {"model": self.model, "weights": hash_weights(self._network), **form}
 
     @cached_property
     def _network(self) -> Any:

@@ -51,11 +51,13 @@ ACTING = [  # which need one another: tests/runs/test_control.py runs them
 TOGETHER = {  # what an option needs beside it
     "backbone=ngram": "dataset=clinc150",
     **{f"encoder={name}": "dataset=clinc150" for name in ("minilm", "wordllama", "transformers")},
-    **{f"encoder={name}": "dataset=folder" for name in ("efficientnet_lite0", "timm")},
+    **{f"encoder={name}": "dataset=folder" for name in ("efficientnet_lite0", "timm", "open_clip")},
     "encoder=morgan": "dataset=fs_mol",
 }
 ALONE = (
-    *(f"encoder={name}" for name in ("morgan", "torchvision", "timm", "transformers")),  # want molecules, or weights
+    *(
+        f"encoder={name}" for name in ("morgan", "torchvision", "timm", "open_clip", "transformers")
+    ),  # want molecules, or weights
     "dataset=emnist",  # has no training classes: test_experiments.py
 )
 PACKAGES = {

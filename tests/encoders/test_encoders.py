@@ -1,5 +1,6 @@
 """Each encoder beside a slow or an independent form of it; those whose packages are not installed are skipped."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, 
 from metarun.encoders.files import find_packaged
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
 from metarun.encoders.morgan import Morgan
+from metarun.encoders.open_clip import OpenClip
 from metarun.encoders.timm import Timm
 from metarun.encoders.torchvision import TorchVision
 from metarun.encoders.transformers import Transformers
@@ -261,6 +263,62 @@ def test_what_timm_cannot_build_is_one_line(
     with pytest.raises(ConfigError, match=message) as caught:
         Timm(model, path, None, True, CPU).encode(torch.rand(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def tiny_clip(tmp_path: Path) -> Any:
+    """A network of open_clip under the name `tiny`, whose weights are in w.pth."""
+    skip_without("open_clip")
+    import open_clip
+
+    vision = {"image_size": 16, "layers": 1, "width": 16, "head_width": 8, "patch_size": 8}
+    text = {"context_length": 4, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
+    form = tmp_path / "tiny.json"
+    form.write_text(json.dumps({"embed_dim": 6, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(form)
+    network = open_clip.create_model("tiny").eval()
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    return network
+
+
+def test_open_clips_networks_take_weights_of_a_local_file(tiny_clip: Any, tmp_path: Path) -> None:
+    encoder = OpenClip("tiny", "none", str(tmp_path / "w.pth"), None, True, CPU)
+    pictures = torch.rand(2, 3, 16, 16)
+    mean, std = torch.tensor(tiny_clip.visual.image_mean), torch.tensor(tiny_clip.visual.image_std)
+    with torch.no_grad():
+        theirs = tiny_clip.encode_image((pictures - mean.view(3, 1, 1)) / std.view(3, 1, 1), normalize=True)
+    torch.testing.assert_close(encoder.encode(pictures), theirs)
+    assert encoder.size == 6
+    assert torch.equal(encoder.encode(pictures[1:])[0], encoder.encode(pictures)[1])
+    assert encoder.encode(torch.rand(1, 1, 9, 9)).shape == (1, 6)
+
+
+@pytest.mark.parametrize(
+    ("model", "weights", "path", "message"),
+    [
+        (
+            "tinny",
+            "none",
+            "w.pth",
+            r"encoder\.model is 'tinny': it must be a network of open_clip's \(did you mean tiny",
+        ),
+        ("ViT-S-32", "none", "w.pth", r"encoder\.path is w\.pth: its weights are not those of ViT-S-32: it lacks tr"),
+        ("RN50", "opnai", None, r"encoder\.weights is 'opnai': for RN50 choose from openai, yfcc15m, .*encoder\.path"),
+        ("RN50", "cc12m", None, r"encoder\.weights is 'cc12m': they cannot be fetched: .*give a file as encoder\.path"),
+    ],
+)
+def test_what_open_clip_cannot_build_is_one_line(
+    tiny_clip: Any, model: str, weights: str, path: str | None, message: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message) as caught:
+        OpenClip(model, weights, path, None, True, CPU).encode(torch.rand(1, 3, 8, 8))
+    assert "\n" not in str(caught.value)
+    assert not caplog.records
 
 
 @pytest.mark.integration
