@@ -41,7 +41,8 @@ TINY_BACKBONES = {
 @pytest.mark.integration
 @pytest.mark.parametrize("name", [name for name in describe_options("algo") if name != "rule"])  # which learns nothing
 def test_every_method_passes(place: Path, name: str) -> None:
-    check_algorithm(name, *(["algo.steps=5"] if name == "alpha_tim" else []))  # 1000 steps of gradient take minutes
+    steps = {"alpha_tim": 5, "linear_probe": 2, "quadratic_probe": 2}  # gradient steps by the dozen take minutes
+    check_algorithm(name, *([f"algo.steps={steps[name]}"] if name in steps else []))
 
 
 @pytest.mark.parametrize("name", [name for name in TINY_BACKBONES if name != "torchvision"])  # seconds of float64

@@ -14,20 +14,16 @@ paper trains a classifier of all training classes. It can also be trained itself
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core.features import find_directions
-from metarun.core.inner import draw_networks
+from metarun.core.inner import descend_by_adam, draw_networks
 from metarun.core.objectives import class_means, episode_loss, episode_metrics
 from metarun.core.types import Backbone, Episode, Examples, Metrics, TaskSpec, Theta
-
-BETA1, BETA2, EPS = 0.9, 0.999, 1e-8  # of Adam
 
 
 @register("algo", "alpha_tim", Traits(kinds=("classification",), sees_queries=True))
@@ -70,16 +66,8 @@ class AlphaTIM:
             p = self.logits(weights, seen).softmax(-1)
             return of_support - self.entropy(p.mean(0)) + self.entropy(p).mean()
 
-        weights = class_means(z, y, self.spec.output_size)
-        first, second = torch.zeros_like(weights), torch.zeros_like(weights)
-        for step in range(1, self.steps + 1):
-            gradient = grad(loss)(weights)
-            first = BETA1 * first + (1 - BETA1) * gradient
-            second = BETA2 * second + (1 - BETA2) * gradient.square()
-            known = torch.where(second > 0, second, 1.0)  # a feature that is 0 everywhere: the root has no slope at 0
-            scale = (known / (1 - BETA2**step)).sqrt() + EPS
-            weights = weights - self.lr * first / (1 - BETA1**step) / scale
-        return weights
+        start = {"weights": class_means(z, y, self.spec.output_size)}
+        return descend_by_adam(lambda phi: loss(phi["weights"]), start, self.lr, self.steps)["weights"]
 
     def predict(self, theta: Theta, phi: Tensor, x: Tensor) -> Tensor:
         """x: [n, *input] -> logits [n, N]."""

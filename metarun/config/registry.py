@@ -39,7 +39,7 @@ GROUPS = (
 )  # those that a configuration chooses from
 LISTED = ("algo", "dataset", "backbone", "encoder", "probe", "experiment")  # by `metarun list`
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "Any": Any}
-RANGES = ("Count", "Whole", "Positive", "NonNegative", "Fraction", "Seed", "Norm")
+RANGES = ("Count", "Whole", "Positive", "NonNegative", "Share", "Fraction", "Seed", "Norm")
 VOCABULARY = SCALARS | {name: getattr(schema, name) for name in RANGES}
 WIRING = (  # what the wiring gives
     "Backbone", "TaskSpec", "World", "Path", "nn.Linear", "torch.device", "tuple[int, ...]",

@@ -32,6 +32,7 @@ Whole = Annotated[int, Range(0)]
 Seed = Annotated[int, Range(0, high=2**63 - 1)]  # what PyTorch's generators take
 Positive = Annotated[float, Range(0, open=True)]
 NonNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, open=True, high=1)]
 Fraction = Annotated[float, Range(0, high=1)]
 Norm = Literal["batch", "running", "per_query"]
 

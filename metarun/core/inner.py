@@ -163,6 +163,23 @@ def unroll(
         yield phi
 
 
+def descend_by_adam(loss: Callable[[Params], Tensor], params: Params, lr: float, steps: int) -> Params:
+    """Take `steps` steps of Adam, with PyTorch's constants; differentiable."""
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+    first = second = {name: torch.zeros_like(p) for name, p in params.items()}
+    for step in range(1, steps + 1):
+        gradient = grad(loss)(params)
+        first = {name: beta1 * m + (1 - beta1) * gradient[name] for name, m in first.items()}
+        second = {name: beta2 * v + (1 - beta2) * gradient[name].square() for name, v in second.items()}
+        stepped = {}
+        for name, p in params.items():
+            known = torch.where(second[name] > 0, second[name], 1.0)  # no gradient so far: the root has no slope at 0
+            scale = (known / (1 - beta2**step)).sqrt() + eps
+            stepped[name] = p - lr * first[name] / (1 - beta1**step) / scale
+        params = stepped
+    return params
+
+
 def last(states: Iterator[Theta]) -> Theta:
     """The final state of a trajectory."""
     return deque(states, maxlen=1)[0]

@@ -41,7 +41,7 @@ def solve(matrix: Tensor, penalty: Tensor | float, right: Tensor) -> Tensor:
     return solution
 
 
-def factorise(covariance: Tensor, noise: Tensor) -> Tensor:
+def factorise(covariance: Tensor, noise: Tensor | float) -> Tensor:
     """L, lower triangular, of covariance + noise I = L L^T, at least in float32, also under autocast. [n, n] -> [n, n].
 
     nan where that matrix is not positive definite: the check that raises an error waits for the device.

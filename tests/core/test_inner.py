@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import Tensor
 
 from metarun.config.registry import build
-from metarun.core.inner import draw_networks, inner_step, last, unroll
+from metarun.core.inner import descend_by_adam, draw_networks, inner_step, last, unroll
+from metarun.core.types import Params
 
 
 def test_meta_gradient_of_a_quadratic_matches_the_hand_derivation() -> None:
@@ -42,6 +44,24 @@ def test_a_quadratic_contracts_by_a_known_factor_at_every_step() -> None:
     phi = {"net": {"w": torch.tensor(3.0, dtype=torch.float64)}}
     states = list(unroll(lambda phi: 2.0 * (phi["net"]["w"] - 1) ** 2, phi, lr=0.05, steps=4))
     assert [state["net"]["w"].item() for state in states] == pytest.approx([1 + 0.8**j * 2 for j in range(5)])
+
+
+def test_steps_of_adam_are_pytorchs() -> None:
+    w = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
+    b = torch.tensor(0.3, dtype=torch.float64)
+
+    def loss(phi: Params) -> Tensor:
+        return ((phi["w"] - 3).square() * phi["w"].new_tensor([1.0, 5.0, 0.0])).sum() * phi["b"].exp()
+
+    found = descend_by_adam(loss, {"w": w, "b": b}, lr=0.1, steps=7)
+    params = {"w": w.clone().requires_grad_(), "b": b.clone().requires_grad_()}
+    optimizer = torch.optim.Adam(params.values(), lr=0.1)
+    for _ in range(7):
+        optimizer.zero_grad()
+        loss(params).backward()
+        optimizer.step()
+    for name, p in params.items():
+        torch.testing.assert_close(found[name], p.detach(), rtol=1e-9, atol=0)
 
 
 def test_zero_steps_leave_the_initialisation() -> None:
