@@ -63,14 +63,17 @@ def read_answers(scores: Scores, tasks: int) -> Answers | None:
 # the temperature -----------------------------------------------------------------------------------------------------
 
 
-def fit_temperature(answers: Answers) -> float | None:
+def fit_temperature(answers: Answers, cautious: bool = False) -> float | None:
     """Return the one number of least cross-entropy by which logits are divided; it changes no decision.
 
     Guo et al. 2017, "On Calibration of Modern Neural Networks", https://arxiv.org/abs/1706.04599, section 4.2. None if
-    there is none, as where all answers are right.
+    there is none, as where all answers are right, unless it is `cautious`: then each of n labels counts as true with
+    the probability (n + 1) / (n + 2), as in Platt 1999, "Probabilistic outputs for support vector machines".
     """
     logits, y = answers.logits.flatten(0, 1), answers.y.flatten()
-    return minimise(torch.stack([F.cross_entropy(logits / t, y) for t in temperatures()]))
+    ways = logits.shape[-1]
+    doubt = ways / (ways - 1) / (len(y) + 2) if cautious else 0.0  # spread over all classes, the true one too
+    return minimise(torch.stack([F.cross_entropy(logits / t, y, label_smoothing=doubt) for t in temperatures()]))
 
 
 def temperatures() -> list[float]:

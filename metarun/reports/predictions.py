@@ -213,7 +213,7 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
     top = request.top and min(request.top, len(prediction.classes))
     about = (
         f"{count(len(query.names), 'query')}, {count(len(classifier.classes), 'class')} from "
-        f"{count(len(support.names), 'example')}, by {model.algo} after {count(model.step, 'step')}"
+        f"{count(len(support.names), 'example')}, by {_describe_origin(model)}"
     )
     yield about
     if classifier.unused:
@@ -233,6 +233,13 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
         write_text(request.page, _to_html(model, support, query, prediction, judgement, about))
         written.append(request.page)
     yield f"wrote {', '.join(map(str, written))}"
+
+
+def _describe_origin(model: Model) -> str:
+    """The method, and how it came to be: "maml after 300 steps", "protonet on features of morgan"."""
+    encoder = (model.settings.encoder or {}).get("name")
+    trained = f" after {count(model.step, 'step')}" if model.step or not encoder else ""
+    return model.algo + trained + (f" on features of {encoder}" if encoder else "")
 
 
 def write_values(regressor: Regressor, query: Named, request: Request) -> Iterator[str]:
@@ -319,7 +326,7 @@ def embed_inputs(model: Model, inputs: Named, to: Path, page: Path | None) -> It
             render(
                 "predictions.html.jinja",
                 heading="Embeddings",
-                summary=f"{count(number, 'input')}, embedded by {model.algo} after {count(model.step, 'step')}",
+                summary=f"{count(number, 'input')}, embedded by {_describe_origin(model)}",
                 judgement=None,
                 confusion=None,
                 map=draw_map(features, inputs.labels, [True] * number, [False] * number),

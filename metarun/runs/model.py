@@ -319,7 +319,7 @@ class Model:
         if len(found) < FEWEST_LEFT_OUT:
             return None, None
         answers = Answers(torch.cat(found)[None].double(), support.y[chosen].cpu()[None])
-        temperature = fit_temperature(answers)
+        temperature = fit_temperature(answers) or fit_temperature(answers, cautious=True)
         return temperature, fit_threshold(answers, temperature or 1.0)
 
     def _read(self, items: Items) -> Tensor:

@@ -1,5 +1,6 @@
 """Temperatures, sets of answers and scores of unknown classes: by hand, and where the truth is known."""
 
+import math
 from dataclasses import replace
 from typing import cast
 
@@ -47,6 +48,14 @@ def test_there_is_no_temperature_where_all_answers_are_right_or_a_loss_is_not_fi
     z = torch.eye(4, dtype=torch.float64)
     assert fit_temperature(Answers(z[None], torch.arange(4)[None])) is None
     assert minimise(torch.full((STEPS,), torch.nan)) is None
+
+
+@pytest.mark.parametrize("queries", [2, 15])
+def test_a_cautious_temperature_of_right_answers_says_that_one_more_may_be_wrong(queries: int) -> None:
+    """All logits are 1 for the class and 0 for two others: what is right has the probability e / (e + 2) of 1 / T."""
+    y = torch.arange(queries) % 3
+    found = fit_temperature(Answers(torch.eye(3, dtype=torch.float64)[y][None], y[None]), cautious=True)
+    assert found == pytest.approx(1 / math.log(2 * (queries + 1)), rel=5e-3)  # then it is (n + 1) / (n + 2)
 
 
 def test_the_temperature_of_answers_is_that_of_their_cross_entropy() -> None:
