@@ -54,7 +54,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, shared_cache: Path) -> Ite
     folder = tmp_path_factory.mktemp("trained")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(shared_cache))
-        short = dict.fromkeys(("alpha_tim", "linear_probe", "quadratic_probe"), ["algo.steps=2"])
+        short = {name: ["algo.steps=2"] for name in ("alpha_tim", "linear_probe", "quadratic_probe")}
         yield functools.cache(
             lambda algo: train(f"algo={algo}", "eval.shots=2", f"hydra.run.dir={folder}/{algo}", *short.get(algo, []))
         )

@@ -75,6 +75,7 @@ class EvalSettings:
     variants: dict[str, dict[str, Any]]  # name -> settings of this table that differ
     dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ; or another, by name
     split: Literal["train", "val", "test", "all"] = "test"  # whose classes are tested
+    dirichlet: Positive | None = None  # alpha of the classes' shares in the queries; null: as many of each
     probes: list[str] = field(default_factory=list)  # what a run is looked at by at its end
     probe_tasks: Count = 100  # test tasks of a probe
 

@@ -4,7 +4,7 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,10 @@ from metarun.config.registry import declaration
 from metarun.config.schema import EvalSettings, apply_data_changes
 from metarun.config.traits import DatasetTraits
 from metarun.core.objectives import class_means, one_hot
-from metarun.core.types import Dataset, Examples, Part, Split, TaskShape, TaskSource
+from metarun.core.types import Dataset, Examples, TaskShape, TaskSource
 from metarun.datasets.encoded import Encoded, number_examples, replace_examples
 from metarun.datasets.grouped import Grouped
-from metarun.engine.build import Experiment, build_algorithm, build_encoder
+from metarun.engine.build import Experiment, build_algorithm, build_encoder, find_tasks
 from metarun.engine.evaluate import Tester, draw_fixed_tasks
 
 Predict = Callable[[Examples, Tensor, int], Tensor]  # support, x [n, *input], classes -> logits [n, N]
@@ -61,9 +61,9 @@ class Baselines:
     def find(self, name: str) -> tuple[TaskSource, Predict]:
         """The tasks as the baseline reads them, and how it predicts."""
         if name == "tf_idf":
-            return self.tasks(self.row.split), weigh_ngrams(self.read_training_ngrams())
+            return self.tasks, weigh_ngrams(self.read_training_ngrams())
         if name == "pixels":
-            return self.tasks(self.row.split), compare_means
+            return self.tasks, compare_means
         return self.fingerprints, compare_molecules if name == "tanimoto" else grow_forest
 
     @cached_property
@@ -73,15 +73,12 @@ class Baselines:
         return dataset.dataset if isinstance(dataset, Encoded) else dataset
 
     @property
-    def shape(self) -> TaskShape:
-        return TaskShape(self.row.ways, self.row.shots, self.row.queries)
-
-    def tasks(self, split: Part, shape: TaskShape | None = None) -> TaskSource:
-        return self.dataset.tasks(cast(Split, split), shape or self.shape)
+    def tasks(self) -> TaskSource:
+        return find_tasks(self.dataset, self.row.split, self.row)
 
     def read_training_ngrams(self) -> Tensor:
         """The n-grams of the training texts, [texts, width]."""
-        source: Any = self.tasks("train", TaskShape(1, 1, 1))
+        source: Any = self.dataset.tasks("train", TaskShape(1, 1, 1))
         rows: Tensor = source.table.examples[source.table.rows]
         return rows
 
@@ -89,13 +86,13 @@ class Baselines:
     def fingerprints(self) -> TaskSource:
         """The tasks with Morgan fingerprints, of these tasks' molecules alone. Raises ConfigError."""
         assert isinstance(self.dataset, Grouped)
-        source = number_examples(self.tasks(self.row.split))
+        source = number_examples(self.tasks)
         tasks = draw_fixed_tasks(source, self.row.tasks, self.row.seed, "test")
         numbers = torch.cat([part.x.flatten() for block in tasks for part in block]).unique().cpu()
         molecules = self.dataset.contents().read()
         encoder = build_encoder(FINGERPRINT, self.experiment.device)
         found = encoder.encode([molecules[number] for number in numbers.tolist()])
-        return replace_examples(self.tasks(self.row.split), found, numbers)
+        return replace_examples(self.tasks, found, numbers)
 
 
 def compare_means(support: Examples, x: Tensor, classes: int) -> Tensor:

@@ -127,8 +127,7 @@ class Experiment:
         Raises ConfigError for a misfit.
         """
         dataset, part = self.find_dataset(row, split)
-        tasks = dataset.tasks(cast(Split, part), TaskShape(row.ways, row.shots, row.queries))
-        source = put_in_order(tasks, row.algo)
+        source = put_in_order(find_tasks(dataset, part, row), row.algo)
         check_inputs(row, source.spec, self.source.spec)
         algo = build_algorithm(row.algo, self.backbone, source.spec, trained=self.source.spec)
         seed = self.settings.seed
@@ -162,6 +161,17 @@ class Experiment:
     def plan_rows(self) -> dict[str, EvalSettings]:
         """Return the rows of the result (see `metarun.engine.evaluate.plan_rows`)."""
         return plan_rows(self.settings, self.has_norm)
+
+
+def find_tasks(dataset: Dataset, part: Part, row: EvalSettings) -> TaskSource:
+    """The tasks of a row of the test. Raises ConfigError."""
+    source = dataset.tasks(cast(Split, part), TaskShape(row.ways, row.shots, row.queries))
+    if row.dirichlet is None:
+        return source
+    if not isinstance(source, EpisodeSampler):
+        name = dataset.identity()["name"]
+        raise ConfigError(f"eval.dirichlet is {row.dirichlet}: the tasks of dataset={name} are no draws from classes")
+    return replace(source, dirichlet=row.dirichlet)
 
 
 def check_inputs(row: EvalSettings, spec: TaskSpec, trained: TaskSpec) -> None:

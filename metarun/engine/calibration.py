@@ -156,7 +156,9 @@ def open_tasks(tester: Tester) -> Tester | None:
     more = min(ways, len(source.table) // source.variants - ways)
     if more < 1:
         return None
-    return replace(tester, source=OpenTasks(replace(source, shape=TaskShape(ways + more, shots, queries)), ways))
+    return replace(
+        tester, source=OpenTasks(replace(source, shape=TaskShape(ways + more, shots, queries), dirichlet=None), ways)
+    )
 
 
 def measure_unknown(answers: Answers) -> Tensor:

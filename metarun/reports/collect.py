@@ -219,7 +219,8 @@ class Cell:
         if "instance" in self.vectors:
             asked = self.test.shots + self.test.queries
             return f"{self.test.ways} classes, instance {self.test.shots + 1} of {asked}, labels told afterwards"
-        return describe_task(self.result.kind, self.test.ways, self.test.shots, self.test.queries)
+        test = self.test
+        return describe_task(self.result.kind, test.ways, test.shots, test.queries, test.dirichlet)
 
     @property
     def mode(self) -> str:
@@ -306,7 +307,8 @@ class Cell:
     @cached_property
     def published(self) -> Figure | None:
         """The published figure. Only rows of an experiment that follow a paper's protocol have one."""
-        follows = self.row in PUBLISHED_ROWS and self.result.choices.get("experiment")
+        balanced = self.test.dirichlet is None
+        follows = balanced and self.row in PUBLISHED_ROWS and self.result.choices.get("experiment")
         return find_figure(self.setup) if follows else None
 
     @property

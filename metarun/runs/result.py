@@ -35,6 +35,7 @@ class Row:
     ci95_over_classes: float | None = None  # or over assays, of the headline metric, see `core.statistics`
     dataset: dict[str, Any] = field(default_factory=dict)  # settings of the dataset that differ from training
     split: str = "test"
+    dirichlet: float | None = None  # alpha of the classes' shares in the queries; None: as many of each
     data: dict[str, Any] | None = None  # the identity of another dataset than the run's
     at_chance: float | None = None  # the share of tasks whose figure is no better than guessing
     hardest: list[list[str | float]] = field(default_factory=list)  # [class, accuracy], from the lowest on
@@ -50,7 +51,7 @@ class Row:
         """The metrics beside the settings, as `result.json` has them."""
         values = asdict(self)
         metrics: dict[str, Any] = values.pop("metrics")
-        usual = {"ensemble": 1, "dataset": {}}  # of which nothing is said
+        usual = {"ensemble": 1, "dataset": {}, "dirichlet": None}  # of which nothing is said
         return metrics | {name: value for name, value in values.items() if (name, value) not in usual.items()}
 
     def count_pool(self, kind: Kind) -> tuple[int | None, str]:
@@ -236,15 +237,18 @@ def describe_mode(row: Row) -> str:
     return mode + (f", ensemble of {row.ensemble}" if row.ensemble > 1 else "")
 
 
-def describe_task(kind: Kind, ways: int, shots: int, queries: int) -> str:
-    """Describe a task: "5-way 1-shot, 15 queries per class", "10 points", or "20 + 20 episodes", of which the first do
-    not count.
+def describe_task(kind: Kind, ways: int, shots: int, queries: int, dirichlet: float | None = None) -> str:
+    """Describe a task: "5-way 1-shot, 15 queries per class", "5-way 1-shot, 75 queries of Dirichlet(2) shares", "10
+    points", or "20 + 20 episodes", of which the first do not count.
     """
     if kind == "regression":
         return count(shots, "point")
     if kind == "control":
         return (f"{shots} + " if shots else "") + count(queries, "episode")
-    return f"{ways}-way {shots}-shot, {count(queries, 'query')} per class"
+    asked = f"{count(queries, 'query')} per class"
+    if dirichlet is not None:
+        asked = f"{count(ways * queries, 'query')} of Dirichlet({dirichlet:g}) shares"
+    return f"{ways}-way {shots}-shot, {asked}"
 
 
 def describe_place(row: Row) -> str:

@@ -213,6 +213,7 @@ def describe_row(tester: Tester, scores: Scores, classes: Tensor | None, pairs: 
         confused=confused,
         dataset=row.dataset,
         split=row.split,
+        dirichlet=row.dirichlet,
         data=tester.dataset.identity() if row.dataset else None,
     )
 

@@ -50,6 +50,9 @@ def test_raw_inputs_are_tested_without_a_training(metarun: Command, place: Path)
 
     again = metarun("evaluate", "run", "algo.name=logistic", "shots=2")
     assert again.code == 0, again.err
+    skewed = metarun("evaluate", "run", "dirichlet=2", "queries=1")
+    assert skewed.code == 0, skewed.err
+    assert "5-way 1-shot, 5 queries of Dirichlet(2) shares" in skewed.out
     (place / "run/result.json").unlink()  # as if it was killed before its end
     assert metarun(*RAW, "backbone=raw", "hydra.run.dir=run").code == 0
     assert json.loads((place / "run/result.json").read_text(encoding="utf-8"))["test"] == {

@@ -27,6 +27,7 @@ class EpisodeSampler:
     transform: Transform = UNCHANGED
     split: Part | None = None  # named in messages
     names: Sequence[str] = ()  # of the classes that `draw_classes` numbers; none where they have none
+    dirichlet: float | None = None  # alpha of the classes' shares in the queries; None: as many queries of each
 
     def __post_init__(self) -> None:
         ways, shots, queries = self.shape
@@ -38,6 +39,11 @@ class EpisodeSampler:
             raise ConfigError(
                 f"shots + queries is {shots} + {queries} = {shots + queries}: "
                 f"{which} of {where} has {count(self.table.least, 'example')}, and support and query must not share any"
+            )
+        if self.dirichlet is not None and shots + ways * queries > self.table.least:
+            raise ConfigError(
+                f"dirichlet is {self.dirichlet}: all {ways} * {queries} queries of a task may be of one class, beside "
+                f"{shots} of the support, and the smallest class of {where} has {count(self.table.least, 'example')}"
             )
 
     @property
@@ -51,6 +57,8 @@ class EpisodeSampler:
         if self.variants > 1:
             variant = torch.randint(self.variants, classes.shape, generator=generator, device=generator.device)
             classes = classes * self.variants + variant
+        if self.dirichlet is not None:
+            return self._sample_shares(classes, self.dirichlet, generator)
         members = self._draw_members(classes, shots + queries, generator)  # [T, N, K+Q]
 
         def part(chosen: Tensor) -> Examples:  # [T, N, k]
@@ -59,6 +67,22 @@ class EpisodeSampler:
             return Examples(x, y.flatten(1, 2))
 
         return Episode(support=part(members[..., :shots]), query=part(members[..., shots:]))
+
+    def _sample_shares(self, classes: Tensor, alpha: float, generator: torch.Generator) -> Episode:
+        """The tasks of these classes [T, N], with queries by shares that differ from task to task."""
+        ways, shots, queries = self.shape
+        members = self._draw_members(classes, shots + ways * queries, generator)
+        y = draw_shares(ways, ways * queries, len(classes), alpha, generator).sort(dim=1).values  # [T, N*Q]
+        place = torch.arange(y.shape[1], device=y.device) - torch.searchsorted(y, y)  # among those of its class
+        rows = torch.arange(len(classes), device=y.device)[:, None]
+
+        def read(of: Tensor, chosen: Tensor, y: Tensor) -> Examples:  # [T, c], [T, c, k], [T, c * k]
+            x = self.transform(self.table.take(of, chosen), generator).flatten(1, 2)
+            return Examples(x, y.to(x.device))
+
+        labels = torch.arange(ways, device=y.device).repeat_interleave(shots).expand(len(classes), -1)
+        support = read(classes, members[..., :shots], labels)
+        return Episode(support, read(classes.gather(1, y), members[rows, y, shots + place][..., None], y))
 
     def draw_classes(self, num_tasks: int, generator: torch.Generator) -> Tensor:
         """[T, N]; of a class with rotations, without which one."""
@@ -114,6 +138,23 @@ class FixedEpisodes:
     def sample(self, num_tasks: int, generator: torch.Generator) -> Episode:
         """The first `num_tasks`, or all where there are fewer."""
         return Episode(*(Examples(x[:num_tasks], y[:num_tasks]) for x, y in self.tasks))
+
+
+def draw_shares(ways: int, size: int, num_tasks: int, alpha: float, generator: torch.Generator) -> Tensor:
+    """Draw labels below `ways` by shares that are drawn for each task from Dirichlet(alpha, ..., alpha): [T, size].
+
+    Each label is drawn given those before it (Pólya's urn): one of class k with the weight alpha + how many there are.
+    Veilleux et al. 2021, https://arxiv.org/abs/2204.11181, section 3, whose code rounds `size` times the shares.
+    """
+    counts = torch.full((num_tasks, ways), alpha, dtype=torch.float64, device=generator.device)
+    labels = torch.zeros(num_tasks, size, dtype=torch.long, device=generator.device)
+    chance = torch.rand(num_tasks, size, generator=generator, dtype=torch.float64, device=generator.device)
+    for i in range(size):
+        ends = counts.cumsum(1)  # of each class's part of the line from 0 to the sum of the weights
+        below = ends[:, :-1] <= chance[:, i : i + 1] * ends[:, -1:]
+        labels[:, i] = below.sum(1)
+        counts.scatter_add_(1, labels[:, i : i + 1], torch.ones_like(counts[:, :1]))
+    return labels
 
 
 def draw_distinct(

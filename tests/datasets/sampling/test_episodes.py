@@ -6,7 +6,7 @@ import torch
 from metarun.config.errors import ConfigError
 from metarun.core.seeding import generator_for
 from metarun.core.types import TaskShape
-from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct
+from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct, draw_shares
 from metarun.datasets.sampling.table import Table
 
 
@@ -108,3 +108,35 @@ def test_minibatches_hold_every_class_with_a_label_that_stays() -> None:
         assert query.x.shape == (2, 200, 1, 2, 2)
         assert torch.equal((query.x[:, :, 0, 0, 0] * 255).round().long() // variants, query.y)
         assert query.y.unique().tolist() == list(range(8 // variants))
+
+
+@pytest.mark.parametrize(("ways", "size", "alpha"), [(5, 75, 2.0), (3, 12, 0.5)])
+def test_shares_have_the_moments_of_the_dirichlet_multinomial(ways: int, size: int, alpha: float) -> None:
+    """n_k has the mean M / N, the variance M p (1 - p) c and with another class the covariance -M p^2 c, where p = 1 / N
+    and c = (M + N alpha) / (1 + N alpha); any two labels are equal with the chance (1 + alpha) / (1 + N alpha).
+    """
+    y = draw_shares(ways, size, 20_000, alpha, generator_for("shares"))
+    counts = torch.stack([(y == k).sum(1) for k in range(ways)], 1).double()
+    p, c = 1 / ways, (size + ways * alpha) / (1 + ways * alpha)
+    torch.testing.assert_close(counts.mean(0), torch.full((ways,), size * p, dtype=torch.float64), rtol=0.03, atol=0)
+    expected = size * c * (p * torch.eye(ways, dtype=torch.float64) - p**2)
+    torch.testing.assert_close(counts.T.cov(), expected, rtol=0.06, atol=0)
+    for first, second in ((0, 1), (1, size - 1)):
+        equal = float((y[:, first] == y[:, second]).double().mean())
+        assert equal == pytest.approx((1 + alpha) / (1 + ways * alpha), abs=0.015)
+
+
+def test_queries_by_shares_are_of_the_supports_classes_and_share_no_example_with_it() -> None:
+    table = Table.from_classes(number_pictures(10, 16))
+    sampler = EpisodeSampler(table, TaskShape(ways=4, shots=2, queries=3), dirichlet=0.3)
+    support, query = sampler.sample(40, generator_for("skewed"))
+    assert support.y.tolist() == [[0, 0, 1, 1, 2, 2, 3, 3]] * 40
+    assert (query.y.diff(dim=1) >= 0).all()
+    assert len({tuple(y.bincount(minlength=4).tolist()) for y in query.y}) > 10
+    for shown, asked, labels in zip(read_numbers(support.x).tolist(), read_numbers(query.x).tolist(), query.y.tolist()):
+        assert len({tuple(image) for image in shown + asked}) == 8 + 12
+        assert all(image[0] == shown[2 * label][0] for image, label in zip(asked, labels))
+    with pytest.raises(
+        ConfigError, match=r"dirichlet is 0\.3: all 4 \* 4 queries .* the smallest class .* 16 examples"
+    ):
+        EpisodeSampler(table, TaskShape(ways=4, shots=2, queries=4), dirichlet=0.3)
