@@ -219,8 +219,11 @@ MISTAKES: list[tuple[str, str]] = [
     ("glyphs eval.shots=0", "eval.shots is 0: it must be at least 1"),
     ("glyphs ++eval.variants.one.ways=1", "eval.variants.one.ways is 1: it must be at least 2, ..."),
     ("glyphs ways=5 eval.ways=1", "eval.ways is 1: it must be at least 2, with one class any guess is right"),
-    ("glyphs ways=1000", "ways is 1000: train has 20 classes"),
-    ("glyphs ways=15 algo=protonet", "ways is 15: val has 10 classes"),  # validation's, but not training's
+    ("glyphs ways=1000", "ways is 1000: train has 20 classes, choose ways=20 or fewer"),
+    (
+        "glyphs ways=15 algo=protonet",
+        "ways is 15: val has 10 classes, choose ways=10 or fewer",
+    ),  # validation's, but not training's
     (
         "glyphs shots=15 queries=15",
         "shots + queries is 15 + 15 = 30: each class of train has 20 examples, "

@@ -33,7 +33,8 @@ class EpisodeSampler:
         ways, shots, queries = self.shape
         classes, where = len(self.table) // self.variants, self.split or "this split"
         if ways > classes:
-            raise ConfigError(f"ways is {ways}: {where} has {count(classes, 'class')}")
+            remedy = f", choose ways={classes} or fewer" if classes > 1 else ""
+            raise ConfigError(f"ways is {ways}: {where} has {count(classes, 'class')}{remedy}")
         if shots + queries > self.table.least:
             which = "each class" if self.table.least == self.table.most else "the smallest class"
             raise ConfigError(

@@ -81,7 +81,7 @@ def test_the_same_generator_gives_the_same_tasks_and_another_gives_others() -> N
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (TaskShape(11, 1, 1), "ways is 11: this split has 10 classes"),
+        (TaskShape(11, 1, 1), "ways is 11: this split has 10 classes, choose ways=10 or fewer"),
         (TaskShape(5, 3, 6), "shots + queries is 3 + 6 = 9: each class of this split has 8 examples"),
     ],
 )
