@@ -38,7 +38,7 @@ SAME_CODE = [  # experiments that only change values of another one of their met
     f"experiment={name}"
     for name in EXPERIMENTS
     if (method := name.partition("/")[0])
-    and re.search(rf"/({'|'.join(REAL)})_", name)
+    and re.search(rf"/({'|'.join((*REAL, 'bandit', 'tabular'))})_", name)
     and (
         f"- /experiment/{method}/" in Path(CONFIGS, "experiment", f"{name}.yaml").read_text("utf-8")
         or (method != "maml" and "/miniimagenet_" in name and f"{method}/omniglot_5w1s" in EXPERIMENTS)
