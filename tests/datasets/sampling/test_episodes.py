@@ -112,8 +112,8 @@ def test_minibatches_hold_every_class_with_a_label_that_stays() -> None:
 
 @pytest.mark.parametrize(("ways", "size", "alpha"), [(5, 75, 2.0), (3, 12, 0.5)])
 def test_shares_have_the_moments_of_the_dirichlet_multinomial(ways: int, size: int, alpha: float) -> None:
-    """n_k has the mean M / N, the variance M p (1 - p) c and with another class the covariance -M p^2 c, where p = 1 / N
-    and c = (M + N alpha) / (1 + N alpha); any two labels are equal with the chance (1 + alpha) / (1 + N alpha).
+    """n_k has the mean M / N, the variance M p (1 - p) c and with another class the covariance -M p^2 c; p is 1 / N,
+    and c = (M + N alpha) / (1 + N alpha). Any two labels are equal with the chance (1 + alpha) / (1 + N alpha).
     """
     y = draw_shares(ways, size, 20_000, alpha, generator_for("shares"))
     counts = torch.stack([(y == k).sum(1) for k in range(ways)], 1).double()
