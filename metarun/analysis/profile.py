@@ -56,6 +56,7 @@ class Stopwatch:
         one = self._time(part, 1)
         if one <= share / 2:
             one = min(one, self._time(part, 1))  # the first call may set things up
+        one = max(one, 1e-9)  # a coarse clock may have seen nothing
         tasks = max(1, min(whole, int((share - self.clock() + started) / one)))
         found, expected = list[float](), one * tasks
         while len(found) < CALLS and self.clock() - started + expected <= share:
@@ -184,7 +185,7 @@ def describe(settings: Settings) -> list[str]:
             f"{name:24}{1000 * p.seconds:10.2f}{100 * p.seconds / whole:7.1f} %  {p.origin}"
             for name, p in parts.items()
         ),
-        f"{'together':24}{1000 * whole:10.2f}{trainer.tasks_per_step / whole:8.0f} tasks per second",
+        f"{'together':24}{1000 * whole:10.2f}{trainer.tasks_per_step / whole:8.2f} tasks per second",
         f"logging is shared out over {trainer.log_every} steps, validation over {trainer.eval_every}",
         f"execution: {execution}",
         f"all of it in this one process, whatever trainer.workers={trainer.workers} gives",
