@@ -156,9 +156,8 @@ def open_tasks(tester: Tester) -> Tester | None:
     more = min(ways, len(source.table) // source.variants - ways)
     if more < 1:
         return None
-    return replace(
-        tester, source=OpenTasks(replace(source, shape=TaskShape(ways + more, shots, queries), dirichlet=None), ways)
-    )
+    larger = replace(source, shape=TaskShape(ways + more, shots, queries), dirichlet=None)
+    return replace(tester, source=OpenTasks(larger, ways))
 
 
 def measure_unknown(answers: Answers) -> Tensor:

@@ -54,10 +54,8 @@ def describe_result(result: Evaluation) -> Iterator[str]:
         assert isinstance(headline.mean, float)
         assert not isinstance(headline.ci95, list)
         figure = result.metric.shown(headline.mean, headline.ci95)
-        task, tasks = (
-            describe_task(result.kind, row.ways, row.shots, row.queries, row.dirichlet),
-            count(row.tasks, "task"),
-        )
+        task = describe_task(result.kind, row.ways, row.shots, row.queries, row.dirichlet)
+        tasks = count(row.tasks, "task")
         about = ", ".join(filter(None, (describe_place(row), task, tasks, describe_mode(row))))
         yield f"{name:20} {result.headline} {figure}  ({about})"
         if name in BESIDE:
