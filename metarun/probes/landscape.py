@@ -1,9 +1,13 @@
 """The loss on the line from theta through phi, the weights after adaptation, and beyond, as Goodfellow et al. 2015,
-https://arxiv.org/abs/1412.6544, look at training; and how alike the meta-gradients of tasks are.
+https://arxiv.org/abs/1412.6544, look at training; on the plane of the first two inner steps; and how alike the
+meta-gradients of tasks are.
+
+A point (s, t) of the plane is theta + s (phi_1 - theta) + t (phi_2 - phi_1), so that the three states have the same
+places in every task, and the mean over tasks has a meaning. The angle of the two steps is told beside the picture.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,10 +23,11 @@ from metarun.core.inner import flatten
 from metarun.core.objectives import adapt_to, loss
 from metarun.core.types import Episode, FewShotAlgorithm, Metrics, Theta
 from metarun.probes.draw import draw_on
-from metarun.probes.probe import Figures, Finding, Subject, estimate
+from metarun.probes.probe import Figures, Finding, Subject, estimate, require
 from metarun.probes.reuse import check_states
 
-LOW, HIGH = -0.5, 2.0  # ends of the line, where 0 is theta and 1 is phi
+LOW, HIGH = -0.5, 2.0  # ends of the line and sides of the plane; a step is from 0 to 1
+COSINE = "cosine"
 
 
 @register("probe", "landscape", ProbeTraits(kinds=("classification", "regression"), ragged=True))
@@ -31,12 +36,13 @@ class Landscape:
     """Loss along the way of adaptation, and how long and how alike the meta-gradients of tasks are."""
 
     points: Count
-    gradients: Count
+    tasks: Count
 
     def run(self, subject: Subject) -> Finding:
+        require(self.points > 1, "landscape.points is 1: give at least 2, the ends of the line")
         tester = subject.build_tester()
         algo, theta = subject.build_algorithm(tester), subject.theta
-        tasks = unstack(subject.draw_tasks(self.gradients, tester))
+        tasks = unstack(subject.draw_tasks(self.tasks, tester))
         with torch.no_grad():
             check_states(subject, theta, adapt_to(algo, theta, tasks[0]))
         positions = torch.linspace(LOW, HIGH, self.points).tolist()
@@ -47,13 +53,21 @@ class Landscape:
             for i, position in enumerate(positions)
         ]
         norms, cosines = compare_gradients(algo, theta, tasks)
+        one, two = (
+            subject.build_tester(replace(tester.row, tasks=self.tasks, algo={**tester.row.algo, "inner_steps": steps}))
+            for steps in (1, 2)
+        )
+        look = partial(span_plane, subject.spec.kind, positions, subject.build_algorithm(two))
+        plane = {name: values.mean(0) for name, values in subject.measure(look, one).per_task.items()}
+        angle = plane.pop(COSINE)
         return Finding(
             table=table,
-            draw=partial(draw, table, cosines),
+            draw=partial(draw, table, cosines, positions, plane),
             notes=[
                 "position 0 is theta, 1 the adapted weights; figures are losses",
                 f"meta-gradients of {len(tasks)} tasks: norm {norms.mean():.4g} ± {norms.std():.4g} between tasks, "
                 f"cosine of two {mean_of_pairs(cosines):.3f}",
+                f"the plane is a mean over these tasks; cosine of its two inner steps {angle:.3f}",
             ],
         )
 
@@ -63,12 +77,47 @@ def follow_line(
 ) -> Metrics:
     """The losses of support and query at theta + position * (phi - theta): [P] each."""
     phi = adapt_to(algo, theta, episode)
+    states = (combine(phi, lambda p, start, s=s: torch.lerp(start, p, s), theta) for s in positions)
+    return measure_losses(kind, algo, theta, states, episode)
+
+
+def span_plane(
+    kind: Kind,
+    positions: Sequence[float],
+    second: FewShotAlgorithm,
+    first: FewShotAlgorithm,
+    theta: Theta,
+    episode: Episode,
+) -> Metrics:
+    """The losses of support and query on the plane of the steps from theta to phi_1, which `first` takes, and from
+    there to phi_2, which `second` takes after it: [P, P] each, at s of the row and t of the column. And the cosine of
+    the two steps.
+    """
+    one, two = (adapt_to(algo, theta, episode) for algo in (first, second))
+    ways = [combine(one, torch.sub, theta), combine(two, torch.sub, one)]
+    states = (
+        combine(one, lambda _, p, u, v, s=s, t=t: p + s * u + t * v, theta, *ways) for s in positions for t in positions
+    )
+    losses = measure_losses(kind, first, theta, states, episode)
+    u, v = (torch.cat([p.flatten() for p in flatten(way).values()]) for way in ways)
+    found = {name: values.unflatten(0, (len(positions), -1)) for name, values in losses.items()}
+    return found | {COSINE: torch.cosine_similarity(u, v, dim=0)}
+
+
+def combine(state: Theta, function: Callable[..., Tensor], *others: Theta) -> Theta:
+    """Apply a function to each weight of a state and those of the same name in others."""
+    return {
+        part: {name: function(p, *(other[part][name] for other in others)) for name, p in params.items()}
+        for part, params in state.items()
+    }
+
+
+def measure_losses(
+    kind: Kind, algo: FewShotAlgorithm, theta: Theta, states: Iterable[Theta], episode: Episode
+) -> Metrics:
+    """The losses of support and query at each of P adapted states: [P] each."""
     losses: dict[str, list[Tensor]] = {"support": [], "query": []}
-    for position in positions:
-        state = {
-            part: {name: torch.lerp(theta[part][name], p, position) for name, p in params.items()}
-            for part, params in phi.items()
-        }
+    for state in states:
         for name, examples in zip(losses, episode):
             losses[name].append(loss(kind, algo.predict(theta, state, examples.x), examples.y))
     return {name: torch.stack(values) for name, values in losses.items()}
@@ -93,10 +142,12 @@ def mean_of_pairs(cosines: Tensor) -> float:
     return float((cosines.sum() - cosines.diagonal().sum()) / max(1, number * (number - 1)))
 
 
-def draw(table: list[Figures], cosines: Tensor, figure: Any) -> None:
-    """Losses along the line, and the cosines."""
-    figure.set_size_inches(10, 4)
-    left, right = figure.subplots(1, 2)
+def draw(
+    table: list[Figures], cosines: Tensor, positions: Sequence[float], plane: Mapping[str, Tensor], figure: Any
+) -> None:
+    """Losses along the line and on the plane, and the cosines."""
+    figure.set_size_inches(10, 8)
+    (left, right), below = figure.subplots(2, 2)
     for part in ("support", "query"):
         draw_on(left, table, None, "position", part)
     for position in (0, 1):
@@ -106,3 +157,10 @@ def draw(table: list[Figures], cosines: Tensor, figure: Any) -> None:
     image = right.imshow(cosines.cpu(), vmin=-1, vmax=1, cmap="RdBu")
     right.set(title="cosine of meta-gradients", xlabel="task", ylabel="task")
     figure.colorbar(image)
+    for axis, (name, losses) in zip(below, plane.items()):
+        levels = axis.contourf(positions, positions, losses.T.clamp(min=1e-6).log10(), levels=16, cmap="viridis")
+        axis.plot([0, 1, 1], [0, 0, 1], color="white", marker="o")
+        for state, place in (("theta", (0, 0)), ("phi 1", (1, 0)), ("phi 2", (1, 1))):
+            axis.annotate(state, place, xytext=(6, 4), textcoords="offset points", color="white")
+        axis.set(title=f"{name}, log10 of the loss", xlabel="first inner step", ylabel="second inner step")
+        figure.colorbar(levels)

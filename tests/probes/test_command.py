@@ -95,7 +95,7 @@ def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: s
     small = ("shift.ways=[2,3,5]", "shift.shots=[1,2]", "imbalance.most=4", "embedding.tasks=2", "attack.steps=2")
     shorter = (
         "landscape.points=3",
-        "landscape.gradients=2",
+        "landscape.tasks=2",
         "corruption.small={blur:[1],noise:[0.1,0.2]}",
         "tasks=4",
     )

@@ -7,7 +7,7 @@ from metarun.core.batch import unstack
 from metarun.core.objectives import loss
 from metarun.core.types import Episode, Examples
 from metarun.probes.embedding import measure_spread, project
-from metarun.probes.landscape import compare_gradients, follow_line, mean_of_pairs
+from metarun.probes.landscape import COSINE, compare_gradients, follow_line, mean_of_pairs, span_plane
 from metarun.probes.shift import complete
 from tests.support.tiny import algo_and_theta, episodes
 
@@ -23,6 +23,24 @@ def test_the_line_has_theta_at_0_and_phi_at_1_and_is_straight() -> None:
     for name, part in zip(("support", "query"), task):
         expected = [loss("classification", algo.predict(theta, at, part.x), part.y) for at in (before, phi, beyond)]
         torch.testing.assert_close(found[name], torch.stack(expected))
+
+
+def test_the_plane_has_the_inner_loop_s_states_at_its_corners() -> None:
+    first, theta = algo_and_theta("maml", "mlp", inner_steps=1)
+    second, _ = algo_and_theta("maml", "mlp", inner_steps=2)
+    theta = {c: {n: p.detach() for n, p in params.items()} for c, params in theta.items()}
+    (task,) = unstack(episodes(1))
+    found = span_plane("classification", [0.0, 1.0], second, first, theta, task)
+    start, one, two = second.trajectory(theta, task.support)
+    aside = {c: {n: p + two[c][n] - one[c][n] for n, p in params.items()} for c, params in start.items()}
+    for name, part in zip(("support", "query"), task):
+        at = [loss("classification", first.predict(theta, state, part.x), part.y) for state in (start, aside, one, two)]
+        torch.testing.assert_close(found[name], torch.stack(at).view(2, 2))
+    u, v = (
+        torch.cat([(b[c][n] - p).flatten() for c, params in a.items() for n, p in params.items()])
+        for a, b in ((start, one), (one, two))
+    )
+    assert found[COSINE].item() == pytest.approx((u @ v / (u.norm() * v.norm())).item())
 
 
 def test_meta_gradients_of_tasks_are_plain_autograds() -> None:
