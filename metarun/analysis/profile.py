@@ -89,7 +89,7 @@ class Step:
         self.settings, self.experiment = settings, Experiment.build(settings)
         self.theta = self.experiment.draw_theta()
         self.optimizer, self.window = self.experiment.build_optimizer(self.theta), Window()
-        self.meta_gradient = MetaGradient(self.experiment.algo, settings.trainer)
+        self.meta_gradient = MetaGradient(self.experiment.objective, settings.trainer)
         self.tester = self.experiment.build_tester(self.experiment.plan_rows()["test"], "val")
         self.tasks = self.sample(settings.trainer.tasks_per_step)
         self.statistics: Params = {}
@@ -109,7 +109,7 @@ class Step:
         return found
 
     def adapt(self, tasks: int) -> None:
-        algo, some = self.experiment.algo, take(self.tasks, 0, tasks)
+        algo, some = self.experiment.objective, take(self.tasks, 0, tasks)
         with torch.no_grad():
             map_tasks(lambda task: algo.task_loss(self.theta, task)[0], some, self.meta_gradient.plan.execution)
 

@@ -25,6 +25,7 @@ PATHS = (
 )  # of the user's
 # Settings of eval that earlier runs do not have, with what they did
 NEW = {"dataset": {}, "split": "test", "probes": [], "probe_tasks": 100}
+ATTACK = ("attack_radius", "attack_step", "attack_steps")  # settings of trainer that earlier runs do not have
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
 # Settings of eval that its variants share
@@ -212,8 +213,11 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     dataset = {key: value for key, value in dataset.items() if key not in where}
     unset = ("init_from",) if values.get("init_from") is None else ()  # settings that earlier runs do not have
     test = {key: value for key, value in values.get("eval", {}).items() if (key, value) not in NEW.items()}
+    training = values.get("trainer", {})
+    if not training.get("attack_radius"):
+        training = {key: value for key, value in training.items() if key not in ATTACK}
     kept = {key: value for key, value in values.items() if key not in {*WHERE, *unset}}
-    return kept | {"dataset": dataset, "eval": test}
+    return kept | {"dataset": dataset, "trainer": training, "eval": test}
 
 
 def is_published(dataset: Mapping[str, Any]) -> bool:

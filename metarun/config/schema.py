@@ -56,6 +56,9 @@ class TrainerSettings:
     eval_every: Count
     patience: Count | None  # validations without improvement after which training stops
     keep_best: Count  # checkpoints to keep, the best by validation, for an ensemble
+    attack_radius: NonNegative = 0.0  # largest change of a query's values in 0..1, by an attack; 0: none
+    attack_step: Positive = 0.00784
+    attack_steps: Count = 7
 
 
 @dataclass(frozen=True)

@@ -116,6 +116,24 @@ class Pictures:
         return pixels if self.ink in (None, strokes) else 255 - pixels
 
 
+def from_network(form: Pictures, x: Tensor) -> Tensor:
+    """Values in 0..1 of a network's inputs [n, C, S, S]; what else there is in further channels is left out."""
+    x = x[:, : form.channels]
+    return x if form.std is None else x * by_channel(form.std, x) + by_channel(form.mean or [0.0], x)
+
+
+def to_network(form: Pictures, pixels: Tensor) -> Tensor:
+    """The reverse."""
+    if form.std is None:
+        return pixels
+    return (pixels - by_channel(form.mean or [0.0], pixels)) / by_channel(form.std, pixels)
+
+
+def by_channel(values: Sequence[float], x: Tensor) -> Tensor:
+    """[C, 1, 1]."""
+    return torch.tensor(list(values), dtype=x.dtype, device=x.device).view(-1, 1, 1)
+
+
 @dataclass(frozen=True)
 class Strings:
     """Texts or SMILES strings as rows of n-grams; rows that were made before are taken as they are."""

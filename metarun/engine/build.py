@@ -32,10 +32,12 @@ from metarun.core.types import (
     Theta,
 )
 from metarun.datasets.encoded import Encoded
+from metarun.datasets.preprocessing import Pictures, read_preprocessing
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.numbered import Numbered
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.storage.cache import cache_dir
+from metarun.engine.attack import Adversarial
 from metarun.engine.evaluate import Tester, plan_rows
 from metarun.engine.optimizers import move_rates
 
@@ -65,7 +67,28 @@ class Experiment:
         source = Numbered(source) if backbone.numbered else source
         experiment = cls(settings, device, dataset, source, backbone.to(device), algo)
         experiment.check_limits()
+        _ = experiment.objective
         return experiment
+
+    @property
+    def pictures(self) -> Pictures | None:
+        """How pictures become the network's inputs; None where inputs are no pictures."""
+        facts = self.dataset.preprocessing()
+        return cast(Pictures, read_preprocessing(facts, self.device)) if facts.get("kind") == Pictures.kind else None
+
+    @property
+    def objective(self) -> Algorithm:
+        """The method as it is trained: on attacked queries if the settings say so. Raises ConfigError."""
+        trainer, name = self.settings.trainer, self.settings.algo["name"]
+        if not trainer.attack_radius:
+            return self.algo
+        told, form = f"trainer.attack_radius is {trainer.attack_radius}", self.pictures
+        if form is None:
+            raise ConfigError(f"{told}: queries are attacked as pictures, and the inputs of this run are none")
+        if _traits(name).supervised:
+            raise ConfigError(f"{told}: algo={name} is trained on examples of all classes, and there are no queries")
+        algo, step, steps = cast(FewShotAlgorithm, self.algo), trainer.attack_step, trainer.attack_steps
+        return Adversarial(algo, self.source.spec, form, trainer.attack_radius, step, steps)
 
     def check_limits(self) -> None:
         """Raise ConfigError if gradients of a component that theta does not have are to be clipped."""

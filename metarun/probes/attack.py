@@ -1,5 +1,4 @@
-"""Adversarial queries: Goodfellow et al. 2015, https://arxiv.org/abs/1412.6572 (FGSM), and Madry et al. 2018,
-https://arxiv.org/abs/1706.06083 (PGD), on few-shot models as Goldblum et al. 2020, https://arxiv.org/abs/1910.00982.
+"""Accuracy on adversarial queries, as Goldblum et al. 2020, https://arxiv.org/abs/1910.00982, look at few-shot models.
 
 The attack goes through the adapted predictor, whose support stays as it is. Pictures are values in 0..1, to which they
 are cut before they are normalised. Where queries depend on each other, those of a task are attacked jointly.
@@ -8,25 +7,21 @@ are cut before they are normalised. Where queries depend on each other, those of
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.func import grad
 
-from metarun.config.registry import register, traits_of
+from metarun.config.registry import register
 from metarun.config.schema import Count, Positive
 from metarun.config.traits import ProbeTraits
-from metarun.core.objectives import Transductive, accuracy, adapt_to, one_hot, predict_queries
-from metarun.core.seeding import hash_uniform
-from metarun.core.types import Episode, Examples, FewShotAlgorithm, Metrics, Theta
-from metarun.datasets.preprocessing import Pictures
-from metarun.probes.corruption import from_network, to_network
+from metarun.core.objectives import accuracy, one_hot, predict_queries
+from metarun.core.types import Episode, FewShotAlgorithm, Metrics, Theta
+from metarun.datasets.preprocessing import Pictures, from_network
+from metarun.engine.attack import ascend, build_predictor, draw_start
 from metarun.probes.draw import draw_lines
 from metarun.probes.probe import Figures, Finding, Subject, compare, estimate
-
-Loss = Callable[[Tensor], Tensor]  # of pixels [n, C, S, S]
 
 
 @register("probe", "attack", ProbeTraits(kinds=("classification",), pictures=True))
@@ -58,34 +53,19 @@ class Attack:
 
     def attack_task(self, form: Pictures, algo: FewShotAlgorithm, theta: Theta, episode: Episode) -> Metrics:
         """The accuracy on a task's queries as they are, and under each attack."""
-        (support, (_, y)), pixels = episode, from_network(form, episode.query.x)
-        sees_queries = traits_of(algo).sees_queries and cast(Transductive, algo).transductive
-        before = None if sees_queries else adapt_to(algo, theta, episode)
-
-        def predict(pixels: Tensor) -> Tensor:
-            task = Episode(support, Examples(to_network(form, pixels), y))
-            return predict_queries(algo, theta, adapt_to(algo, theta, task) if sees_queries else before, task)
+        pixels, y = from_network(form, episode.query.x), episode.query.y
+        predict = build_predictor(form, algo, theta, episode, predict_queries)
 
         def loss(pixels: Tensor) -> Tensor:
             return LOSSES[self.loss](predict(pixels), y)
 
-        salt = (1000 * pixels).round().sum()  # of the task's own pixels, so that each task starts elsewhere
-        start = self.radius * hash_uniform(pixels.numel(), salt).view_as(pixels)
+        start = draw_start(pixels, self.radius)
         attacked = {
             "none": pixels,
             "FGSM": ascend(loss, pixels, torch.zeros_like(pixels), self.radius, self.radius, 1),
             f"PGD-{self.steps}": ascend(loss, pixels, start, self.radius, self.step, self.steps),
         }
         return {name: accuracy(predict(changed), y) for name, changed in attacked.items()}
-
-
-def ascend(loss: Loss, pixels: Tensor, start: Tensor, radius: float, step: float, steps: int) -> Tensor:
-    """Go up the loss by the sign of its gradient, no further than `radius` from the pixels and within 0..1."""
-    low, high = (pixels - radius).clamp(min=0), (pixels + radius).clamp(max=1)
-    x = (pixels + start).clamp(low, high)
-    for _ in range(steps):
-        x = (x + step * grad(loss)(x).sign()).clamp(low, high)
-    return x
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:

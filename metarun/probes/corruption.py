@@ -17,7 +17,7 @@ from torch import Tensor
 from metarun.config.registry import register
 from metarun.config.traits import ProbeTraits
 from metarun.core.types import Episode, Examples
-from metarun.datasets.preprocessing import Pictures
+from metarun.datasets.preprocessing import Pictures, from_network, to_network
 from metarun.probes.draw import draw_on
 from metarun.probes.probe import Figures, Finding, Subject, compare, estimate, mean_of, require
 
@@ -85,21 +85,6 @@ def corrupt_tasks(
         change(support) if part != "query" else support,
         change(query) if part != "support" else query,
     )
-
-
-def from_network(form: Pictures, x: Tensor) -> Tensor:
-    """Values in 0..1 of a network's inputs [n, C, S, S]."""
-    return x if form.std is None else x * channels(form.std, x) + channels(form.mean or [0.0], x)
-
-
-def to_network(form: Pictures, pixels: Tensor) -> Tensor:
-    """The reverse."""
-    return pixels if form.std is None else (pixels - channels(form.mean or [0.0], pixels)) / channels(form.std, pixels)
-
-
-def channels(values: Any, x: Tensor) -> Tensor:
-    """[C, 1, 1]."""
-    return torch.tensor(list(values), dtype=x.dtype, device=x.device).view(-1, 1, 1)
 
 
 def add_noise(x: Tensor, deviation: float, generator: torch.Generator) -> Tensor:

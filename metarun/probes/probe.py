@@ -26,7 +26,7 @@ from metarun.core.objectives import adapt_to, headline_metric, predict_queries
 from metarun.core.seeding import generator_for
 from metarun.core.statistics import Estimate, over_tasks
 from metarun.core.types import Algorithm, Episode, FewShotAlgorithm, Metrics, Split, TaskSource, TaskSpec, Theta
-from metarun.datasets.preprocessing import Pictures, read_preprocessing
+from metarun.datasets.preprocessing import Pictures
 from metarun.engine.build import Experiment
 from metarun.engine.evaluate import Model, Scores, Tester, is_transductive
 
@@ -121,7 +121,7 @@ class Subject:
     @property
     def pictures(self) -> Pictures | None:
         """How pictures become the network's inputs; None where inputs are no pictures."""
-        return find_pictures(self.experiment)
+        return self.experiment.pictures
 
     def is_transductive(self, row: EvalSettings) -> bool:
         return is_transductive(row, self.experiment.has_norm)
@@ -167,21 +167,13 @@ def answer(algo: FewShotAlgorithm, theta: Theta, episode: Episode) -> Tensor:
     return predict_queries(algo, theta, adapt_to(algo, theta, episode), episode)
 
 
-def find_pictures(experiment: Experiment) -> Pictures | None:
-    """How pictures become the network's inputs; None where inputs are no pictures."""
-    facts = experiment.dataset.preprocessing()
-    if facts.get("kind") != Pictures.kind:
-        return None
-    return cast(Pictures, read_preprocessing(facts, experiment.device))
-
-
 def find_misfit(name: str, experiment: Experiment) -> str | None:
     """Say why a probe does not fit a run, as far as it is known before there is a model; None if it fits."""
     traits: ProbeTraits = declaration("probe", name).traits
     spec = experiment.source.spec
     if spec.kind not in traits.kinds:
         return f"probe {name} is for {' and '.join(traits.kinds)}, and this run is of {spec.kind}"
-    if traits.pictures and find_pictures(experiment) is None:
+    if traits.pictures and experiment.pictures is None:
         return f"probe {name} changes pictures, and the inputs of this run are none"
     if spec.ragged and not traits.ragged:
         return f"probe {name} takes tasks of one size, and those of this run differ"

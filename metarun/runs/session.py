@@ -72,7 +72,7 @@ class Session:
         self.tester = self.experiment.build_tester(self.experiment.plan_rows()["test"], "val")
         recording = choose_recording(trainer, self.experiment.device, self.state.optimizer, self.ranks)
         self.meta_gradient = MetaGradient(
-            self.experiment.algo, trainer, self.ranks, Plan(**plan) if plan else None, recording
+            self.experiment.objective, trainer, self.ranks, Plan(**plan) if plan else None, recording
         )
         self.statistics = functools.lru_cache(maxsize=1)(
             lambda step: self.experiment.measure_statistics(self.state.theta)

@@ -12,7 +12,8 @@ from metarun.core.batch import unstack
 from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.types import Episode, Examples
 from metarun.datasets.preprocessing import Pictures
-from metarun.probes.attack import LOSSES, Attack, ascend
+from metarun.engine.attack import ascend
+from metarun.probes.attack import LOSSES, Attack
 from tests.support.tiny import algo_and_theta, episodes
 
 FORM = Pictures(16, 1, "squeeze", "lanczos")

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from metarun.config.load import read_option
 from metarun.core.types import Episode, Examples, TaskShape
-from metarun.datasets.preprocessing import Pictures
+from metarun.datasets.preprocessing import Pictures, from_network, to_network
 from metarun.datasets.sampling.episodes import EpisodeSampler
 from metarun.datasets.sampling.order import InOrder
 from metarun.datasets.sampling.table import Table
-from metarun.probes.corruption import CORRUPTIONS, corrupt_tasks, from_network, to_network
+from metarun.probes.corruption import CORRUPTIONS, corrupt_tasks
 from metarun.probes.imbalance import draw_shots, thin
 from metarun.probes.noise import change_labels
 from metarun.probes.probe import Changed

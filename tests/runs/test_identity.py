@@ -236,9 +236,11 @@ def test_the_commit_is_that_of_the_code_and_not_of_what_surrounds_it(tmp_path: P
 def test_a_run_from_before_there_was_a_setting_is_still_the_same_run() -> None:
     now = resolve(compose([]))
     before = {key: value for key, value in now.items() if key != "init_from"}
+    before["trainer"] = {key: value for key, value in now["trainer"].items() if not key.startswith("attack_")}
     assert load_settings(before) == load_settings(now)
     assert identity(before) == identity(now)
     assert identity(before) != identity({**now, "init_from": "best.pt"})
+    assert identity(before) != identity(resolve(compose(["trainer.attack_radius=0.1"])))
 
 
 @pytest.mark.integration
