@@ -79,7 +79,7 @@ MISTAKES: list[tuple[str, str]] = [
     (
         "eval.variants.x.checkpoint=last",
         "eval.variants.x.checkpoint: no such setting: choose from tasks, seed, ways, "
-        "shots, queries, tasks_per_chunk, algo, dataset, split",
+        "shots, queries, tasks_per_chunk, algo, dataset, split, dirichlet",
     ),
     (
         "glyphs eval.dataset={image_size:9}",
@@ -245,13 +245,13 @@ MISTAKES: list[tuple[str, str]] = [
         "and this dataset has inputs [1]: choose another backbone (mlp takes any input)",
     ),
     (
-        "algo=protonet encoder=efficientnet_lite0 backbone=conv4",
-        "backbone=conv4 reads pictures, and encoder=efficientnet_lite0 makes vectors: "
+        "algo=protonet encoder=torchvision backbone=conv4",
+        "backbone=conv4 reads pictures, and encoder=torchvision makes vectors: "
         "leave it out, or choose linear, mlp, tanh, wide_deep",
     ),
     (
-        "algo=protonet dataset=clinc150 encoder=wordllama backbone=ngram",
-        "backbone=ngram reads ngrams, and encoder=wordllama makes vectors: "
+        "algo=protonet dataset=fs_mol encoder=morgan backbone=ngram",
+        "backbone=ngram reads ngrams, and encoder=morgan makes vectors: "
         "leave it out, or choose linear, mlp, tanh, wide_deep",
     ),
     (
