@@ -80,6 +80,7 @@ READS_LABELS = (*READS_PIXELS, "algo.hidden=64", "queries=4", "trainer.steps=150
 READERS = ("lstm", "mann", "snail")  # which take hours to tell more than pixels do
 SETTINGS_SHORT: dict[str, tuple[str, ...]] = {
     "bmaml": ("algo.inner_lr=0.3", "algo.particles=2", "trainer.steps=100", "optimizer.lr=1e-2"),
+    "icl": (*READS_PIXELS, "algo.layers=1", "queries=4", "trainer.steps=150", "optimizer.lr=3e-3"),
     "imaml": ("backbone=conv4_flat",),
     "lstm": READS_LABELS,
     "mann": READS_LABELS,
