@@ -10,7 +10,7 @@ import yaml
 
 import metarun
 from metarun.cli.commands import COMMANDS
-from metarun.cli.compose import describe_options
+from metarun.cli.compose import compose, describe_options
 from metarun.config.registry import declaration, known
 
 ROOT = Path(__file__).parents[2]
@@ -119,3 +119,8 @@ def test_the_tests_that_are_named_exist(document: str) -> None:
         test for file, test in named if f"\ndef {test}(" not in (ROOT / "tests" / file).read_text(encoding="utf-8")
     ]
     assert missing == []
+
+
+def test_a_new_setting_does_not_move_the_runs_of_earlier_versions() -> None:
+    """The README shows the folder of the plain command; another would mean that finished runs are trained again."""
+    assert f"\nin {compose([]).hydra.run.dir}: result.json" in (ROOT / "README.md").read_text("utf-8")
