@@ -24,7 +24,7 @@ PATHS = (
     "init_from",
 )  # of the user's
 # Settings of eval that earlier runs do not have, with what they did
-NEW = {"dataset": {}, "split": "test", "dirichlet": None, "probes": [], "probe_tasks": 100}
+NEW: dict[str, Any] = {"dataset": {}, "split": "test", "dirichlet": None, "probes": [], "probe_tasks": 100}
 ATTACK = ("attack_radius", "attack_step", "attack_steps")  # settings of trainer that earlier runs do not have
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
