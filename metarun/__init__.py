@@ -12,7 +12,8 @@ from metarun.config.registry import register
 from metarun.config.version import __version__
 
 if TYPE_CHECKING:
-    from metarun.runs.model import Classifier, Model, Prediction, Regressor, Run
+    from metarun.runs.model import Model, Run
+    from metarun.runs.prediction import Classifier, Prediction, Regressor
 
 __all__ = [
     "Classifier",
@@ -114,9 +115,9 @@ def collect(folder: str | Path = "outputs") -> list[dict[str, Any]]:
 def __getattr__(name: str) -> Any:
     """Import a class of `__all__` when it is first asked for."""
     if name in __all__:
-        from metarun.runs import model
+        from metarun.runs import model, prediction
 
-        return getattr(model, name)
+        return getattr(model if hasattr(model, name) else prediction, name)
     raise AttributeError(f"module 'metarun' has no attribute {name!r}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarun.datasets.preprocessing import Named
 from metarun.reports import charts
-from metarun.runs.model import Prediction
+from metarun.runs.prediction import Prediction
 
 
 def to_images(items: Any) -> list[Image.Image] | None:

@@ -23,7 +23,8 @@ from metarun.reports.statistics import wilson_interval
 from metarun.reports.tables import Table
 from metarun.reports.text import defuse
 from metarun.reports.web import render
-from metarun.runs.model import Model, Prediction, Regressor
+from metarun.runs.model import Model
+from metarun.runs.prediction import Prediction, Regressor
 
 MOST_SHOWN = 200  # queries, and pictures of the support, on a page
 MOST_MISTAKES = 48  # on the contact sheet

@@ -6,10 +6,9 @@ No dataset has to be there.
 
 import copy
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from metarun.config.errors import ConfigError
 from metarun.config.load import load_settings
 from metarun.config.registry import build, declaration, known
 from metarun.config.schema import EvalSettings, Settings
-from metarun.config.words import count
 from metarun.core.inner import draw_theta, one_by_one
 from metarun.core.machine import find_device
 from metarun.core.norm import norm_names, use_statistics
@@ -30,96 +28,17 @@ from metarun.core.sequences import STRINGS
 from metarun.core.types import Backbone, Episode, Examples, Params, TaskSpec, Theta
 from metarun.datasets.preprocessing import Features, Items, Named, Preprocessing, read_preprocessing
 from metarun.datasets.sampling.episodes import draw_distinct
-from metarun.datasets.storage.tree import group
 from metarun.engine import checkpoint as checkpoints
 from metarun.engine.build import build_backbone, build_dataset, build_few_shot, has_fixed_ways
-from metarun.engine.calibration import Answers, choose_sets, fit_temperature, fit_threshold
+from metarun.engine.calibration import Answers, fit_temperature, fit_threshold
 from metarun.engine.evaluate import is_transductive, plan_rows
 from metarun.runs.folder import RunFolder
+from metarun.runs.inputs import Given, Reader, Support
+from metarun.runs.prediction import Classifier, Regressor
 from metarun.runs.result import Result
 
 MOST_LEFT_OUT, FEWEST_LEFT_OUT = 1000, 9  # examples of a support that are predicted from the others
 BATCH = 500  # inputs that pass the network together, if they do not depend on each other
-
-Label = Hashable
-Labels = Tensor | NDArray[Any] | Sequence[Any]
-Given = Items | Named | str | Path  # a path is read as `Model.read` does
-Labelled = tuple[Items, Labels] | Mapping[Any, Items]
-Support = Labelled | Named | str | Path
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a classifier says about n inputs; column j of the tensors belongs to `classes[j]`."""
-
-    classes: list[Label]
-    logits: Tensor  # [n, N], on the CPU: the method's own scores, higher for the more likely class
-    names: list[str]  # of the inputs: files, or numbers from 0
-    temperature: float | None = None  # of the model; see `Model.temperature`
-    threshold: float | None = None  # of the model's sets of answers
-
-    @property
-    def probabilities(self) -> Tensor:
-        """[n, N], the softmax of the logits by the temperature. Without one they are not calibrated: a method may be
-        right more or less often than it says.
-        """
-        return (self.logits / (self.temperature or 1.0)).softmax(-1)
-
-    @property
-    def labels(self) -> list[Label]:
-        """The most likely class of each input."""
-        return [self.classes[j] for j in self.logits.argmax(-1).tolist()]
-
-    @property
-    def sets(self) -> list[list[Label]] | None:
-        """The classes of each input that together were to hold the true one in 90 % of the cases, the likeliest first.
-
-        None without a threshold; it is fitted for as many classes and examples as the validation tasks have.
-        """
-        if self.threshold is None:
-            return None
-        chosen, order = choose_sets(self.probabilities, self.threshold), self.logits.argsort(-1, descending=True)
-        return [[self.classes[j] for j in row.tolist() if held[j]] for row, held in zip(order, chosen)]
-
-    def __len__(self) -> int:
-        return len(self.logits)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Classifier:
-    """A model that was adapted to the classes of a support set."""
-
-    classes: list[Label]
-    _columns: Tensor  # [N], where the method's logits have these classes
-    _read: Callable[[Given], Named]
-    _predict: Callable[[Items], Tensor]
-    unused: int  # classes of a fixed last layer that the support does not have
-    temperature: float | None = None
-    threshold: float | None = None
-
-    def predict(self, x: Given) -> Prediction:
-        """Tell the classes of x: inputs in any form of the support's, or files. Raises ConfigError for another form."""
-        named = self._read(x)
-        logits = self._predict(named.items)[:, self._columns]
-        return Prediction(self.classes, logits, named.names, self.temperature, self.threshold)
-
-    def __repr__(self) -> str:
-        return f"Classifier({', '.join(map(repr, self.classes))})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Regressor:
-    """A model that was adapted to the points of a support set."""
-
-    _read: Callable[[Given], Named]
-    _predict: Callable[[Items], Tensor]
-
-    def predict(self, x: Given) -> Tensor:
-        """Return values [n, *output], on the CPU, for inputs x [n, *input]. Raises ConfigError for another form."""
-        return self._predict(self._read(x).items)
-
-    def __repr__(self) -> str:
-        return "Regressor()"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -170,19 +89,11 @@ class Model:
         that can.
         """
         row = self._row(per_query)
-        given = self._sort(self.read(support)) if isinstance(support, Named | str | Path) else support
-        if not isinstance(given, Mapping) and not (isinstance(given, Sequence) and len(given) == 2):
-            raise ConfigError(
-                f"the support is {_describe(given)}: "
-                "give inputs and labels (x, y), a mapping {class: inputs} or a path"
-            )
+        reader = self._reader
+        given = reader.open_support(support)
         if self.spec.kind == "regression":
-            if isinstance(given, Mapping):
-                raise ConfigError("the support is a mapping: in regression it is two arrays (x, y)")
-            x, y = self._read(given[0]), self._read_values(given[1])
-            _check_lengths(x, y)
-            return Regressor(self.read, self._learn(row, self.spec, Examples(x, y)))
-        classes, x, numbers = self._read_classes(given)
+            return Regressor(self.read, self._learn(row, self.spec, reader.read_points(given)))
+        classes, x, numbers = reader.read_classes(given)
         spec, columns = self._place_classes(row, len(classes))
         declared = declaration("algo", row.algo["name"]).traits
         if declared.order is None:
@@ -208,17 +119,7 @@ class Model:
         numbers the columns `x` and `y`, or x1, x2, ... Raises ConfigError if there are no inputs, or one cannot be
         used.
         """
-        if isinstance(x, Named):
-            return x
-        if isinstance(x, str) and not x:
-            raise ConfigError(
-                "the inputs are an empty path, as of an unset variable of the shell: name a file or folder"
-            )
-        if isinstance(x, str | Path):
-            return self.preprocessing.read(Path(x))
-        if not hasattr(x, "__len__"):
-            raise ConfigError(f"the inputs are {_describe(x)}: give an array, a sequence of items or a path")
-        return Named([str(item) if isinstance(item, Path) else str(i) for i, item in enumerate(x)], x, [None] * len(x))
+        return self._reader.name(x)
 
     def embed(self, x: Given) -> Tensor:
         """Return the network's features [n, D] of inputs x, or of files, on the CPU.
@@ -227,7 +128,7 @@ class Model:
         the features of an input depend on the others. Raises ConfigError if the method has no network of this kind.
         """
         network = self.build_network()
-        inputs, row = self._read(self.read(x).items), self._row(per_query=True)
+        inputs, row = self._reader.read(self.read(x).items), self._row(per_query=True)
         alone = row.algo.get("norm") == "running" or not norm_names(network)
         with torch.no_grad():
             parts = inputs.split(BATCH) if alone else (inputs,)
@@ -244,6 +145,11 @@ class Model:
                 # a method may have norm parameters for each inner step: the network that all tasks share has the first
                 p.copy_(weights[name] if weights[name].shape == p.shape else weights[name][0])
         return network.requires_grad_(False)
+
+    @property
+    def _reader(self) -> Reader:
+        dtype = next((p.dtype for params in self.theta.values() for p in params.values()), torch.float32)
+        return Reader(self.preprocessing, self.spec, self.device, dtype)
 
     def _row(self, per_query: bool) -> EvalSettings:
         """The settings of the test, in the inductive form if there is one and it is asked for."""
@@ -290,7 +196,7 @@ class Model:
             before = None if sees_queries else adapt_to(algo, self.theta, episode(support.x[:0]))
 
         def predict(items: Items) -> Tensor:
-            x = self._read(items)
+            x = self._reader.read(items)
             with torch.no_grad(), one_by_one():
                 parts = map(episode, (x,) if together else x.split(BATCH))
                 return torch.cat([answer(part).cpu() for part in parts])
@@ -321,55 +227,6 @@ class Model:
         answers = Answers(torch.cat(found)[None].double(), support.y[chosen].cpu()[None])
         temperature = fit_temperature(answers) or fit_temperature(answers, cautious=True)
         return temperature, fit_threshold(answers, temperature or 1.0)
-
-    def _read(self, items: Items) -> Tensor:
-        """Inputs on the device. Raises ConfigError if they do not have the network's shape."""
-        x, wanted = self.preprocessing(items), self.spec.input_shape
-        if tuple(x.shape[1:]) != wanted or len(x) == 0:
-            raise ConfigError(
-                f"the inputs have shape {list(x.shape)}: this model reads [n, {', '.join(map(str, wanted))}]"
-            )
-        if x.is_floating_point() and not bool(x.isfinite().all()):
-            raise ConfigError("the inputs hold numbers that are not finite (nan or infinity): take them out")
-        kind = next((p.dtype for params in self.theta.values() for p in params.values()), torch.float32)
-        return x.to(self.device, kind if x.is_floating_point() else x.dtype)
-
-    def _sort(self, support: Named) -> Labelled:
-        """The inputs of files by class; in regression with their values. Raises ConfigError if a label is missing."""
-        missing = [name for name, label in zip(support.names, support.labels) if label is None]
-        if missing:
-            raise ConfigError(
-                f"{count(len(missing), 'input')} of the support without a label, for example {missing[0]}: "
-                "a picture has that of its class folder or of a labels.csv, a row of a table that of its column label"
-            )
-        if self.spec.kind == "regression":
-            return support.items, support.labels
-        return dict(sorted(group(zip(support.items, support.labels)).items()))
-
-    def _read_values(self, y: Labels) -> Tensor:
-        """Values [n, *output] of a regression."""
-        values = torch.as_tensor(np.array(y) if not isinstance(y, Tensor) else y, dtype=torch.float32)
-        values = values[:, None] if values.dim() == 1 else values
-        if values.shape[1:] != (self.spec.output_size,):
-            raise ConfigError(
-                f"the values have shape {list(values.shape)}: this model has [n, {self.spec.output_size}]"
-            )
-        return values.to(self.device)
-
-    def _read_classes(self, support: Labelled) -> tuple[list[Label], Tensor, Tensor]:
-        """The classes, the inputs [n, *input] and the number of each one's class [n]. Raises ConfigError."""
-        if isinstance(support, Mapping):
-            parts = [self._read(items) for items in support.values()]
-            sizes = torch.tensor([len(part) for part in parts])
-            if not parts:
-                raise ConfigError("the support has no classes")
-            return list(support), torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
-        x = self._read(support[0])
-        _check_lengths(x, support[1])
-        labels = support[1].tolist() if isinstance(support[1], Tensor | np.ndarray) else list(support[1])
-        classes = _sort(labels)
-        number = {label: i for i, label in enumerate(classes)}
-        return classes, x, torch.tensor([number[label] for label in labels])
 
 
 def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") -> Model:
@@ -437,28 +294,6 @@ def find_fitted(checkpoint: Path) -> tuple[float | None, float | None]:
     if result is None or tested != checkpoint:
         return None, None
     return result.temperature, result.sets.threshold if result.sets else None
-
-
-def _sort(labels: Sequence[Any]) -> list[Label]:
-    """The distinct labels, sorted if they can be compared."""
-    distinct = list(dict.fromkeys(labels))
-    try:
-        return sorted(distinct)
-    except TypeError:
-        return distinct
-
-
-def _describe(given: object) -> str:
-    """The kind of something that cannot be read, with its length: "a list of 1"."""
-    size = f" of {len(given)}" if isinstance(given, Sequence) else ""
-    return f"{given!r}" if given is None else f"a {type(given).__name__}{size}"
-
-
-def _check_lengths(x: Tensor, y: Any) -> None:
-    if not isinstance(y, Sized) or getattr(y, "ndim", 1) == 0:
-        raise ConfigError(f"the labels are {_describe(y)}: give one for each input")
-    if len(x) != len(y):
-        raise ConfigError(f"the support has {len(x)} inputs and {len(y)} labels")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

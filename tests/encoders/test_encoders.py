@@ -25,7 +25,8 @@ from metarun.encoders.torchvision import TorchVision
 from metarun.encoders.transformers import Transformers
 from metarun.encoders.wordllama import WordLlama
 from metarun.engine.calibration import Answers, fit_temperature, fit_threshold
-from metarun.runs.model import Classifier, build_untrained
+from metarun.runs.model import build_untrained
+from metarun.runs.prediction import Classifier
 
 CPU = torch.device("cpu")
 

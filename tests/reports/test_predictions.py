@@ -16,7 +16,7 @@ import metarun
 from metarun.datasets.preprocessing import Named
 from metarun.reports import gallery, predictions
 from metarun.reports.statistics import wilson_interval
-from metarun.runs.model import Prediction
+from metarun.runs.prediction import Prediction
 from tests.conftest import TINY, Command
 from tests.reports.test_web import Seen, in_a_browser
 from tests.support.browser import open_browser

@@ -12,7 +12,8 @@ import torch
 from metarun.core.objectives import measure_test
 from metarun.core.types import TaskSpec
 from metarun.runs.folder import RunFolder
-from metarun.runs.model import Prediction, load
+from metarun.runs.model import load
+from metarun.runs.prediction import Prediction
 from tests.conftest import Command
 from tests.runs.test_identity import write_pictures
 

@@ -10,7 +10,7 @@ import torch
 
 import metarun
 from metarun.runs.artifacts import describe_result
-from metarun.runs.model import Classifier, Regressor
+from metarun.runs.prediction import Classifier, Regressor
 from tests.support.tiny_tables import write_assays, write_csv, write_own
 
 SMALL = (
