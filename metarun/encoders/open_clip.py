@@ -69,25 +69,35 @@ class OpenClip:
                 f"encoder.weights is {self.weights!r}: for {self.model} choose from {', '.join(tags)}, "
                 "or give a file as encoder.path"
             )
+        if self.path is None:
+            self._fetch()
+        with silence():
+            pretrained = self.weights if self.path is None else None
+            network = open_clip.create_model(self.model, pretrained, force_image_size=self.image_size).visual
+        if self.path is not None:
+            fill(network, "encoder.path", Path(self.path), self.model, prefix="visual.")
+        return network.eval().to(self.device)
+
+    def _fetch(self) -> None:
+        """Bring the weights into the cache of the hub. Raises ConfigError if they are not there, and cannot be had."""
+        import open_clip
+
         try:
             with silence():
-                pretrained = self.weights if self.path is None else None
-                network = open_clip.create_model(self.model, pretrained, force_image_size=self.image_size).visual
-        except Exception as error:  # of the network, of the hub and of open_clip: a dozen kinds
+                open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.model, self.weights))
+        except (OSError, RuntimeError) as error:  # of the network and of the hub; of open_clip, for a damaged file
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder.weights is {self.weights!r}: they cannot be fetched: {reason}; give a file as encoder.path"
             ) from error
-        if self.path is not None:
-            fill(network, "encoder.path", Path(self.path), self.model, prefix="visual.")
-        return network.eval().to(self.device)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
     """Drop log messages: those of open_clip, which speaks of random weights before a file fills them."""
+    before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
         yield
     finally:
-        logging.disable(logging.NOTSET)
+        logging.disable(before)

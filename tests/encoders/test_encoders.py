@@ -1,8 +1,11 @@
 """Each encoder beside a slow or an independent form of it; those whose packages are not installed are skipped."""
 
 import json
+import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +22,7 @@ from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, 
 from metarun.encoders.files import find_packaged
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
 from metarun.encoders.morgan import Morgan
-from metarun.encoders.open_clip import OpenClip
+from metarun.encoders.open_clip import OpenClip, silence
 from metarun.encoders.timm import Timm
 from metarun.encoders.torchvision import TorchVision
 from metarun.encoders.transformers import Transformers
@@ -320,6 +323,43 @@ def test_what_open_clip_cannot_build_is_one_line(
         OpenClip(model, weights, path, None, True, CPU).encode(torch.rand(1, 3, 8, 8))
     assert "\n" not in str(caught.value)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("failing", "error", "raised"),
+    [
+        ("download_pretrained", OSError("no\nroute"), ConfigError(r"they cannot be fetched: no route; give a file")),
+        ("download_pretrained", RuntimeError("checksum"), ConfigError(r"they cannot be fetched: checksum")),
+        ("download_pretrained", TypeError("ours"), TypeError("ours")),
+        ("create_model", RuntimeError("ours"), RuntimeError("ours")),
+    ],
+)
+def test_only_what_fetching_raises_is_called_a_failure_to_fetch(
+    failing: str, error: Exception, raised: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    package = {
+        "list_models": lambda: ["tiny"],
+        "list_pretrained_tags_by_model": lambda _: ["tag"],
+        "get_pretrained_cfg": lambda *_: {},
+        "download_pretrained": lambda _: "",
+        failing: fail,
+    }
+    monkeypatch.setitem(sys.modules, "open_clip", SimpleNamespace(**package))
+    with pytest.raises(type(raised), match=str(raised)):
+        OpenClip("tiny", "tag", None, None, True, CPU).identity()
+
+
+def test_silence_ends_with_what_was_disabled_before() -> None:
+    logging.disable(logging.INFO)
+    try:
+        with silence():
+            assert not logging.getLogger().isEnabledFor(logging.CRITICAL)
+        assert logging.root.manager.disable == logging.INFO
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.integration
