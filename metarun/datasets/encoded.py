@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.registry import declaration, known, registered_traits
 from metarun.config.traits import EncoderTraits
+from metarun.core.threads import share_among_threads
 from metarun.core.types import Dataset, Encodable, Encoder, Split, TaskShape, TaskSource
 from metarun.datasets.preprocessing import Features
 from metarun.datasets.sampling.augment import UNCHANGED, AsStored, PictureTransform
@@ -124,6 +125,7 @@ class Encoded:
         name = f"features/{self.name}-{digest[:16]}/{contents.digest[:32]}.f32"
 
         def encode(items: Any) -> Tensor:
-            return self.encoder.encode(UNCHANGED(items, Generator()) if isinstance(items, Tensor) else items)
+            shown = UNCHANGED(items, Generator()) if isinstance(items, Tensor) else items
+            return share_among_threads(self.encoder.encode, shown)
 
         return grow(name, contents.number, contents.read, encode, f"features by {self.name}")

@@ -7,8 +7,6 @@ round a pixel differently).
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +20,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Seed
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
+from metarun.core.threads import use_one_thread
 from metarun.core.types import Part, Split, TaskShape
 from metarun.datasets.preprocessing import Pictures
 from metarun.datasets.sampling.episodes import EpisodeSampler, draw_distinct
@@ -36,17 +35,6 @@ BEND = 0.6  # standard deviation of a stroke's inner control points from the str
 SIZE = 0.6  # of a character in its image
 PEN = (0.05, 0.08)  # thinnest and thickest radius
 NODES = torch.cartesian_prod(torch.arange(-1.0, 2.0), torch.arange(-1.0, 2.0))  # [9, 2], the ends of strokes
-
-
-@contextmanager
-def use_one_thread() -> Iterator[None]:
-    """For many small operations, which several threads do not make faster, and slower on busy cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 @register("dataset", "glyphs", DatasetTraits(kind="classification", pooled=True, baselines=("pixels",)))

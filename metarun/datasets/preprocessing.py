@@ -15,6 +15,7 @@ from torch import Tensor
 from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.config.words import count, make_inert
+from metarun.core.threads import share_among_threads
 from metarun.core.types import Encoder
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.storage.arrays import load_features
@@ -195,10 +196,10 @@ class Features:
         if isinstance(items, Tensor | np.ndarray) and items.ndim == 2:
             return stack(items)
         if isinstance(self.inputs, Pictures):
-            return self.encoder.encode(self.inputs(items))
+            return share_among_threads(self.encoder.encode, self.inputs(items))
         if isinstance(items, Tensor | np.ndarray) or not all(isinstance(item, str) for item in items):
             raise ConfigError("the inputs are no strings: give texts or SMILES, or features [n, D]")
-        return self.encoder.encode(list(items))
+        return share_among_threads(self.encoder.encode, list(items))
 
 
 def read_preprocessing(facts: Mapping[str, Any], device: torch.device) -> Preprocessing:

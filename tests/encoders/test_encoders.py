@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
 from metarun.config.load import find_absent, load_settings, resolve, suggest_encoder
+from metarun.core.threads import share_among_threads
 from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, Network
 from metarun.encoders.files import find_packaged
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
@@ -77,6 +78,21 @@ def test_efficientnet_lite0_equals_the_package_with_its_code() -> None:
     with torch.no_grad():
         expected = theirs.extract_features(x).mean((2, 3))
         torch.testing.assert_close(ours(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.integration
+def test_features_do_not_depend_on_the_number_of_threads() -> None:
+    """Two threads in one convolution would round otherwise than one."""
+    skip_without("efficientnet_lite0")
+    pictures, encoder = torch.rand(4, 3, 84, 84), EfficientNetLite0(224, True, CPU)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = encoder.encode(pictures)
+        torch.set_num_threads(3)
+        assert torch.equal(share_among_threads(encoder.encode, pictures), alone)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.integration
