@@ -315,9 +315,10 @@ class Cell:
     def verdict(self) -> str:
         if self.published is None:
             return ""
-        scale = self.metric.scale
-        found, scale = self.summary, self.metric.scale
-        return self.published.judge(scale * found.mean, scale * (found.over_tasks or 0), found.tasks, self.metric)
+        found, scale, steps = self.summary, self.metric.scale, self.setup.steps
+        return self.published.judge(
+            scale * found.mean, scale * (found.over_tasks or 0), found.tasks, steps, self.metric
+        )
 
     @cached_property
     def deviations(self) -> list[str]:

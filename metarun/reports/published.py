@@ -13,6 +13,7 @@ from metarun.config.traits import HEADLINES, Kind, Metric
 READ = {"primary": "", "elsewhere": " (as quoted elsewhere)", "recalled": " (from memory, not checked)"}
 By = Literal["step", "instance"]
 FEWEST = 600  # test tasks that a verdict needs, as many as papers of this field use
+SHORT = 0.5  # of the paper's training steps, below which a run cannot be worse than the paper, only too short
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +64,7 @@ class Figure:
     transductive: bool | None
     queries: int | None
     steps: int | None
+    least_steps: int | None  # where their number is not known
     checkpoint: str | None
     validation: str | None  # its classes are "held out", or "trained on" in the end
     settings: Mapping[str, Any] = field(hash=False)  # path -> value: {"dataset.split": "random"}
@@ -121,19 +123,25 @@ class Figure:
         }
         return [what for what, value in facts.items() if value is None]
 
-    def judge(self, mean: float, ci95: float, tasks: int, metric: Metric) -> str:
+    def judge(self, mean: float, ci95: float, tasks: int, steps: int, metric: Metric) -> str:
         """Compare a result, in shown units: "reproduced" within the tolerance or, if that is more, both intervals.
 
         Our interval counts up to the tolerance, and few tasks have no verdict: a vague result is not a better one.
+        What is worse after less than half of the paper's training steps is "too short".
         """
         if tasks < FEWEST:
             return "too few tasks"
         tolerance = metric.allowed(self.value) if self.tolerance is None else self.tolerance
         if abs(mean - self.value) <= max(tolerance, min(ci95, tolerance) + (self.plus_minus or 0.0)):
             return "reproduced"
-        if metric.higher_is_better:
-            return "above" if mean > self.value else "below"
-        return "better" if mean < self.value else "worse"
+        worse, better = ("below", "above") if metric.higher_is_better else ("worse", "better")
+        if (mean > self.value) == metric.higher_is_better:
+            return better
+        return "too short" if self.is_longer(steps) else worse
+
+    def is_longer(self, steps: int) -> bool:
+        """Whether so many training steps are less than half of the paper's."""
+        return steps < SHORT * (self.steps or self.least_steps or 0)
 
 
 def look_up(config: Mapping[str, Any], path: str) -> Any:
@@ -186,6 +194,7 @@ def _read_table(source: str, table: Mapping[str, Any]) -> Iterator[Figure]:
                     transductive=protocol.get("transductive"),
                     queries=_shots(cell) if queries == "shots" else queries,
                     steps=protocol.get("steps"),
+                    least_steps=protocol.get("least_steps"),
                     checkpoint=protocol.get("checkpoint"),
                     validation=protocol.get("validation"),
                     settings={**settings, **ways},

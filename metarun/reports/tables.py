@@ -55,6 +55,7 @@ without the name of a metric is an accuracy.
 
 *Reproduced* means that the result differs from the published figure by at most the tolerance ({tolerances})
 or, if that is more, both intervals together, of which ours counts up to the tolerance. A verdict needs 600 test tasks.
+*Too short* stands for *below* or *worse* where the training took less than half of the paper's steps.
 Published figures stand beside rows of their own mode. † marks a run that differs from what is known of the paper's
 protocol; a note names each difference, and the sources what is not known. In the papers' tables the published figure is
 in brackets.

@@ -85,9 +85,9 @@ def make_anchor(title: str) -> str:
 
 
 def find_tone(text: str) -> str:
-    """The CSS class of an entry: a verdict, "no" for "no run", else empty."""
+    """The CSS class of an entry: a verdict, "no" for "no run", "too" for "too short", else empty."""
     first = text.partition(" ")[0]
-    return first if first in VERDICTS or text.startswith("no run") else ""
+    return first if first in VERDICTS or text.startswith(("no run", "too short")) else ""
 
 
 def pick(whole: Table, header: tuple[str, ...]) -> Table:
