@@ -28,6 +28,7 @@ NEW: dict[str, Any] = {"dataset": {}, "split": "test", "dirichlet": None, "probe
 ATTACK = ("attack_radius", "attack_step", "attack_steps")  # settings of trainer that earlier runs do not have
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
+SIDE = 224  # pixels of pictures that are kept for an encoder whose network decides on the size that it reads
 # Settings of eval that its variants share
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants", "probes", "probe_tasks")
 
@@ -142,6 +143,9 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         plain = {
             key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
         }
+        dataset, encoder = plain.get("dataset") or {}, plain.get("encoder") or {}
+        if "image_size" in dataset and (dataset["image_size"], encoder.get("image_size", 0)) == (None, None):
+            plain["dataset"] = {**dataset, "image_size": SIDE}
         return make_absolute(complete_tests(plain))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {find_reason(error)}") from error

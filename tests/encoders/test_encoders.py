@@ -215,6 +215,14 @@ def test_an_encoder_is_suggested_for_own_pictures_if_it_is_installed(
         assert suggest_encoder(load_settings(resolve(compose(words)))) is None
 
 
+@pytest.mark.parametrize(
+    ("words", "side"),
+    [(["encoder=open_clip"], 224), (["encoder=timm"], 224), (["encoder=timm", "encoder.image_size=96"], 96)],
+)
+def test_own_pictures_are_kept_in_a_size_also_where_the_encoders_network_decides(words: list[str], side: int) -> None:
+    assert resolve(compose(["dataset=folder", "dataset.path=birds", *words]))["dataset"]["image_size"] == side
+
+
 def test_without_a_run_sets_are_fitted_by_leaving_examples_of_the_support_out() -> None:
     skip_without("morgan")
     words = ["encoder=morgan", "dataset=texts", "algo=protonet", "backbone=raw", "device=cpu"]
