@@ -11,8 +11,9 @@ Unlike in that code the outer loss is that of the queries alone, as printed, and
 the queries without the support.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import islice
 
@@ -23,6 +24,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive
 from metarun.config.traits import Traits
 from metarun.core import objectives
+from metarun.core.formula import Formula, Meeting, fit_slopes
 from metarun.core.inner import (
     at_step,
     draw_networks,
@@ -130,6 +132,69 @@ class MeTAL:
         states = enumerate(islice(self.states(theta, episode), self.inner_steps))
         losses = {f"step {j + 1}": partial(self.support_loss, theta, phi, j=j) for j, phi in states}
         return chart_losses(self.spec, losses)
+
+    def simplify(self, theta: Theta, tasks: Sequence[Episode]) -> tuple["WrittenMeTAL", Theta, dict[str, Formula]]:
+        """The learned losses as sums of few terms: method, theta, and how they fit. Cross-entropy stays as it is.
+
+        The slopes in the logits are fitted, where adaptation to these tasks meets them.
+        """
+        met: dict[str, list[list[Meeting]]] = defaultdict(lambda: [[] for _ in range(self.inner_steps)])
+        for task in tasks:
+            for j, phi in enumerate(islice(self.states(theta, task), self.inner_steps)):
+                for part, meeting in self.meet(theta, phi, task, j):
+                    met[part][j].append(meeting)
+        found = {part: [fit_slopes(meetings) for meetings in by_step] for part, by_step in met.items()}
+        written = {}
+        for part, by_step in found.items():
+            names = met[part][0][0].terms(met[part][0][0].x)
+            coefficients = [{name: torch.tensor(f.coefficients.get(name, 0.0)) for name in names} for f in by_step]
+            written[f"{part}_formula"] = stack_steps(coefficients)
+        method = WrittenMeTAL(**{field.name: getattr(self, field.name) for field in fields(self)})
+        named = {f"{part} loss {j + 1}": f for part, by_step in found.items() for j, f in enumerate(by_step)}
+        return method, {**theta, **written}, named
+
+    def meet(self, theta: Theta, phi: Theta, task: Episode, j: int) -> Iterator[tuple[str, Meeting]]:
+        """Yield the learned loss of the support, and of the queries, at the logits that step j sees."""
+        support, query = task
+        seen = torch.cat([support.x, query.x]) if self.transductive else support.x
+        ours, theirs = self.predict(theta, phi, seen).tensor_split([len(support.y)])
+
+        def learned(logits: Tensor) -> Tensor:
+            entropy = objectives.loss(self.spec.kind, logits, support.y)
+            return self.support_loss(theta, phi, logits, support.y, j) - entropy
+
+        yield "support", Meeting(ours, learned, partial(list_terms, y=support.y))
+        if self.transductive:
+            yield "query", Meeting(theirs, partial(self.query_loss, theta, phi, j=j), list_terms)
+
+
+class WrittenMeTAL(MeTAL):
+    """MeTAL whose learned losses are formulas: theta has the coefficients, [J] each, of `list_terms`."""
+
+    def support_loss(self, theta: Theta, phi: Theta, logits: Tensor, y: Tensor, j: int) -> Tensor:
+        """Cross-entropy plus the formula."""
+        entropy = objectives.loss(self.spec.kind, logits, y)
+        return entropy + weigh(at_step(theta["support_formula"], j), list_terms(logits, y))
+
+    def query_loss(self, theta: Theta, phi: Theta, logits: Tensor, j: int) -> Tensor:
+        """The formula."""
+        return weigh(at_step(theta["query_formula"], j), list_terms(logits))
+
+
+def list_terms(logits: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
+    """Terms of a formula, of logits z [n, N], probabilities p and labels y: means over examples, sums over classes."""
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    terms = {"z": logits, "z2": logits**2, "z3": logits**3, "p2": p**2, "plogp": p * log_p}
+    if y is not None:
+        label = one_hot(y, logits.shape[-1])
+        terms |= {"yz": logits * label, "yz2": logits**2 * label, "yp": p * label, "ylogp": log_p * label}
+    return {name: values.sum(-1).mean() for name, values in terms.items()}
+
+
+def weigh(coefficients: Mapping[str, Tensor], terms: Mapping[str, Tensor]) -> Tensor:
+    """The sum of terms by their coefficients."""
+    return torch.stack([coefficients[name] * value for name, value in terms.items()]).sum()
 
 
 def standardise(x: Tensor) -> Tensor:

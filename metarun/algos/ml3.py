@@ -19,7 +19,7 @@ an output and y its target; in classification p is a class's probability, and y 
 The outer loss is that of the queries, as printed; in the authors' code it is that of the support.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -27,13 +27,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import grad, vmap
 
 from metarun.config.registry import register
 from metarun.config.schema import Count, Norm, Positive, Whole
 from metarun.config.traits import Traits
 from metarun.core import objectives
-from metarun.core.formula import Formula, fit_formula
+from metarun.core.formula import Formula, Meeting, fit_slopes
 from metarun.core.inner import (
     copy_networks,
     flatten,
@@ -119,11 +118,11 @@ class ML3:
             return p * (w["p"] + w["py"] * y + w["py2"] * y**2) + p**2 * (w["p2"] + w["p2y"] * y) + w["p3"] * p**3
         return F.softplus(perceptron(w, torch.stack([p, y], dim=-1)))[..., 0]
 
-    def simplify(self, theta: Theta) -> tuple["ML3", Theta, Formula] | None:
+    def simplify(self, theta: Theta, tasks: Sequence[Episode]) -> tuple["ML3", Theta, dict[str, Formula]] | None:
         """The learned loss of the form mlp as one of the form cubic with few terms: method, theta, and how it fits.
 
-        The slopes in p are fitted, because steps follow them alone: on a grid, of both classes or of outputs and
-        targets within LARGEST.
+        The slopes in p are fitted on a grid, of both classes or of outputs and targets within LARGEST; the loss is the
+        same in all tasks.
         """
         if self.form != "mlp":
             return None
@@ -131,17 +130,14 @@ class ML3:
         outputs = torch.linspace(0, 1, 101) if classes else torch.linspace(-LARGEST, LARGEST, 101)
         p, y = torch.cartesian_prod(outputs, torch.tensor([0.0, 1.0]) if classes else outputs[::5]).T
         cubic = replace(self, form="cubic")
+        single = {name: {other: torch.tensor(float(other == name)) for other in AS_MSE} for name in AS_MSE}
 
-        def slopes(method: "ML3", w: Params) -> Tensor:
-            found: Tensor = vmap(grad(partial(method.pointwise, w)))(p, y)
-            return found
+        def terms(p: Tensor) -> Params:
+            return {name: cubic.pointwise(w, p, y).sum() for name, w in single.items()}
 
-        terms = {
-            name: slopes(cubic, {other: torch.tensor(float(other == name)) for other in AS_MSE}) for name in AS_MSE
-        }
-        formula = fit_formula(terms, slopes(self, theta["loss"]))
+        formula = fit_slopes([Meeting(p, lambda p: self.pointwise(theta["loss"], p, y).sum(), terms)])
         loss = {name: torch.tensor(formula.coefficients.get(name, 0.0)) for name in AS_MSE}
-        return cubic, {**theta, "loss": loss}, formula
+        return cubic, {**theta, "loss": loss}, {"M(p, y)": formula}
 
     def trajectory(self, theta: Theta, support: Examples) -> Iterator[Theta]:
         """Yield phi_0 .. phi_J of phi_{j+1} = phi_j - alpha grad M(f(x; phi_j), y), from a new network phi_0.

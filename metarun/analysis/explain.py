@@ -1,6 +1,7 @@
 """`metarun explain`: how a policy acts, or what a run has learned besides weights, with the numbers behind it."""
 
 import csv
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -32,9 +33,11 @@ class Explainable(Protocol):
 
 @runtime_checkable
 class Simplifiable(Protocol):
-    """An algorithm whose learned loss may be written as a formula."""
+    """An algorithm whose learned losses may be written as formulas."""
 
-    def simplify(self, theta: Theta) -> tuple[Algorithm, Theta, Formula] | None: ...  # with that loss in its place
+    def simplify(self, theta: Theta, tasks: Sequence[Episode]) -> tuple[Algorithm, Theta, dict[str, Formula]] | None:
+        """Method and theta with the formulas in place of the losses, and the formulas by name; None if it has none."""
+        ...
 
 
 def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
@@ -53,27 +56,28 @@ def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
     if not isinstance(algo, Explainable):
         return draw_behaviour(experiment, theta, folder.path / "explained")
     tester = experiment.build_tester(experiment.plan_rows()["test"], "val")
-    tasks = tester.source.sample(TASKS, generator_for(tester.row.seed, "explain"))
-    each = [algo.explain(theta, task) for task in unstack(tasks)]
+    tasks = unstack(tester.source.sample(TASKS, generator_for(tester.row.seed, "explain")))
+    each = [algo.explain(theta, task) for task in tasks]
     written = []
     for name in each[0]:
         chart = average([charts[name] for charts in each])
         place = folder.path / "explained" / name
         written += [_write_table(chart, place.with_suffix(".csv")), _draw(chart, name, place.with_suffix(".png"))]
-    return written + write_formula(experiment, tester, theta, folder.path / "explained" / "formula.txt")
+    return written + write_formula(experiment, tester, theta, tasks, folder.path / "explained" / "formula.txt")
 
 
-def write_formula(experiment: Experiment, tester: Tester, theta: Theta, file: Path) -> list[Path]:
-    """Write a learned loss as a formula, how well it fits, and the figure of validation tasks with it in its place.
+def write_formula(
+    experiment: Experiment, tester: Tester, theta: Theta, tasks: Sequence[Episode], file: Path
+) -> list[Path]:
+    """Write learned losses as formulas, how well they fit, and the figure of validation tasks with them in their place.
 
     Writes nothing where the method has no such formula.
     """
     algo = experiment.algo
-    simple = algo.simplify(theta) if isinstance(algo, Simplifiable) else None
+    simple = algo.simplify(theta, tasks) if isinstance(algo, Simplifiable) else None
     if simple is None:
         return []
-    method, plugged, formula = simple
-    terms = " ".join(f"{value:+.3g} {name}" for name, value in formula.coefficients.items())
+    method, plugged, formulas = simple
     name = headline_metric(experiment.source.spec)
 
     def score(algo: Algorithm, theta: Theta) -> str:
@@ -81,11 +85,12 @@ def write_formula(experiment: Experiment, tester: Tester, theta: Theta, file: Pa
         found = replace(tester, algo=algo).score([model], experiment.settings.eval.val_tasks, "vmap").summarise()[name]
         return metric(name).shown(found["mean"], found["ci95"])
 
-    lines = [
-        f"M(p, y) = {terms}",
-        f"its slope in p explains {100 * formula.explained:.1f} % of the learned loss's",
-        f"{name} of validation tasks: {score(algo, theta)} by that loss, {score(method, plugged)} by the formula",
-    ]
+    lines = []
+    for loss, formula in formulas.items():
+        terms = " ".join(f"{value:+.3g} {term}" for term, value in formula.coefficients.items())
+        lines += [f"{loss} = {terms}", f"its slope explains {100 * formula.explained:.1f} % of the learned loss's"]
+    before, after = score(algo, theta), score(method, plugged)
+    lines.append(f"{name} of validation tasks: {before} as learned, {after} by formula")
     write_text(file, "\n".join(lines) + "\n")
     return [file]
 

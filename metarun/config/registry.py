@@ -115,9 +115,8 @@ def registered_traits(component: Any) -> Any:
 
 
 def traits_of(algo: object) -> Traits:
-    """The traits that an algorithm's class was registered with; the defaults for a class that is not registered."""
-    traits: Traits = registered_traits(type(algo)) or Traits(kinds=())
-    return traits
+    """The traits that an algorithm's class, or the one that it extends, was registered with; else the defaults."""
+    return next(filter(None, map(registered_traits, type(algo).__mro__)), Traits(kinds=()))
 
 
 def dataset_traits(values: Mapping[str, Any]) -> DatasetTraits:

@@ -1,11 +1,12 @@
 """A function as a sum of few terms, by least squares over every choice of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.func import grad, jacrev
 
 
 class Formula(NamedTuple):
@@ -13,6 +14,24 @@ class Formula(NamedTuple):
 
     coefficients: dict[str, float]
     explained: float
+
+
+class Meeting(NamedTuple):
+    """Where a loss is looked at, and what it is to be written by."""
+
+    x: Tensor
+    loss: Callable[[Tensor], Tensor]  # x -> []
+    terms: Callable[[Tensor], Mapping[str, Tensor]]  # x -> name -> []
+
+
+def fit_slopes(meetings: Sequence[Meeting]) -> Formula:
+    """Fit the slopes of a loss by those of its terms, because steps follow these alone."""
+    slopes = [grad(loss)(x).flatten() for x, loss, _ in meetings]
+    columns = [
+        jacrev(lambda x, terms=terms: torch.stack(list(terms(x).values())))(x).flatten(1) for x, _, terms in meetings
+    ]
+    names = meetings[0].terms(meetings[0].x)
+    return fit_formula(dict(zip(names, torch.cat(columns, 1))), torch.cat(slopes))
 
 
 def fit_formula(terms: Mapping[str, Tensor], values: Tensor, loss: float = 0.01) -> Formula:

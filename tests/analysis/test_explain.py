@@ -2,6 +2,8 @@
 
 import csv
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from metarun.config.registry import traits_of
 from metarun.config.traits import Kind
 from metarun.core.batch import unstack
 from metarun.core.inner import flatten
@@ -16,6 +19,11 @@ from metarun.core.learned import Chart, average, chart_by_rank, chart_by_step
 from metarun.core.types import Theta
 from tests.conftest import TINY, Command
 from tests.support.tiny import WAYS, algo_and_theta, episodes
+
+FORMULAS = {  # the learned losses that are written as formulas, of TINY runs
+    "ml3": ["M(p, y)"],
+    "metal": [f"{part} loss {j}" for part in ("support", "query") for j in range(1, 3)],
+}
 
 
 @pytest.fixture(autouse=True)
@@ -134,11 +142,13 @@ def test_the_command_writes_drawings_and_numbers(metarun: Command, algo: str, na
     answer = metarun("explain", "run")
     assert answer.code == 0, answer.err
     written = {file.name for file in Path("run/explained").iterdir()}
-    formulas = {"formula.txt"} if algo == "ml3" else set()
+    formulas = {"formula.txt"} if algo in FORMULAS else set()
     assert written == {f"{name}.{kind}" for name in names for kind in ("csv", "png")} | formulas
     if formulas:
         lines = (Path("run/explained") / "formula.txt").read_text().splitlines()
-        assert [line.split()[0] for line in lines] == ["M(p,", "its", "accuracy"]
+        assert [line.partition(" =")[0] for line in lines[:-1:2]] == FORMULAS[algo]
+        assert {line.partition(" explains")[0] for line in lines[1:-1:2]} == {"its slope"}
+        assert lines[-1].startswith("accuracy of validation tasks: ")
     with (Path("run/explained") / f"{names[-1]}.csv").open() as file:
         header, *rows = csv.reader(file)
     assert len(header) > 1
@@ -160,7 +170,8 @@ def test_a_formula_has_the_slopes_that_it_says_it_explains(kind: Kind) -> None:
     which finite differences would straddle.
     """
     algo, theta = algo_and_theta("ml3", "mlp", kind, form="mlp", hidden=[6])
-    cubic, plugged, formula = algo.simplify(detach(theta))
+    cubic, plugged, formulas = algo.simplify(detach(theta), [])
+    (formula,) = formulas.values()
     low, high = (0, 1) if kind == "classification" else (-5, 5)
     y = torch.tensor([0.0, 1.0]) if kind == "classification" else torch.linspace(low, high, 101)[::5]
     p = torch.linspace(low, high, 101)[:, None].expand(-1, len(y)).clone().requires_grad_()
@@ -171,3 +182,42 @@ def test_a_formula_has_the_slopes_that_it_says_it_explains(kind: Kind) -> None:
     left = (simple - learned).square().sum() / learned.square().sum()
     assert formula.explained == pytest.approx(1 - left.item(), abs=1e-9)
     assert {name for name, p in plugged["loss"].items() if p != 0} == set(formula.coefficients)
+
+
+def test_metals_formulas_have_the_slopes_that_they_say_they_explain() -> None:
+    """By plain autograd through both losses, at the logits of every inner step of two tasks."""
+    algo, theta = algo_and_theta("metal", "mlp", transductive=False)
+    theta, tasks = detach(theta), unstack(episodes(2))
+    written, plugged, formulas = algo.simplify(theta, tasks)
+    assert list(formulas) == ["support loss 1", "support loss 2"]
+    for j, formula in enumerate(formulas.values()):
+        left = whole = 0.0
+        for support, _ in tasks:
+            phi = list(algo.trajectory(theta, support, None))[j]
+            logits = algo.predict(theta, phi, support.x).requires_grad_()
+            entropy = torch.nn.functional.cross_entropy(logits, support.y)
+            learned, simple = (
+                torch.autograd.grad(
+                    method.support_loss(w, phi, logits, support.y, j) - entropy, logits, retain_graph=True
+                )[0]
+                for method, w in ((algo, theta), (written, plugged))
+            )
+            left, whole = left + float((simple - learned).square().sum()), whole + float(learned.square().sum())
+        assert formula.explained == pytest.approx(1 - left / whole, abs=1e-9)
+
+
+def test_a_formula_in_place_of_metals_losses_is_what_it_adapts_by() -> None:
+    """-ylogp is cross-entropy once more: MAML with twice the rate. What the class knows of its queries stays."""
+    algo, theta = algo_and_theta("metal", "mlp")
+    (task,) = unstack(episodes(1))
+    written, plugged, _ = algo.simplify(detach(theta), [task])
+    for part, chosen in (("support_formula", "ylogp"), ("query_formula", None)):
+        plugged[part] = {name: torch.full_like(p, -float(name == chosen)) for name, p in plugged[part].items()}
+    maml, _ = algo_and_theta("maml", "mlp", inner_lr=2 * algo.inner_lr, inner_steps=algo.inner_steps)
+    alone = replace(written, transductive=False)
+    assert_equal = partial(torch.testing.assert_close, rtol=1e-10, atol=1e-12)
+    assert_equal(alone.task_loss(plugged, task)[0], maml.task_loss(plugged, task)[0])
+    plugged["query_formula"]["z2"] += 0.1
+    assert traits_of(written).sees_queries
+    moved = written.adapt(plugged, task.support, task.query.x)["head"]["weight"]
+    assert (moved - alone.adapt(plugged, task.support)["head"]["weight"]).abs().max() > 1e-3
