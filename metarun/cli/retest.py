@@ -9,15 +9,13 @@ from metarun.cli.compose import change, compose
 from metarun.cli.grammar import expand_home
 from metarun.cli.parser import Parser
 from metarun.config.errors import ConfigError
-from metarun.config.load import load_settings, resolve
+from metarun.config.load import keep_form, load_settings, resolve
 from metarun.config.registry import declaration, known
 from metarun.config.schema import Settings
 from metarun.runs.folder import RunFolder
 
 # Settings of `metarun evaluate` that are not below `eval`
 ELSEWHERE = ("eval.", "device=", "data_dir=", "dataset.path=", "dataset.placement=", "dataset.test_tasks=")
-# How a network reads pictures: the name of a fact in its checkpoint -> that of a dataset's setting
-FORM = {"size": "image_size"} | {name: name for name in ("channels", "resize", "filter", "ink", "mean", "std")}
 
 
 def evaluate(words: Sequence[str]) -> None:
@@ -101,5 +99,4 @@ def compose_dataset(overrides: Sequence[str], config_dir: str | None, folder: Ru
     from metarun.engine import checkpoint
 
     form = checkpoint.load(folder.checkpoint("last"))[1].get("preprocessing", {})
-    read = {FORM[key]: value for key, value in form.items() if key in FORM and FORM[key] not in given}
-    return values | {key: value for key, value in read.items() if key in values}
+    return keep_form(values, form, given)

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields, replace
 from typing import Any, get_type_hints
 
@@ -29,6 +29,8 @@ ATTACK = ("attack_radius", "attack_step", "attack_steps")  # settings of trainer
 OWN = ("folder", "texts", "assays", "regression", "features")  # collections of a user's own data
 PICTURES = "efficientnet_lite0"  # the encoder that is suggested for them
 SIDE = 224  # pixels of pictures that are kept for an encoder whose network decides on the size that it reads
+# How a network reads pictures: the name of a fact in its checkpoint -> that of a dataset's setting
+FORM = {"size": "image_size"} | {name: name for name in ("channels", "resize", "filter", "ink", "mean", "std")}
 # Settings of eval that its variants share
 ONCE = ("val_tasks", "statistics_tasks", "checkpoint", "variants", "probes", "probe_tasks")
 
@@ -174,16 +176,26 @@ def _complete(changes: Any, before: Mapping[str, Any]) -> Any:
     if name == before.get("name") or name not in known("algo"):
         return changes
     own = read_option("algo", name)
-    return {key: value for key, value in own.items() if key not in ("name", "defaults")} | dict(changes)
+    return {key: value for key, value in own.items() if key != "name"} | dict(changes)
 
 
 def read_option(group: str, name: str) -> dict[str, Any]:
-    """Read the settings in a component's YAML file; its name alone where there is no such file."""
+    """Read the settings in an option's YAML file, after those of the options that it starts from; its name alone where
+    there is no such file.
+    """
     files = (folder / group / f"{name}.yaml" for folder in (CONFIGS, *config_folders()))
     file = next((file for file in files if file.is_file()), None)
     found = OmegaConf.to_container(OmegaConf.load(file)) if file else {}
-    own = found if isinstance(found, dict) and found.get("name") == name else {"name": name}
-    return {str(key): value for key, value in own.items()}
+    values = {str(key): value for key, value in found.items()} if isinstance(found, dict) else {}
+    for option in values.pop("defaults", []):
+        values = {**read_option(group, option), **values} if isinstance(option, str) else values
+    return values if "name" in values else {"name": name}
+
+
+def keep_form(values: Mapping[str, Any], form: Mapping[str, Any], given: Collection[str]) -> dict[str, Any]:
+    """A dataset's settings that read pictures in the form of a network's inputs, but for settings that are given."""
+    read = {FORM[key]: value for key, value in form.items() if key in FORM and FORM[key] not in given}
+    return {**values, **{key: value for key, value in read.items() if key in values}}
 
 
 def make_absolute(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -137,11 +137,15 @@ class Experiment:
         return optimizer
 
     def measure_statistics(self, theta: Theta) -> Params:
-        """Average the statistics of norm layers over training tasks; empty if no row of the test uses them."""
+        """Average the statistics of norm layers over training tasks, attacked ones where training attacks them; empty
+        if no row of the test uses them.
+        """
         if not any(row.algo.get("norm") == "running" for row in self.plan_rows().values()):
             return {}
         generator = generator_for(self.settings.seed, "statistics", device=self.device)
-        tasks = unstack(self.source.sample(self.settings.eval.statistics_tasks, generator))
+        tasks, objective = unstack(self.source.sample(self.settings.eval.statistics_tasks, generator)), self.objective
+        if isinstance(objective, Adversarial):
+            tasks = [objective.attack(theta, task) for task in tasks]
         return collect_statistics(self.backbone, lambda: [self.algo.task_loss(theta, task) for task in tasks])
 
     def build_tester(self, row: EvalSettings, split: Split) -> Tester:

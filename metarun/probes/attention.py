@@ -5,6 +5,7 @@ A method shows that by a function `attend`, see `metarun.core.types.Attentive`.
 
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -85,14 +86,21 @@ def draw(attention: Attention, where: str, figure: Any) -> None:
             continue
         values = weights[:, head].cpu()[rows][:, columns]
         figure.colorbar(axis.imshow(values, aspect="auto", cmap="viridis", vmin=0), ax=axis)
-        label(axis.set_yticks, y.cpu()[rows])
+        label(axis.set_yticks, axis.axhline, y.cpu()[rows])
         if seen is not None:
-            label(axis.set_xticks, seen.cpu()[columns])
+            label(axis.set_xticks, axis.axvline, seen.cpu()[columns])
         rows_are = "step, by its class" if seen is None else "query, by its class"
         axis.set(title=f"head {head + 1}", xlabel=where + ("" if seen is None else ", by class"), ylabel=rows_are)
 
 
-def label(set_ticks: Any, classes: Tensor) -> None:
-    """Name some rows or columns by their class; a query among what it looks at is "itself"."""
-    places = range(0, len(classes), -(-len(classes) // TICKS))
-    set_ticks(places, ["itself" if classes[i] < 0 else str(int(classes[i])) for i in places], fontsize=6)
+def label(set_ticks: Any, draw_line: Any, classes: Tensor) -> None:
+    """Name each class in the middle of its rows or columns, and draw lines between them, if there is room for these; a
+    query among what it looks at is "itself".
+    """
+    edges = [0, *((classes.diff() != 0).nonzero()[:, 0] + 1).tolist(), len(classes)]
+    blocks = list(pairwise(edges))
+    shown = blocks[:: -(-len(blocks) // TICKS)]
+    names = ["itself" if classes[start] < 0 else str(int(classes[start])) for start, _ in shown]
+    set_ticks([(start + end - 1) / 2 for start, end in shown], names, fontsize=8)
+    for edge in edges[1:-1] if len(shown) == len(blocks) < len(classes) / 2 else ():
+        draw_line(edge - 0.5, color="white", linewidth=0.5)

@@ -146,6 +146,8 @@ def draw(
     table: list[Figures], cosines: Tensor, positions: Sequence[float], plane: Mapping[str, Tensor], figure: Any
 ) -> None:
     """Losses along the line and on the plane, and the cosines."""
+    from matplotlib.ticker import MaxNLocator
+
     figure.set_size_inches(10, 8)
     (left, right), below = figure.subplots(2, 2)
     for part in ("support", "query"):
@@ -156,6 +158,8 @@ def draw(
     left.legend(left.containers, ["support", "query"])
     image = right.imshow(cosines.cpu(), vmin=-1, vmax=1, cmap="RdBu")
     right.set(title="cosine of meta-gradients", xlabel="task", ylabel="task")
+    for side in (right.xaxis, right.yaxis):
+        side.set_major_locator(MaxNLocator(integer=True))
     figure.colorbar(image)
     for axis, (name, losses) in zip(below, plane.items()):
         levels = axis.contourf(positions, positions, losses.T.clamp(min=1e-6).log10(), levels=16, cmap="viridis")

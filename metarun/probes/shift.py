@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from metarun.config.errors import ConfigError
-from metarun.config.load import read_option
+from metarun.config.load import keep_form, read_option
 from metarun.config.registry import register, style
 from metarun.config.schema import Count
 from metarun.config.traits import ProbeTraits
@@ -15,7 +15,6 @@ from metarun.probes.draw import draw_heat, name_axis
 from metarun.probes.probe import Figures, Finding, Subject, estimate, require
 
 OWN = "as in the test"
-FORM: tuple[str, ...] = ("image_size", "channels", "filter", "ink")  # settings of how pictures are read
 
 
 @register("probe", "shift", ProbeTraits(kinds=("classification",)))
@@ -30,10 +29,10 @@ class Shift:
 
     def run(self, subject: Subject) -> Finding:
         own = replace(subject.row, queries=self.queries)
+        form = subject.pictures.to_json() if subject.pictures else {}
         rows = {(OWN, ways, shots): replace(own, ways=ways, shots=shots) for ways in self.ways for shots in self.shots}
         for name, changes in self.datasets.items():
-            values = complete(changes, subject.experiment.settings.dataset)
-            rows[name, own.ways, own.shots] = replace(own, dataset=values)
+            rows[name, own.ways, own.shots] = replace(own, dataset=complete(changes, form))
         name, found = subject.headline, {}
         refused: dict[str, list[str]] = {}
         for key, row in rows.items():
@@ -56,13 +55,12 @@ class Shift:
         )
 
 
-def complete(changes: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of another dataset, which has pictures of the same form where it says nothing else."""
+def complete(changes: Mapping[str, Any], form: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of another dataset, which has pictures of the network's form where it says nothing else."""
     if "name" not in changes:
         return dict(changes)
     values = read_option("dataset", changes["name"])
-    form: dict[str, Any] = {key: own[key] for key in FORM if key in own and key in values}
-    return {**values, **form, **changes}
+    return {**keep_form(values, form, changes), **changes, "name": values["name"]}
 
 
 def draw(table: list[Figures], name: str, figure: Any) -> None:

@@ -1,15 +1,20 @@
 """Training on attacked queries: the attack is data, within its bounds, and of no strength changes nothing."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from metarun.cli.compose import compose
+from metarun.config.load import load_settings, resolve
 from metarun.core.batch import Execution, unstack
+from metarun.core.seeding import generator_for
 from metarun.core.types import Episode, Examples
 from metarun.datasets.preprocessing import Pictures
 from metarun.engine.attack import Adversarial
+from metarun.engine.build import Experiment
 from metarun.engine.gradient import meta_gradient
 from tests.conftest import TINY, Command
 from tests.support.tiny import algo_and_theta, episodes, leaves
@@ -49,6 +54,21 @@ def test_the_loss_is_that_of_attacked_queries(name: str, execution: Execution) -
     expected = meta_gradient(objective.algo, theta, attacked, execution=execution)
     torch.testing.assert_close([found[0], *leaves(found[2])], [expected[0], *leaves(expected[2])])
     assert found[0] > meta_gradient(objective.algo, theta, TASKS, execution=execution)[0]
+
+
+def test_norm_layers_have_averages_of_attacked_tasks(place: Path) -> None:
+    """Of the first layer, by a plain convolution: each task's support and its attacked queries are one batch."""
+    words = [*TINY, "algo=protonet", "backbone=conv4_strided", "trainer.attack_radius=0.3", "eval.statistics_tasks=2"]
+    experiment = Experiment.build(load_settings(resolve(compose(words))))
+    theta, objective = experiment.draw_theta(), experiment.objective
+    assert isinstance(objective, Adversarial)
+    tasks = unstack(experiment.source.sample(2, generator_for(0, "statistics")))
+    batches = [torch.cat([task.support.x, objective.attack(theta, task).query.x]) for task in tasks]
+    weight = theta["backbone"]["convs.0.weight"]
+    means = [torch.nn.functional.conv2d(x, weight, stride=2, padding=1).mean((0, 2, 3)) for x in batches]
+    found = experiment.measure_statistics(theta)
+    first = next(name for name in found if name.endswith(".mean"))
+    torch.testing.assert_close(found[first], torch.stack(means).mean(0).detach(), rtol=1e-4, atol=1e-6)
 
 
 def test_what_else_there_is_to_an_input_is_not_attacked() -> None:

@@ -80,8 +80,13 @@ def test_spread_by_hand() -> None:
 
 
 def test_another_dataset_has_pictures_of_the_same_form() -> None:
-    own = {"name": "omniglot", "image_size": 20, "filter": "box", "ink": 1, "rotations_test": "classes"}
-    assert complete({"rotations_test": "none"}, own) == {"rotations_test": "none"}
-    values = complete({"name": "glyphs", "classes_test": 7}, own)
+    form = {"kind": "pictures", "size": 20, "channels": 1, "filter": "box", "ink": 1, "mean": None}
+    assert complete({"rotations_test": "none"}, form) == {"rotations_test": "none"}
+    values = complete({"name": "glyphs", "classes_test": 7}, form)
     assert (values["name"], values["image_size"], values["classes_test"]) == ("glyphs", 20, 7)
-    assert "rotations_test" not in values
+    assert "channels" not in values
+    values = complete(
+        {"name": "miniimagenet", "filter": "nearest"}, form
+    )  # a collection of dataset=folder, whose name is images
+    assert (values["name"], values["collection"]) == ("images", "miniimagenet")
+    assert (values["image_size"], values["channels"], values["filter"]) == (20, 1, "nearest")
