@@ -25,7 +25,7 @@ from metarun.engine.build import Experiment
 from metarun.engine.distributed import ALONE
 from metarun.probes.attack import Attack
 from metarun.probes.probe import Figures, Subject, compare, estimate
-from metarun.probes.shift import complete
+from metarun.probes.shift import OWN, complete
 from metarun.reports.text import format_table
 from metarun.runs.folder import RunFolder
 from metarun.runs.scoring import load_models
@@ -118,7 +118,10 @@ def freeze_layers(place: Place) -> Iterator[Row]:
         changes = (f"eval.algo.inner_steps={steps}", f"eval.algo.inner_lr={rate}")
         table = [row for row in place.probe("maml-short", "reuse", 50, *changes) if row["accuracy"] != ""]
         if number == 0:
-            yield "inner loop at the test", *(LAYERS.get(row["layer"], f"up to {row['layer']}") for row in table)
+            yield (
+                "inner loop at the test",
+                *(LAYERS.get(row["layer"], f"up to {row['layer'].removeprefix('backbone.')}") for row in table),
+            )
         yield name, *(show(row["accuracy"]) for row in table)
 
 
@@ -143,13 +146,15 @@ def attack_queries(place: Place) -> Iterator[Row]:
 
 
 def shift_datasets(place: Place) -> Iterator[Row]:
-    """Runs on datasets that they were not trained on."""
-    others = {name: {"name": name} for name in ("omniglot", "glyphs", "miniimagenet")}
-    yield "run", *others
-    for name in ("protonet-glyphs", "protonet-omniglot", "matchingnet-omniglot", "maml-omniglot"):
-        table = place.probe(name, "shift", 200, "eval.shots=5", ways=[], shots=[], queries=5, datasets=others)
+    """Runs on test classes of their own dataset, and on datasets that they were not trained on."""
+    names = ("omniglot", "glyphs", "miniimagenet")
+    yield "trained on", "method", *names
+    for own, algo in (("glyphs", "protonet"), *(("omniglot", algo) for algo in ("protonet", "matchingnet", "maml"))):
+        others = {name: {"name": name} for name in names if name != own}
+        run = f"{algo}-{own}"
+        table = place.probe(run, "shift", 200, "eval.shots=5", ways=[5], shots=[5], queries=5, datasets=others)
         found = {row["data"]: show(row["accuracy"]) for row in table}
-        yield name, *(found[other] for other in others)
+        yield own, algo, *(found.get(name, found[OWN]) for name in names)
 
 
 def move_losses(place: Place) -> Iterator[Row]:
