@@ -76,6 +76,11 @@ def check_states(subject: Subject, theta: Theta, phi: Any) -> None:
         raise ConfigError(f"algo={subject.row.algo['name']} adapts no weights of its network: nothing to compare")
 
 
+def start_of(theta: Theta, phi: Theta) -> Theta:
+    """The values that adapted weights have in theta."""
+    return {part: {name: theta[part][name] for name in params} for part, params in phi.items()}
+
+
 def list_layers(algo: FewShotAlgorithm, phi: Theta) -> dict[str, list[str]]:
     """Layer, as "backbone.convs.0", in the network's order -> the full names of its weights that adaptation changes."""
     found: dict[str, list[str]] = {}
@@ -115,7 +120,7 @@ def record(algo: FewShotAlgorithm, layers: Sequence[str], theta: Theta, phi: The
 def compare_states(algo: FewShotAlgorithm, theta: Theta, episode: Episode) -> Metrics:
     """The similarity of each layer's outputs before and after adaptation."""
     phi = adapt_to(algo, theta, episode)
-    before = {part: {name: theta[part][name] for name in params} for part, params in phi.items()}
+    before = start_of(theta, phi)
     layers = list(list_layers(algo, phi))
     first, second = (record(algo, layers, theta, state, episode.query.x) for state in (before, phi))
     return {layer: cka(first[layer].flatten(1), second[layer].flatten(1)) for layer in layers}

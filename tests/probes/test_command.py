@@ -113,4 +113,4 @@ def test_every_probe_looks_at_a_method_or_says_why_not(metarun: Command, algo: s
     if algo in ("maml", "reptile"):
         assert told == {"attention"}
     if algo in ("protonet", "matchingnet"):
-        assert told == {"reuse", "landscape"} | ({"attention"} if algo != "matchingnet" else set())
+        assert told == {"reuse", "landscape", "adaptation"} | ({"attention"} if algo != "matchingnet" else set())

@@ -3,9 +3,11 @@
 import pytest
 import torch
 
+from metarun.config.traits import Kind
 from metarun.core.batch import unstack
 from metarun.core.objectives import loss
 from metarun.core.types import Episode, Examples
+from metarun.probes.adaptation import follow_steps
 from metarun.probes.embedding import measure_spread, project
 from metarun.probes.landscape import COSINE, compare_gradients, follow_line, mean_of_pairs, span_plane
 from metarun.probes.shift import complete
@@ -41,6 +43,25 @@ def test_the_plane_has_the_inner_loop_s_states_at_its_corners() -> None:
         for a, b in ((start, one), (one, two))
     )
     assert found[COSINE].item() == pytest.approx((u @ v / (u.norm() * v.norm())).item())
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+def test_each_step_is_a_plain_one_of_gradient_descent(kind: Kind) -> None:
+    algo, theta = algo_and_theta("maml", "mlp", kind, inner_steps=1)
+    (task,) = unstack(episodes(1, kind))
+    found = follow_steps(algo.spec, 3, algo, {c: {n: p.detach() for n, p in w.items()} for c, w in theta.items()}, task)
+    phi = {c: dict(theta[c]) for c in ("backbone", "head")}
+    norm = set(theta["norm"]) if "norm" in theta else set()
+    for step in range(4):
+        at = [loss(kind, algo.predict(theta, phi, part.x), part.y) for part in task]
+        torch.testing.assert_close([found["support loss"][step], found["query loss"][step]], [x.detach() for x in at])
+        if kind == "classification":
+            right = algo.predict(theta, phi, task.query.x).argmax(-1) == task.query.y
+            assert found["accuracy"][step].item() == pytest.approx(right.double().mean().item())
+        names = [(c, n) for c in phi for n in phi[c] if n not in norm]
+        slopes = torch.autograd.grad(at[0], [phi[c][n] for c, n in names])
+        for (c, n), slope in zip(names, slopes):
+            phi[c][n] = (phi[c][n] - algo.inner_lr * slope).detach().requires_grad_()
 
 
 def test_meta_gradients_of_tasks_are_plain_autograds() -> None:
