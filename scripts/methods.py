@@ -105,11 +105,13 @@ def link(citation: str, module: str) -> str:
 def reproductions(tested: Iterable[Cell]) -> Iterator[str]:
     """Describe each setting's own test, and every other row that has a published figure beside it."""
     for cell in tested:
-        if cell.row == "test" or cell.published:
-            beside = f" (published {cell.published})" if cell.published else ""
+        published = cell.published
+        if cell.row == "test" or published:
+            beside = f" (published {published})" if published else ""
+            world = published.column.removeprefix(published.cell).strip() if published else ""
             setting = cell.name.removeprefix(cell.first.name).strip()
             mode = "inductive" if cell.row.endswith("_inductive") else ""  # beside the transductive test
-            what = ", ".join(filter(None, (cell.first.dataset, cell.task, mode, setting)))
+            what = ", ".join(filter(None, (cell.first.dataset, world, cell.task, mode, setting)))
             yield f"{what}: {cell.score}{beside}"
 
 
