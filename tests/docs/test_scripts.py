@@ -14,6 +14,7 @@ from typing import Any
 import benchmark
 import contenders
 import coverage
+import experiments
 import gpu
 import gpu_checks
 import growth
@@ -173,6 +174,14 @@ def test_the_table_of_probes_is_what_the_script_writes() -> None:
     for folder in robustness.RUNS.iterdir():
         method = folder.name.partition("-")[0]  # of "protonet-full", the whole training
         assert f"\n| {method}" in table
+
+
+def test_each_experiment_has_one_place_in_a_page() -> None:
+    for name, (page, _) in experiments.EXPERIMENTS.items():
+        text = (experiments.ROOT / f"docs/{page}.md").read_text(encoding="utf-8")
+        start, end = experiments.START.format(name), experiments.END.format(name)
+        assert (text.count(start), text.count(end)) == (1, 1)
+        assert text.partition(start)[2].partition(end)[0].strip().startswith("| ")
 
 
 def test_a_methods_line_shows_its_class_its_yaml_and_its_results(tmp_path: Path) -> None:
