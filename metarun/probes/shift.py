@@ -30,15 +30,18 @@ class Shift:
     def run(self, subject: Subject) -> Finding:
         own = replace(subject.row, queries=self.queries)
         form = subject.pictures.to_json() if subject.pictures else {}
-        rows = {(OWN, ways, shots): replace(own, ways=ways, shots=shots) for ways in self.ways for shots in self.shots}
-        for name, changes in self.datasets.items():
-            rows[name, own.ways, own.shots] = replace(own, dataset=complete(changes, form))
+        rows = {  # before the map, which takes a while: a mistake in their settings is told at once
+            (name, own.ways, own.shots): replace(own, dataset=complete(changes, form))
+            for name, changes in self.datasets.items()
+        }
+        rows |= {(OWN, ways, shots): replace(own, ways=ways, shots=shots) for ways in self.ways for shots in self.shots}
         name, found = subject.headline, {}
         refused: dict[str, list[str]] = {}
         for key, row in rows.items():
             try:
                 tester = subject.build_tester(row)
             except ConfigError as error:
+                require(key[0] == OWN, f"shift.datasets.{key[0]}: {error}")
                 refused.setdefault(str(error), []).append("{}, {}-way {}-shot".format(*key))
                 continue
             require(headline_metric(tester.source.spec) == name, f"{key[0]} is not judged by {name}")
@@ -46,7 +49,7 @@ class Shift:
         require(bool(found), next(iter(refused), "shift.ways and shift.datasets are empty"))
         table: list[Figures] = [
             {"data": data, "ways": ways, "shots": shots, name: estimate(scores)}
-            for (data, ways, shots), scores in found.items()
+            for (data, ways, shots), scores in sorted(found.items(), key=lambda item: item[0][0] != OWN)
         ]
         return Finding(
             table=table,

@@ -64,6 +64,8 @@ def test_a_run_is_probed_at_its_end_as_the_command_does(metarun: Command) -> Non
         (["noise", "corruption.parts=[query]"], "corruption is set, but is none of the probes noise"),
         (["noise", "noise.rates=[]"], "noise.kinds or noise.rates is empty"),
         (["corruption", "corruption.small={fog:[1]}"], "corruption has no fog: choose from noise, blur"),
+        (["shift", "shift.datasets={other: {name: omniglott}}"], "shift.datasets.other: dataset.name is 'omniglott': "),
+        (["shift", "shift.datasets={turned: {turn: 90}}"], "shift.datasets.turned: dataset.turn: no such setting: "),
         (["imbalance"], "eval.shots is 1: shots cannot differ then"),
         (["noise", "split=val"], "eval.split is val: outliers are of validation classes"),
     ],
