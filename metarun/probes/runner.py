@@ -37,6 +37,9 @@ def plan_probes(
     Raises ConfigError for an unknown name, a setting that a probe does not have, or a run that it does not fit.
     """
     chosen = names or [name for name in known("probe") if find_misfit(name, experiment) is None]
+    if not chosen:
+        kind = experiment.source.spec.kind
+        raise ConfigError(f"no probe can look at this run of {kind}: metarun list probe says what each looks at")
     changes = changes or {}
     planned = [Planned(name, {**read_option("probe", name), **changes.get(name, {})}) for name in chosen]
     problems: list[str] = []
