@@ -142,7 +142,7 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         values = {str(key): config[key] for key in config if key != "hydra"}
         if not values.get("encoder", True):  # encoder=none: then a run has the identity of those of earlier versions
             del values["encoder"]
-        plain = {
+        plain: dict[str, Any] = {
             key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
         }
         dataset, encoder = plain.get("dataset") or {}, plain.get("encoder") or {}
