@@ -145,12 +145,17 @@ def resolve(config: DictConfig) -> dict[str, Any]:
         plain: dict[str, Any] = {
             key: OmegaConf.to_container(v, resolve=True) if OmegaConf.is_config(v) else v for key, v in values.items()
         }
-        dataset, encoder = plain.get("dataset") or {}, plain.get("encoder") or {}
-        if "image_size" in dataset and (dataset["image_size"], encoder.get("image_size", 0)) == (None, None):
+        dataset, encoder = plain.get("dataset"), plain.get("encoder")
+        if isinstance(dataset, dict) and isinstance(encoder, dict) and _leave_size(dataset) and _leave_size(encoder):
             plain["dataset"] = {**dataset, "image_size": SIDE}
         return make_absolute(complete_tests(plain))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {find_reason(error)}") from error
+
+
+def _leave_size(settings: Mapping[str, Any]) -> bool:
+    """Whether they have a size of pictures, and leave it open."""
+    return "image_size" in settings and settings["image_size"] is None
 
 
 def complete_tests(values: dict[str, Any]) -> dict[str, Any]:

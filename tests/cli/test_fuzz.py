@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from metarun.cli.commands import COMMANDS
@@ -192,6 +192,7 @@ def test_a_request_is_taken_or_refused_line_by_line(part: int, words: list[str])
 
 @settings(max_examples=CASES // PARTS)
 @given(st.lists(OVERRIDES, max_size=2))
+@example(["encoder=efficientnet_lite0"])
 def test_a_change_of_a_finished_run_is_taken_or_refused_line_by_line(words: list[str]) -> None:
     try:
         load_settings(change(VALUES, words))
