@@ -125,9 +125,8 @@ def gittins_indices(pulls: int, device: torch.device) -> Tensor:
     mean = (paid + 1) / (paid + blank + 2)
     found = mean.new_zeros(pulls + 1, pulls + 1, pulls + 1)
     for sure in ((torch.arange(LEVELS, device=device) + 0.5) / LEVELS)[:, None, None].split(AT_ONCE):
-        gain = mean.new_zeros(
-            len(sure), pulls + 1, pulls + 1
-        )  # over the sure payment, by the best play of what is left
+        # over the sure payment, by the best play of what is left
+        gain = mean.new_zeros(len(sure), pulls + 1, pulls + 1)
         for left in range(1, pulls + 1):
             n = pulls - left + 1  # an arm has at most n - 1 payments, or blanks, by then
             here = mean[:n, :n]
