@@ -14,6 +14,7 @@ from metarun.core.types import Agent, Params
 from metarun.datasets.sampling.trials import Simulated
 
 LONGEST = 0.1  # move per step, along each axis
+NEAR = 0.01  # to the goal, along each axis: the episode ends
 
 
 @register("dataset", "navigation", DatasetTraits(kind="control", rules=("straight",)))
@@ -22,8 +23,8 @@ class Navigation(Simulated):
     """A point that moves from the middle of a square towards a hidden goal (Finn et al. 2017, section 5.3).
 
     The goal is uniform in [-0.5, 0.5]^2, an action is a move of at most 0.1 along each axis, and the reward is minus
-    the distance to the goal after it, as in the authors' code (the paper's text says its square). In their code an
-    episode ends within 0.01 of the goal; here it goes on, which differs by less than 0.01 a step.
+    the distance to the goal after it, as in the authors' code (the paper's text says its square). As there, an episode
+    ends within 0.01 of the goal along each axis: the point stays, and nothing more is paid.
     """
 
     horizon: Count
@@ -45,8 +46,9 @@ class Navigation(Simulated):
         return state
 
     def step(self, latent: Params, state: Tensor, action: Tensor, chance: Tensor) -> tuple[Tensor, Tensor]:
-        state = state + action.clamp(-LONGEST, LONGEST)
-        return state, -(state - latent["goal"]).norm(dim=-1)
+        ended = ((state - latent["goal"]).abs() < NEAR).all(-1)
+        state = torch.where(ended[:, None], state, state + action.clamp(-LONGEST, LONGEST))
+        return state, torch.where(ended, 0.0, -(state - latent["goal"]).norm(dim=-1))
 
     def draw(self, axes: Any, latent: Params, states: Tensor) -> None:
         """The way from the middle, and the goal."""

@@ -117,6 +117,18 @@ def test_straight_to_a_goal_and_the_moves_are_limited() -> None:
     torch.testing.assert_close(away[0, :, 0], -torch.tensor([0.35, 0.45, 0.55, 0.65]))
 
 
+def test_an_episode_in_the_plane_ends_within_a_hundredth_of_the_goal() -> None:
+    """At 0.005 from it along one axis; a further move is not made and not paid. Passing it at 0.02 ends nothing."""
+    task = Trial({"goal": torch.tensor([0.195, 0.0])}, torch.tensor(1))
+
+    def rewards(*moves: float) -> torch.Tensor:
+        told = act_as_told(torch.tensor([[x, 0.0] for x in moves]))
+        return roll_out(WORLDS["navigation"], task, told, 1, 1).reward[0, :, 0]
+
+    torch.testing.assert_close(rewards(0.1, 0.1, -0.1, 0.1), torch.tensor([-0.095, -0.005, 0.0, 0.0]))
+    torch.testing.assert_close(rewards(0.1, 0.075, 0.04, -0.02), torch.tensor([-0.095, -0.02, -0.02, 0.0]))
+
+
 def plain_car(car: dict[str, float], actions: list[float], wave: float) -> list[float]:
     """The rewards of a car on a road y = sin(wave * x), with the phase 0."""
     x, y, heading, wheels, rewards = 0.0, 0.0, math.atan(wave), -car["gain"] * car["offset"], []
