@@ -1,10 +1,22 @@
 """Write the tables of docs/robustness.md from the runs under docs/robustness: methods by what probes found.
 
-Each folder there has the result.json of a run and its probes/*.json, as `metarun probe` writes them.
+    python scripts/robustness.py                              # the tables
+    METARUN_DATA=data python scripts/robustness.py runs       # train and probe all methods below `runs` first
+    METARUN_DATA=data python scripts/robustness.py runs maml  # or these
+
+Each folder there has the result.json of a run and its probes/*.json, as `metarun probe` writes them. Those whose names
+end in -full are whole trainings of an experiment, which were probed with tasks=200 shots=5 queries=15.
 """
 
+import json
+import shutil
+import sys
 from pathlib import Path
 
+from experiments import SHORT
+
+import metarun
+from metarun.cli.retest import probe
 from metarun.reports.collect import read_runs
 from metarun.reports.tables import Report
 from metarun.reports.text import format_table
@@ -12,6 +24,50 @@ from metarun.reports.text import format_table
 ROOT = Path(__file__).parents[1]
 PAGE, RUNS = ROOT / "docs/robustness.md", ROOT / "docs/robustness"
 START, END = "<!-- written by scripts/robustness.py -->", "<!-- end -->"
+
+PROBES, TASKS = "attack,calibration,corruption,imbalance,noise", "tasks=40 shots=5 queries=5"
+NOT_15, NOT_20 = "~eval.variants.queries15", "~eval.variants.20way"  # further rows of tests, which no table shows
+METHODS = {  # name -> what differs from SHORT
+    "alfa": "",
+    "anil": "",
+    "baseline": "",
+    "baselinepp": "",
+    "boil": "",
+    "cavia": "",
+    "fomaml": NOT_15,
+    "imaml": NOT_15,
+    "lrd2": "",
+    "lstm": "",
+    "maml": NOT_15,
+    "mamlpp": "",
+    "mann": "",
+    "matchingnet": NOT_20,
+    "metal": "",
+    "metanet": "",
+    "metasgd": "",
+    "protonet": NOT_20,
+    "r2d2": NOT_20,
+    "relationnet": f"backbone=conv4_relation {NOT_15}",  # it compares maps, not vectors
+    "reptile": "",
+    "siamese": NOT_20,
+    "simpleshot": "",
+    "snail": "",
+}
+
+
+def measure(folder: Path, method: str) -> None:
+    """Train a method by the short setting, unless it is there, probe it, and keep its figures."""
+    run, kept = folder / f"{method}-short", RUNS / method
+    words = {word.partition("=")[0]: word for word in f"{SHORT} {METHODS[method]}".split()}  # the last of a key
+    metarun.run(f"algo={method}", *words.values(), "device=cpu", "trainer.workers=1", f"hydra.run.dir={run}")
+    probe([str(run), PROBES, *TASKS.split()])
+    shutil.rmtree(kept, ignore_errors=True)
+    kept.mkdir()
+    result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+    result["config"]["data_dir"] = None  # a folder of this machine
+    (kept / "result.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    (found,) = run.glob("tests/*/probes")
+    shutil.copytree(found, kept / "probes", ignore=shutil.ignore_patterns("*.png"))
 
 
 def document() -> str:
@@ -25,4 +81,7 @@ def document() -> str:
 
 
 if __name__ == "__main__":
+    folder, *names = sys.argv[1:] or [""]
+    for name in names or (METHODS if folder else ()):
+        measure(Path(folder).absolute(), name)
     PAGE.write_text(document(), encoding="utf-8")

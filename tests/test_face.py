@@ -284,6 +284,7 @@ ASKED: dict[str, Callable[[metarun.Model], object]] = {
     "the labels are a int: give one for each input": lambda model: model.adapt((PICTURES, cast(str, 3))),
     "the labels are a Tensor": lambda model: model.adapt((PICTURES, torch.tensor(3))),
     "the support has no classes": lambda model: model.adapt({}),
+    "the support has only the class a: give at least 2": lambda model: model.adapt({"a": PICTURES}),
     "the inputs hold numbers that are not finite": lambda model: model.adapt({"a": PICTURES, "b": PICTURES / 0}),
     "the inputs are None: give": lambda model: model.embed(cast(str, None)),
 }

@@ -46,10 +46,11 @@ def draw_learned(experiment: Experiment, folder: RunFolder) -> list[Path]:
 
     Raises ConfigError if there is neither.
     """
-    algo, acts = experiment.algo, isinstance(experiment.source.spec.world, Visible)
-    if not isinstance(algo, Explainable) and not acts:
-        name = experiment.settings.algo["name"]
-        raise ConfigError(f"algo={name} learns weights and nothing else: there is no loss and no rate to draw")
+    algo, world = experiment.algo, experiment.source.spec.world
+    if not isinstance(algo, Explainable) and not isinstance(world, Visible):
+        name, data = experiment.settings.algo["name"], experiment.settings.dataset["name"]
+        also = f", and dataset={data} does not show what happens in it" if world is not None else ""
+        raise ConfigError(f"algo={name} learns no loss and no rate{also}: there is nothing to draw")
     tensors, _ = checkpoint.load(folder.best)
     theta = {c: {n: p.detach() for n, p in params.items()} for c, params in tensors["theta"].items()}
     (folder.path / "explained").mkdir(exist_ok=True)

@@ -272,6 +272,15 @@ class Encoder(Protocol):
         ...
 
 
+@runtime_checkable
+class Checking(Protocol):
+    """An encoder of strings not all of which can be encoded."""
+
+    def check(self, item: str) -> None:
+        """Raises ConfigError if the string cannot be encoded."""
+        ...
+
+
 class Algorithm(Protocol):
     """A learning method, as pure functions of the meta-parameters `theta` and one task.
 

@@ -1,7 +1,7 @@
 """How an example becomes a network's input: facts that a checkpoint keeps, so that a model needs no dataset."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, TypeVar
@@ -16,7 +16,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import build
 from metarun.config.words import count, make_inert
 from metarun.core.threads import share_among_threads
-from metarun.core.types import Encoder
+from metarun.core.types import Checking, Encoder
 from metarun.datasets.sampling.augment import PictureTransform
 from metarun.datasets.storage.arrays import load_features
 from metarun.datasets.storage.given import find_given, read_points, read_texts
@@ -33,6 +33,8 @@ class Named(NamedTuple):
     names: list[str]  # of the files
     items: Items
     labels: list[Any]  # None for an input that has none
+    empty: Sequence[str] = ()  # class folders that hold none
+    notes: Sequence[str] = ()  # what else is in the files, and not read
 
 
 class Preprocessing(Protocol):
@@ -66,10 +68,11 @@ class Pictures:
     def read(self, path: Path) -> Named:
         """Pictures of any size and format, with the names of their class folders or the labels of `labels.csv`."""
         found = find_given(path)
-        pixels = dict(self._take(convert_all(found, self._form)))
-        names = [picture.name if picture.place in (path, path.parent) else str(picture) for picture in found]
-        labels = [label and make_inert(label) for label in found.values()]
-        return Named(list(map(make_inert, names)), torch.stack([pixels[picture] for picture in found]), labels)
+        pixels = dict(self._take(convert_all(found.labels, self._form)))
+        names = [picture.name if picture.place in (path, path.parent) else str(picture) for picture in found.labels]
+        labels = [label and make_inert(label) for label in found.labels.values()]
+        items = torch.stack([pixels[picture] for picture in found.labels])
+        return Named(list(map(make_inert, names)), items, labels, found.empty, found.notes)
 
     def __call__(self, items: Items) -> Tensor:
         """items: an array; or for each picture an array of its own, a file's name, or what Pillow has opened."""
@@ -148,10 +151,11 @@ class Strings:
     def to_json(self) -> dict[str, Any]:
         return {"kind": self.kind, **asdict(self)}
 
-    def read(self, path: Path) -> Named:
-        """The rows of a table; a row is named by its text."""
-        texts, labels = map(list, zip(*read_texts(path, self.measured)))
-        return Named(texts, texts, labels)
+    def read(self, path: Path, check: Callable[[str], None] = lambda text: None) -> Named:
+        """The rows of a table; a row is named by its text. check: raises ConfigError for one that cannot be used."""
+        rows = read_texts(path, self.measured, check)
+        texts = [text for text, _ in rows]
+        return Named(texts, texts, [label for _, label in rows])
 
     def __call__(self, items: Items) -> Tensor:
         if isinstance(items, Tensor | np.ndarray) or not all(isinstance(item, str) for item in items):
@@ -190,6 +194,8 @@ class Features:
     kind: ClassVar[str] = "features"
 
     def read(self, path: Path) -> Named:
+        if isinstance(self.inputs, Strings) and isinstance(self.encoder, Checking):
+            return self.inputs.read(path, self.encoder.check)
         return self.inputs.read(path)
 
     def __call__(self, items: Items) -> Tensor:

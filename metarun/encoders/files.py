@@ -24,6 +24,13 @@ def find_packaged(encoder: str, package: str, name: str, sha256: str) -> Path:
     return file
 
 
+def list_fetch_errors(*others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What a fetch from the hub raises: for a file that it lacks, without a network, or where the connection breaks."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return OSError, *HfHubHTTPError.__bases__, *others  # one base is what its HTTP library raises
+
+
 def hash_file(file: Path) -> str:
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()

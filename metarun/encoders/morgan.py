@@ -41,6 +41,10 @@ class Morgan:
             row[:] = self._generator.GetFingerprintAsNumPy(read_molecule(smiles))
         return scale_to_unit(torch.from_numpy(rows), self.unit_length)
 
+    def check(self, item: str) -> None:
+        """Raises ConfigError if the string is no molecule."""
+        read_molecule(item)
+
     def identity(self) -> dict[str, Any]:
         return {"radius": self.radius, "bits": self.bits, "unit_length": self.unit_length}
 

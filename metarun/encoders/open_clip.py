@@ -20,7 +20,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import EncoderTraits
 from metarun.core.weight_files import fill
-from metarun.encoders.files import hash_weights, scale_to_unit
+from metarun.encoders.files import hash_weights, list_fetch_errors, scale_to_unit
 from metarun.encoders.pictures import encode_pictures
 
 
@@ -85,7 +85,7 @@ class OpenClip:
         try:
             with silence():
                 open_clip.download_pretrained(open_clip.get_pretrained_cfg(self.model, self.weights))
-        except (OSError, RuntimeError) as error:  # of the network and of the hub; of open_clip, for a damaged file
+        except list_fetch_errors(RuntimeError) as error:  # the last is open_clip's, for a damaged file
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder.weights is {self.weights!r}: they cannot be fetched: {reason}; give a file as encoder.path"

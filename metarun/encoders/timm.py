@@ -17,7 +17,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import EncoderTraits
 from metarun.core.weight_files import fill
-from metarun.encoders.files import hash_weights, scale_to_unit
+from metarun.encoders.files import hash_weights, list_fetch_errors, scale_to_unit
 from metarun.encoders.pictures import encode_pictures
 
 
@@ -52,15 +52,20 @@ class Timm:
         """Raises ConfigError for an unknown name, weights of another network, or weights that cannot be fetched."""
         import timm
 
-        if not timm.is_model(self.model.partition(".")[0]):
+        name, _, tag = self.model.partition(".")
+        if not timm.is_model(name):
             hint = did_you_mean(self.model, timm.list_models()) or ", for example resnet18"
             raise ConfigError(f"encoder.model is {self.model!r}: it must be a network of timm's{hint}")
+        trained = timm.list_pretrained(f"{name}.*")
+        if (tag and self.model not in trained) or (self.path is None and not trained):
+            choice = f"choose from {', '.join(trained)}, or " if trained else ""
+            raise ConfigError(f"encoder.model is {self.model!r}: timm has no such weights; {choice}give encoder.path")
         if self.path is not None and not Path(self.path).is_file():
             raise ConfigError(f"encoder.path is {self.path}: there is no such file; null fetches the weights by name")
         size: dict[str, Any] = {"img_size": self.image_size} if self.image_size and "vit" in self.model else {}
         try:
             network: Any = timm.create_model(self.model, pretrained=self.path is None, **size)
-        except Exception as error:  # of the network, of the hub and of timm: a dozen kinds
+        except list_fetch_errors() as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder.model is {self.model!r}: its weights cannot be fetched: {reason}; give a file as encoder.path"

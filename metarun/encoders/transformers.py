@@ -17,7 +17,7 @@ from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count
 from metarun.config.traits import EncoderTraits
-from metarun.encoders.files import scale_to_unit
+from metarun.encoders.files import list_fetch_errors, scale_to_unit
 
 
 @register("encoder", "transformers", EncoderTraits(reads="strings", needs=("transformers",), extra="transformers"))
@@ -57,12 +57,13 @@ class Transformers:
     @cached_property
     def _parts(self) -> tuple[Any, Any]:
         """The tokenizer and the network. Raises ConfigError if they are not there, and cannot be fetched."""
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(self.model)
             network = AutoModel.from_pretrained(self.model, use_safetensors=True)
-        except Exception as error:  # of the network, of the hub and of transformers: a dozen kinds
+        except list_fetch_errors(ValueError, ImportError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"encoder.model is {self.model!r}: it is no folder with a model, and cannot be fetched: {reason}"

@@ -217,6 +217,7 @@ def predict_queries(model: Model, support: Named, query: Named, request: Request
         f"{count(len(support.names), 'example')}, by {_describe_origin(model)}"
     )
     yield about
+    yield from (f"{part}: {note}" for part, read in (("support", support), ("query", query)) for note in read.notes)
     if classifier.unused:
         yield f"the last layer of {model.algo} has {classifier.unused} classes more: their logits are left out"
     write_table(request.to, prediction, query.labels, order if request.doubtful_first else range(len(order)), top)
@@ -319,6 +320,7 @@ def embed_inputs(model: Model, inputs: Named, to: Path, page: Path | None) -> It
         for name, label, values in zip(inputs.names, labels, features.tolist()):
             lines.append([name, *([label] if labelled else []), *(f"{value:.7g}" for value in values)])
         write_csv(to, lines)
+    yield from inputs.notes
     yield f"{count(len(features), 'embedding')} of {count(features.shape[1], 'number')}: {to}"
     if page is not None:
         number = len(inputs.names)

@@ -11,32 +11,35 @@ FIGURES = ("ece", "if calibrated", "mce", "nll", "brier")  # of calibration, bef
 
 
 class Group(NamedTuple):
-    """Runs whose probes took tasks of one kind and number."""
+    """Runs whose probes took tasks of one kind and number, which some of them may fall short of."""
 
     title: str
-    runs: Mapping[str, Run]  # by name
+    tasks: int
+    runs: dict[str, Run]  # by name
 
 
 def group_runs(runs: Iterable[Run]) -> list[Group]:
     """Groups of runs that probes have looked at."""
-    found: dict[str, dict[str, Run]] = {}
+    found: dict[str, Group] = {}
     for run in runs:
-        for facts in list(run.findings.values())[:1]:
+        if run.findings:
+            facts = max(run.findings.values(), key=lambda facts: facts["tasks"])
             task = f"{facts['ways']}-way {facts['shots']}-shot, {facts['queries']} queries, {facts['tasks']} tasks"
-            group = found.setdefault(f"{run.dataset}, {task}", {})
+            title = f"{run.dataset}, {task}"
+            group = found.setdefault(title, Group(title, facts["tasks"], {})).runs
             group[run.name if run.name not in group else f"{run.name}, {run.folder.name}"] = run
-    return [Group(title, group) for title, group in found.items()]
+    return list(found.values())
 
 
 def rank_methods(group: Group) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The clean figure and the score of each probe with its rank, best mean rank first. Equals share a mean rank."""
     scores: dict[str, dict[str, float]] = {"clean": {name: run.estimate("test")[0] for name, run in group.runs.items()}}
     better = {"clean": next(iter(group.runs.values())).result.metric.higher_is_better}
-    for name, run in group.runs.items():
-        for probe, facts in run.findings.items():
-            if facts["score"] is not None:
-                scores.setdefault(probe, {})[name] = facts["score"]["mean"]
-                better[probe] = facts["higher_is_better"]
+    for probe in sorted({probe for run in group.runs.values() for probe in run.findings}):
+        for name, run in group.runs.items():
+            if probe in run.findings and (score := run.findings[probe]["score"]) is not None:
+                scores.setdefault(probe, {})[name] = score["mean"]
+                better[probe] = run.findings[probe]["higher_is_better"]
     ranks = {probe: rank(found, better[probe]) for probe, found in scores.items()}
     means = {
         name: sum(places) / len(places)
@@ -44,17 +47,17 @@ def rank_methods(group: Group) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         if (places := [found[name] for found in ranks.values() if name in found])
     }
     headline = next(iter(group.runs.values())).result.headline
+
+    def fill(probe: str, name: str) -> str:
+        if name not in scores[probe]:
+            return ""
+        figure = show("ece" if probe == CALIBRATION else headline, scores[probe][name])
+        tasks = group.tasks if probe == "clean" else group.runs[name].findings[probe]["tasks"]
+        fewer = f" of {tasks} tasks" if tasks < group.tasks else ""
+        return f"{figure}{fewer} ({ranks[probe][name]:g})"
+
     lines = [
-        (
-            name,
-            *(
-                f"{show('ece' if probe == CALIBRATION else headline, found[name])} ({ranks[probe][name]:g})"
-                if name in found
-                else ""
-                for probe, found in scores.items()
-            ),
-            f"{means[name]:.2f}",
-        )
+        (name, *(fill(probe, name) for probe in scores), f"{means[name]:.2f}")
         for name in sorted(means, key=lambda name: means[name])
     ]
     return ("method", *scores, "mean rank"), lines

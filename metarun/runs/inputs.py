@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarun.config.errors import ConfigError
-from metarun.config.words import count
+from metarun.config.words import count, make_inert
 from metarun.core.types import Examples, TaskSpec
 from metarun.datasets.preprocessing import Items, Named, Preprocessing
 from metarun.datasets.storage.tree import group
@@ -82,16 +82,21 @@ class Reader:
             sizes = torch.tensor([len(part) for part in parts])
             if not parts:
                 raise ConfigError("the support has no classes")
-            return list(support), torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
+            return _check_ways(list(support)), torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
         x = self.read(support[0])
         _check_lengths(x, support[1])
         labels = support[1].tolist() if isinstance(support[1], Tensor | np.ndarray) else list(support[1])
-        classes = _sort(labels)
+        classes = _check_ways(_sort(labels))
         number = {label: i for i, label in enumerate(classes)}
         return classes, x, torch.tensor([number[label] for label in labels])
 
     def _sort(self, support: Named) -> Labelled:
         """The inputs of files by class; in regression with their values."""
+        if support.empty:
+            raise ConfigError(
+                f"{count(len(support.empty), 'class folder')} of the support without a picture, for example "
+                f"{make_inert(support.empty[0])}: put some in, or remove it"
+            )
         missing = [name for name, label in zip(support.names, support.labels) if label is None]
         if missing:
             raise ConfigError(
@@ -120,6 +125,12 @@ def _sort(labels: Sequence[Any]) -> list[Label]:
         return sorted(distinct)
     except TypeError:
         return distinct
+
+
+def _check_ways(classes: list[Label]) -> list[Label]:
+    if len(classes) < 2:
+        raise ConfigError(f"the support has only the class {classes[0]}: give at least 2, with one any guess is right")
+    return classes
 
 
 def _describe(given: object) -> str:

@@ -161,7 +161,7 @@ def test_a_method_that_learns_weights_alone_is_told(metarun: Command) -> None:
     assert metarun(*TINY, "hydra.run.dir=run").code == 0
     answer = metarun("explain", "run")
     assert answer.code == 2
-    assert answer.err == "metarun: algo=maml learns weights and nothing else: there is no loss and no rate to draw\n"
+    assert answer.err == "metarun: algo=maml learns no loss and no rate: there is nothing to draw\n"
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])

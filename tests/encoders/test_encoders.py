@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import huggingface_hub.errors
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,7 @@ from metarun.cli.compose import compose
 from metarun.config.errors import ConfigError
 from metarun.config.load import find_absent, load_settings, resolve, suggest_encoder
 from metarun.core.threads import share_among_threads
+from metarun.datasets.preprocessing import Features, Strings
 from metarun.encoders.efficientnet_lite0 import Convolution, EfficientNetLite0, Network
 from metarun.encoders.files import find_packaged
 from metarun.encoders.minilm import HEADS, LAYERS, MiniLM, read_tokens
@@ -186,6 +188,16 @@ def test_morgan_features_have_the_cosine_of_the_sets_of_fragments() -> None:
         Morgan(2, 2048, True, CPU).encode(["no molecule"])
 
 
+def test_a_string_that_cannot_be_encoded_is_named_with_its_line(tmp_path: Path) -> None:
+    skip_without("morgan")
+    table, form = tmp_path / "table.csv", Features(Strings(True, [3], 8), Morgan(2, 64, True, CPU))
+    table.write_text("smiles,label\nCCO,1\n\nno molecule,0\n")
+    with pytest.raises(ConfigError, match=r"table\.csv: line 4: encoder=morgan: 'no molecule' is no molecule"):
+        form.read(table)
+    table.write_text("smiles,label\nCCO,1\nCCN,0\n")
+    assert form.read(table).labels == ["1", "0"]
+
+
 def test_a_packaged_file_is_verified_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "weights_of_others"
     package.mkdir()
@@ -270,6 +282,12 @@ def test_timms_networks_take_weights_of_a_local_file(tmp_path: Path) -> None:
     ("model", "path", "message"),
     [
         ("resnet10", None, r"encoder\.model is 'resnet10': it must be a network of timm's.*resnet10t"),
+        (
+            "resnet10t.x",
+            "w.pth",
+            r"encoder\.model is 'resnet10t\.x': timm has no such weights; choose from resnet10t\.c3_in1k",
+        ),
+        ("davit_huge", None, r"encoder\.model is 'davit_huge': timm has no such weights; give encoder\.path"),
         ("resnet10t", "nowhere.pth", r"encoder\.path is nowhere\.pth: there is no such file"),
         ("resnet14t", "w.pth", r"encoder\.path is w\.pth: its weights are not those of resnet14t"),
         (
@@ -374,6 +392,35 @@ def test_only_what_fetching_raises_is_called_a_failure_to_fetch(
     monkeypatch.setitem(sys.modules, "open_clip", SimpleNamespace(**package))
     with pytest.raises(type(raised), match=str(raised)):
         OpenClip("tiny", "tag", None, None, True, CPU).identity()
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (OSError("no\nroute"), True),
+        (vars(huggingface_hub.errors)["HTTPError"]("broken off"), True),  # where the connection breaks
+        (TypeError("ours"), False),
+        (AssertionError("ours"), False),
+    ],
+)
+@pytest.mark.parametrize("package", ["timm", "transformers"])
+def test_timm_and_transformers_fail_to_fetch_by_what_fetching_raises_alone(
+    package: str, error: Exception, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    auto = SimpleNamespace(from_pretrained=fail)
+    fakes: dict[str, dict[str, Any]] = {
+        "timm": {"is_model": lambda _: True, "list_pretrained": lambda _: ["tiny"], "create_model": fail},
+        "transformers": {"AutoTokenizer": auto, "AutoModel": auto},
+    }
+    monkeypatch.setitem(sys.modules, package, SimpleNamespace(**fakes[package]))
+    encoder = Timm("tiny", None, None, True, CPU) if package == "timm" else Transformers("tiny", 16, True, CPU)
+    with pytest.raises(ConfigError if told else type(error)) as caught:
+        encoder.identity()
+    assert str(caught.value) == str(error) or "cannot be fetched: " in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_silence_ends_with_what_was_disabled_before() -> None:

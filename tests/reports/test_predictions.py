@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,10 @@ def test_a_task_of_a_dataset_shows_what_a_model_does(metarun: Command, trained: 
     ("words", "message"),
     [
         (["glyphs:test", "query"], "SUPPORT is glyphs:test and QUERY query: give the same DATASET:SPLIT for both"),
+        (
+            ["lost", "query"],
+            "1 class folder of the support without a picture, for example wren: put some in, or remove it",
+        ),
         (["support", "nothing"], "there is no file or folder nothing"),
         (["support", ""], "the inputs are an empty path, as of an unset variable of the shell: name a file or folder"),
         (["support", "query", "--top=0"], "--top is 0: it must be at least 1"),
@@ -175,7 +180,9 @@ def test_a_task_of_a_dataset_shows_what_a_model_does(metarun: Command, trained: 
     ],
 )
 def test_mistakes_are_one_line(metarun: Command, trained: Path, words: list[str], message: str) -> None:
-    known = {name: str(trained / name) for name in ("support", "query")}
+    known = {name: str(trained / name) for name in ("support", "query", "lost")}
+    shutil.copytree(trained / "support", trained / "lost", dirs_exist_ok=True)
+    (trained / "lost/wren").mkdir(exist_ok=True)
     words = [known.get(word, word) if "glyphs" not in words[0] else word for word in words]
     answer = metarun("predict", f"{trained}/run", *words, "--device=cpu")
     assert (answer.code, answer.out) == (2, "")

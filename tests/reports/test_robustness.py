@@ -77,6 +77,18 @@ def test_other_numbers_of_tasks_are_another_table(tmp_path: Path) -> None:
     assert len(Report(read_runs([tmp_path])).robustness) == 2
 
 
+def test_a_probe_of_fewer_tasks_says_so_in_the_table_of_the_others(tmp_path: Path) -> None:
+    for algo, clean, tasks in (("maml", 0.9, 100), ("anil", 0.8, 20)):
+        run = write_method(tmp_path, algo, clean)
+        write_finding(run, "corruption", clean - 0.1, tasks=tasks)
+        write_finding(run, "noise", 0.5)
+    (section,) = Report(read_runs([tmp_path])).robustness
+    assert section.tables[0].rows == [
+        ("maml", "90.00 % (1)", "80.00 % (1)", "50.00 % (1.5)", "1.17"),
+        ("anil", "80.00 % (2)", "70.00 % of 20 tasks (2)", "50.00 % (1.5)", "1.83"),
+    ]
+
+
 def test_a_damaged_file_is_told(tmp_path: Path) -> None:
     run = write_method(tmp_path, "maml", 0.9)
     (run / "probes").mkdir()

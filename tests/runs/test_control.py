@@ -56,7 +56,8 @@ def test_a_result_has_a_row_for_each_rule_on_the_same_tasks_and_says_how_the_pol
     assert "3 episodes" in (place / "report/report.md").read_text(encoding="utf-8")
 
     explained = metarun("explain", "run")
-    assert_told(explained, "algo=rl2 learns weights and nothing else: there is no loss and no rate to draw")
+    hidden = "algo=rl2 learns no loss and no rate, and dataset=bandit does not show what happens in it"
+    assert_told(explained, f"{hidden}: there is nothing to draw")
     assert_told(metarun("probe", "run"), "no probe can look at this run of control: ...")
     with pytest.raises(ConfigError, match=r"is of algo=rl2, which acts in a world: there are no examples to adapt to"):
         library.load(place / "run")

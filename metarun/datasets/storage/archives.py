@@ -32,6 +32,20 @@ def names(place: Path, remedy: str = REMEDY) -> list[str]:
     return sorted(name for name, _ in _entries(place, (), remedy))
 
 
+def folders(place: Path) -> list[str]:
+    """The folders in a folder or archive that `names` has read, sorted; of an archive, those that it lists."""
+    if place.is_dir():
+        found = [Path(above, name) for above, below, _ in os.walk(place, followlinks=True) for name in below]
+        return sorted(path.relative_to(place).as_posix() for path in found)
+    if place.name.lower().endswith(".zip"):
+        with zipfile.ZipFile(place) as archive:
+            listed = [info.filename.replace("\\", "/") for info in archive.infolist() if info.is_dir()]
+    else:
+        with tarfile.open(place) as tar:
+            listed = [member.name for member in tar if member.isdir()]
+    return sorted(str(PurePosixPath(name)) for name in listed)
+
+
 def contents(place: Path, wanted: Collection[str], remedy: str = REMEDY) -> Iterator[tuple[str, bytes]]:
     """Name and bytes of the wanted files, in the order that is fastest to read. Raises ConfigError."""
     for name, content in _entries(place, wanted, remedy):

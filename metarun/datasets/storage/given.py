@@ -1,53 +1,70 @@
 """Find what a person gives to a trained model: pictures, or the rows of a table; with labels if they have some."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from metarun.config.errors import ConfigError
-from metarun.config.words import make_inert
-from metarun.datasets.storage.archives import is_archive, names
+from metarun.config.words import count, make_inert
+from metarun.datasets.storage.archives import is_archive
 from metarun.datasets.storage.layouts import find_classes
 from metarun.datasets.storage.listed import LABEL
 from metarun.datasets.storage.tables import Column, Row, Sheet, normalise
-from metarun.datasets.storage.tree import Picture, is_picture
+from metarun.datasets.storage.tree import Picture, Tree, find_empty
 
 LARGEST = 3.4028234663852886e38  # in float32; nan is not within it
 VALUE = Column("value", ("value", "property", "active", "activity", "label", "y"))
 TEXT = Column("text", ("text", "smiles", "sentence", "utterance", "string"))
 
 
-def find_given(path: Path) -> dict[Picture, str | None]:
-    """Pictures and their labels, sorted: of a single file, or of a folder or archive in which the label of a picture is
-    the folder that holds it, or its entry in `labels.csv`; None if it has neither.
+class GivenPictures(NamedTuple):
+    """Pictures and their labels, sorted; None for one that has none."""
+
+    labels: dict[Picture, str | None]
+    empty: Sequence[str] = ()  # class folders without a picture
+    notes: Sequence[str] = ()  # what was not read
+
+
+def find_given(path: Path) -> GivenPictures:
+    """The pictures of a single file, or of a folder or archive in which the label of a picture is the folder that holds
+    it, or its entry in `labels.csv`.
 
     Raises ConfigError if there are no pictures.
     """
     if path.is_file() and not is_archive(path):
         place = path.resolve() if path.is_symlink() else path
-        found: dict[Picture, str | None] = {Picture(place.parent, place.name): None}
-    elif path.exists():
-        labelled = {picture: name for name, pictures in (find_classes(path) or {}).items() for picture in pictures}
-        loose = [Picture(path, name) for name in names(path) if "/" not in name and is_picture(name)]
-        found = {**dict.fromkeys(loose), **labelled}
-    else:
+        return GivenPictures({Picture(place.parent, place.name): None})
+    if not path.exists():
         raise ConfigError(f"there is no file or folder {path}")
+    tree = Tree.read(path)
+    labelled = {picture: name for name, pictures in (find_classes(path) or {}).items() for picture in pictures}
+    loose = [picture for picture in tree.pictures if picture.place == path and "/" not in picture.name]
+    found = {**dict.fromkeys(loose), **labelled}
     if not found:
         raise ConfigError(f"{path} has no pictures: give one, or a folder or archive of pictures or class folders")
-    return dict(sorted(found.items()))
+    left = [str(picture) for picture in tree.pictures if picture not in found]
+    notes = [f"{count(len(left), 'picture')} without a label, not read, for example {left[0]}"] if left else []
+    return GivenPictures(dict(sorted(found.items())), find_empty(path, labelled), [*notes, *tree.list_unread()])
 
 
-def read_texts(path: Path, measured: bool = False) -> list[tuple[str, Any]]:
+def read_texts(
+    path: Path, measured: bool = False, check: Callable[[str], None] = lambda text: None
+) -> list[tuple[str, Any]]:
     """Text, or SMILES, and label of each row of a table; None if it has no column of labels. Raises ConfigError.
 
-    measured: a label is a number, given as a list of one.
+    measured: a label is a number, given as a list of one. check: raises ConfigError for a text that cannot be used.
     """
     sheet, label = Sheet.open(path), VALUE if measured else LABEL
-    if not sheet.has(label):
-        return [(row.cells[0], None) for row in sheet.read(TEXT)]
-    rows = [(text, Row(line, (cell,))) for line, (text, cell) in sheet.read(TEXT, label)]
-    return [(text, to_numbers(sheet, row, [label]) if measured else row.cells[0]) for text, row in rows]
+    found: list[tuple[str, Any]] = []
+    for line, (text, *cells) in sheet.read(TEXT, *([label] if sheet.has(label) else [])):
+        try:
+            check(text)
+        except ConfigError as error:
+            raise ConfigError(f"{sheet.name}: line {line}: {error}") from error
+        row = Row(line, tuple(cells))
+        found.append((text, to_numbers(sheet, row, [label]) if measured and cells else next(iter(cells), None)))
+    return found
 
 
 def read_points(path: Path) -> list[tuple[list[float], list[float] | None]]:

@@ -12,6 +12,7 @@ A split that is plainly given is kept. One that is not understood is refused, ne
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +22,18 @@ from metarun.core.types import Split
 from metarun.datasets.storage.beside import find_beside
 from metarun.datasets.storage.listed import find_labels, find_lists, find_tables
 from metarun.datasets.storage.splits import Found, Unclear, complete
-from metarun.datasets.storage.tree import SPLITS, Classes, Listing, Parts, Picture, Tree, find_split, group, merge
+from metarun.datasets.storage.tree import (
+    SPLITS,
+    Classes,
+    Listing,
+    Parts,
+    Picture,
+    Tree,
+    find_empty,
+    find_split,
+    group,
+    merge,
+)
 
 HOLDERS = (
     "images",
@@ -45,11 +57,20 @@ def find(root: Path) -> Found[Picture] | None:
         folders = _find_folders(root, tree)
         found = find_beside(root, tree, folders.listing[None]) if None in folders.listing else None
         if found is None:
-            return Found(folders.listing, folders.origin, [*folders.notes, *tree.list_unread()])
+            return Found(folders.listing, folders.origin, [*folders.notes, *_list_unread(root, tree, folders)])
     listed = {picture for part in found.listing.values() for pictures in part.values() for picture in pictures}
     left = len(tree.pictures) - len(listed)
     unlisted = [f"{count(left, 'picture')} not listed, not read"] if left else []
-    return Found(found.listing, found.origin, [*found.notes, *unlisted, *tree.list_unread()])
+    return Found(found.listing, found.origin, [*found.notes, *unlisted, *_list_unread(root, tree, found)])
+
+
+def _list_unread(root: Path, tree: Tree, found: Found[Picture]) -> Iterator[str]:
+    """A line each about files that are not read, and class folders without pictures."""
+    yield from tree.list_unread()
+    classes = (entry for part in found.listing.values() for entry in part.items())
+    labels = {picture: name for name, pictures in classes for picture in pictures}
+    if empty := find_empty(root, labels):
+        yield f"{count(len(empty), 'class folder')} without a picture, for example {empty[0]}"
 
 
 def find_splits(root: Path) -> Listing | None:

@@ -1,13 +1,13 @@
 """Every picture below a folder or in an archive, with the folders that lead to it; what endings and names mean."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, TypeVar, get_args
 
 from metarun.core.types import Split
-from metarun.datasets.storage.archives import ARCHIVES, is_archive, names
+from metarun.datasets.storage.archives import ARCHIVES, folders, is_archive, names
 from metarun.datasets.storage.tables import TABLES
 
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -91,6 +91,22 @@ class Tree:
         if self.unread:
             counts = ", ".join(f"{number} {ending}" for ending, number in self.unread.most_common())
             yield f"files that are not read: {counts}"
+
+
+def find_empty(place: Path, labels: Mapping[Picture, str | None]) -> list[str]:
+    """The folders beside those of the classes that hold neither a picture nor what is usual beside pictures."""
+    above: set[Parts] = set()
+    for picture, label in labels.items():
+        parts = PurePosixPath(picture.name).parts[:-1]
+        above |= {parts[:at] for at, part in enumerate(parts) if label and part == PurePosixPath(label).name}
+    kept = (name for name in names(place) if is_picture(name) or _is_usual(PurePosixPath(name)))
+    held = {str(folder) for name in kept for folder in PurePosixPath(name).parents}
+    empty = (folder for folder in folders(place) if folder not in held and not _is_hidden(folder))
+    return [folder for folder in empty if PurePosixPath(folder).parts[:-1] in above]
+
+
+def _is_usual(path: PurePosixPath) -> bool:
+    return not _is_hidden(str(path)) and not _name_unread(path)
 
 
 def _name_unread(path: PurePosixPath) -> str | None:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from metarun.config.errors import ConfigError
+from metarun.datasets.storage.given import find_given
 from metarun.datasets.storage.layouts import find, find_classes, find_splits
 from metarun.datasets.storage.packing import Form, convert_all
 from metarun.datasets.storage.splits import Found
@@ -408,3 +409,29 @@ def test_deep_grey_pictures_are_scaled_by_the_range_of_all(
         assert isinstance(pixels, bytes)
         wanted = 255 * (values.astype(kind).astype(float) - black) / (white - black)
         assert np.abs(np.frombuffer(pixels, np.uint8) - wanted).max() <= 1
+
+
+@pytest.mark.parametrize("form", ["folder", "zip", "tar"])
+@pytest.mark.parametrize("above", ["", "all/"])
+def test_a_class_folder_without_a_picture_is_told(form: str, above: str, pictures: Path) -> None:
+    put(pictures, *(f"{above}{name}" for name in ("a/1.png", "a/masks/note.txt", "b/images/1.png", "b/images/2.png")))
+    (pictures / above / "notes").mkdir()
+    (pictures / above / "notes/about.txt").touch()
+    for folder in ("c/images", "d", ".hidden"):
+        (pictures / above / folder).mkdir(parents=True)
+    (pictures / above / "d/1.heic").touch()
+    place = pictures
+    if form != "folder":
+        place = Path(shutil.make_archive(str(pictures), form, pictures))
+    found = find_given(place)
+    assert found.empty == [f"{above}c", f"{above}d"]
+    assert found.notes == ["files that are not read: 1 .heic"]
+    assert "2 class folders without a picture, for example " + found.empty[0] in look(place).notes
+
+
+def test_what_is_not_read_of_given_pictures_is_told(pictures: Path) -> None:
+    put(pictures, "1.png", "more/2.png", "more/3.png")
+    (pictures / "labels.csv").write_text("filename,label\nmore/2.png,a\n")
+    found = find_given(pictures)
+    assert {str(picture): label for picture, label in found.labels.items()} == {"1.png": None, "more/2.png": "a"}
+    assert found.notes == ["1 picture without a label, not read, for example more/3.png"]
