@@ -12,8 +12,9 @@ taken from each batch of fresh trials. A task is tried several times side by sid
 mean of the others.
 
 `memory: gru` is the authors' network. On tabular processes, where it has to remember what each choice paid in each
-state, it stayed at chance for as long as a CPU has patience; `memory: fast_weights`, which is not theirs, stores that
-under the state from the first step on.
+state, it stayed at chance for as long as a CPU has patience. Two memories that are not theirs store that under the
+state from the first step on: `fast_weights`, and `ledger`, which also treats all actions alike and so learns of few
+arms what holds for many.
 """
 
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor, nn
 
+from metarun.config.errors import ConfigError
 from metarun.config.registry import register
 from metarun.config.schema import Count, Fraction, NonNegative, Positive, Range
 from metarun.config.traits import Traits
@@ -36,7 +38,7 @@ from metarun.core.control import (
     sum_ahead,
 )
 from metarun.core.inner import copy_weights, draw_networks, forward
-from metarun.core.recurrent import FastWeights, GRUCell, State, step_cell
+from metarun.core.recurrent import FastWeights, GRUCell, Ledger, State, step_cell
 from metarun.core.types import Backbone, Metrics, Seen, TaskSpec, Theta, Trial, World
 
 
@@ -45,9 +47,9 @@ from metarun.core.types import Backbone, Metrics, Seen, TaskSpec, Theta, Trial, 
 class RL2:
     """Learn a network whose hidden state explores a task and remembers what paid (Duan et al. 2016)."""
 
-    memory: Literal["gru", "fast_weights"]
+    memory: Literal["gru", "fast_weights", "ledger"]
     hidden: Count
-    keys: Count  # of fast weights
+    keys: Count  # size of a key of fast weights and of the ledger
     trials: Annotated[int, Range(2)]  # of each task, side by side
     discount: Fraction
     entropy: NonNegative  # weight of the policy's entropy in the loss
@@ -59,9 +61,18 @@ class RL2:
 
     def __post_init__(self) -> None:
         self.policy: Policy = make_policy(self.world, self.deviation)
+        if self.memory == "ledger" and not self.world.discrete:
+            raise ConfigError(
+                "algo.memory is ledger: it has an account for each action, and here they are numbers: gru"
+            )
+        if self.memory == "ledger" and list(self.backbone.parameters()):
+            raise ConfigError("algo.memory is ledger: it reads what is seen as it is: backbone=raw")
         self.networks = self.build_networks()  # templates
 
     def build_networks(self) -> dict[str, nn.Module]:
+        if self.memory == "ledger":
+            ledger = Ledger(self.world.observed, self.world.actions, self.hidden, self.keys)
+            return {"memory": ledger, "readout": nn.Identity()}
         inputs = self.backbone.feature_size
         cell = GRUCell(inputs, self.hidden) if self.memory == "gru" else FastWeights(inputs, self.hidden, self.keys)
         return {"memory": cell, "readout": nn.Linear(self.hidden, self.world.actions)}
@@ -74,7 +85,7 @@ class RL2:
         """All episodes of a task; the memory is kept from one to the next."""
 
         def start(trajectories: int) -> State:
-            state: State = cell.start(theta["readout"]["bias"].new_zeros(trajectories, 0))  # type: ignore[operator]
+            state: State = cell.start(like.new_zeros(trajectories, 0))  # type: ignore[operator]
             return state
 
         def read(memory: State, seen: Seen) -> tuple[State, Tensor]:
@@ -85,6 +96,7 @@ class RL2:
             return memory, self.policy.complete(outputs, theta["policy"])
 
         cell, readout = self.networks["memory"], self.networks["readout"]
+        like = next(iter(theta["memory"].values()))
         player = Player(self.policy, read, greedy, begin=start)
         return roll_out(self.world, trial, player, sum(self.spec.episodes), self.trials)
 

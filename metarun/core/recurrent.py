@@ -10,6 +10,10 @@ from metarun.core.types import Params
 State = tuple[Tensor, ...]  # the output [..., hidden] comes first; of an LSTM the cell state [..., hidden] follows
 
 
+VALUES = 4  # numbers that a ledger keeps for each key and action, beside their count
+NOT_DEAD = 1e-3  # keeps a key of ReLUs that are all 0 from being none
+
+
 class _GatedCell(nn.Module):
     """Names, shapes and initial weights of PyTorch's cells with `gates` times `hidden` rows."""
 
@@ -90,6 +94,57 @@ class FastWeights(nn.Module):
         key = F.normalize(F.relu(self.key(x)), dim=-1)
         found = (memory @ key[..., None])[..., 0]
         return F.relu(self.output(torch.cat([x, found], -1))), memory, key
+
+
+class Ledger(nn.Module):
+    """One step of a memory with an account of each action: what followed it on average, and how often it was taken.
+
+    Observations that are alike by their keys share an account, as in `FastWeights`. All actions are treated alike, so
+    the weights do not depend on their number. What follows an action is read from its reward and, within an episode,
+    from what the accounts say of the next observation, so that worth spreads backwards. This is ours.
+
+    Inputs [..., observed + actions + 2] are an observation, the last action, its reward, and whether an episode begins.
+    The state is the outputs [..., actions], the accounts [..., actions * (VALUES + 1), keys] and the last key.
+    """
+
+    def __init__(self, observed: int, actions: int, hidden: int, keys: int) -> None:
+        super().__init__()
+        self.sizes, self.keys = (observed, actions, 1, 1), keys
+        self.key = nn.Linear(observed + 1, keys)
+        self.value = nn.Linear(observed + 2 + 2 * hidden, VALUES)
+        self.account, self.place = nn.Linear(VALUES + 2, hidden, bias=False), nn.Linear(observed + 1, hidden)
+        self.own, self.all = nn.Linear(hidden, hidden, bias=False), nn.Linear(2 * hidden, hidden)
+        self.output = nn.Linear(hidden, 1)
+
+    def start(self, x: Tensor) -> State:
+        """The state before the first step, all zeros, for inputs [..., inputs]."""
+        actions = self.sizes[1]
+        sizes = ((actions,), (actions * (VALUES + 1), self.keys), (self.keys,))
+        return tuple(x.new_zeros(*x.shape[:-1], *size) for size in sizes)
+
+    def forward(self, x: Tensor, state: State) -> State:
+        """x: [..., inputs]."""
+        observation, action, reward, begins = x.split(self.sizes, dim=-1)
+        _, accounts, last = state
+        place = torch.cat([observation, begins], -1)
+        key = F.normalize(F.relu(self.key(place)) + NOT_DEAD, dim=-1)
+        found = (accounts @ key[..., None])[..., 0].unflatten(-1, (-1, VALUES + 1))  # [..., actions, VALUES + 1]
+        ahead = self.compare(place, found)[1] * (1 - begins)
+        value = torch.cat([self.value(torch.cat([reward, place, ahead], -1)), torch.ones_like(reward)], -1)
+        entry = action[..., :, None] * value[..., None, :]
+        accounts = accounts + entry.flatten(-2)[..., :, None] * last[..., None, :]
+        found = found + entry * (last * key).sum(-1)[..., None, None]
+        each, together = self.compare(place, found)
+        outputs = self.output(F.relu(self.own(each) + self.all(together)[..., None, :]))
+        return outputs[..., 0], accounts, key
+
+    def compare(self, place: Tensor, found: Tensor) -> tuple[Tensor, Tensor]:
+        """Features of each account [..., actions, hidden], and of all together [..., 2 * hidden]."""
+        total, count = found.split([VALUES, 1], dim=-1)
+        rare = 1 / (count + 1)
+        account = torch.cat([total * rare, rare, count.log1p()], -1)
+        each = F.relu(self.account(account) + self.place(place)[..., None, :])
+        return each, torch.cat([each.mean(-2), each.amax(-2)], -1)
 
 
 def step_cell(cell: nn.Module, params: Params, x: Tensor, state: State) -> State:

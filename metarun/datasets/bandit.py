@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.config.registry import register
@@ -80,7 +81,7 @@ class Counter:
 
     @property
     def chances(self) -> int:
-        return self.arms * {"thompson": self.pulls, "random": 1}.get(self.rule, 0)
+        return {"thompson": 2 * self.arms + self.pulls, "random": self.arms}.get(self.rule, 0)
 
     def start(self, trajectories: int) -> tuple[Tensor, Tensor]:
         none = self.like.new_zeros(trajectories, self.arms)
@@ -92,25 +93,26 @@ class Counter:
         paid, blank = memory
         paid = paid + seen.action * seen.reward[:, None]
         blank = blank + seen.action * (1 - seen.reward[:, None])
-        index = self.index(paid, blank, chance.unflatten(-1, (self.arms, -1)) if self.chances else chance)
+        index = self.index(paid, blank, chance)
         chosen = index.argmax(-1)
         return (paid, blank), chosen, index
 
     def index(self, paid: Tensor, blank: Tensor, chance: Tensor) -> Tensor:
-        """paid, blank: [P, k], chance: [P, k, numbers] -> what the arms are compared by: [P, k]."""
+        """paid, blank: [P, k], chance: [P, chances] -> what the arms are compared by: [P, k]."""
         pulled = (paid + blank).sum(-1, keepdim=True)  # [P, 1]
         if self.rule == "gittins":
             left = (self.pulls - pulled).long().expand_as(paid)
             return gittins_indices(self.pulls, paid.device).to(paid.dtype)[left, paid.long(), blank.long()]
-        if self.rule == "thompson":  # the a-th smallest of a + b - 1 uniform numbers has the distribution Beta(a, b)
-            numbers = torch.arange(self.pulls, device=chance.device)
-            ranked = torch.where(numbers <= (paid + blank)[..., None], chance, 2.0).sort(-1).values
-            return ranked.gather(-1, paid.long()[..., None])[..., 0]
+        if self.rule == "thompson":  # of a + b waiting times, the first a take a share of Beta(a, b)
+            ends = F.pad(torch.stack([paid + 1, blank + 1], -1).flatten(-2).cumsum(-1).long(), (1, 0))  # [P, 2 k + 1]
+            times = F.pad(-chance.log().cumsum(-1), (1, 0)).gather(-1, ends).diff(dim=-1)
+            wins, losses = times[..., ::2], times[..., 1::2]
+            return wins / (wins + losses)
         if self.rule == "ucb1":
             times = paid + blank
             width = self.bonus * (2 * pulled.clamp(min=1).log() / times.clamp(min=1)).sqrt()
             return torch.where(times == 0, torch.inf, paid / times.clamp(min=1) + width)
-        return chance[..., 0] if self.rule == "random" else (paid + 1) / (paid + blank + 2)
+        return chance if self.rule == "random" else (paid + 1) / (paid + blank + 2)
 
 
 @cache

@@ -1,12 +1,13 @@
 """Recurrent layers: against PyTorch's own, alone and over a sequence, also under vmap."""
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.func import vmap
 
 from metarun.core.batch import unstack
 from metarun.core.inner import forward
-from metarun.core.recurrent import BiLSTM, FastWeights, GRUCell, LSTMCell, read
+from metarun.core.recurrent import BiLSTM, FastWeights, GRUCell, Ledger, LSTMCell, read
 from metarun.core.sequences import make_sequence
 from metarun.core.sequences import read as sequence_read
 from tests.support.tiny import WAYS, algo_and_theta, episodes
@@ -52,6 +53,52 @@ def test_fast_weights_find_what_followed_an_input_by_its_key() -> None:
         found.append(state[0].item())
     # nothing; nothing after the other; 2 * 5 after the place; 2 * 7 after the other; that and 2 * 0.25
     assert found == [0, 0, 10, 14, 14.5]
+
+
+def test_a_ledger_counts_and_sums_what_followed_each_action_where_keys_are_alike() -> None:
+    """Against sums over all that was seen, on random steps of 2 observed values and 3 actions."""
+    cell, steps = Ledger(2, 3, hidden=4, keys=5).double(), torch.randn(7, 6, dtype=torch.float64)
+    taken = [0, 2, 0, 1, 2, 0, 0]
+    steps[:, 2:5] = F.one_hot(torch.tensor(taken), 3)
+    steps[:, 6:] = 0.0
+    begins = torch.tensor([1.0, 0, 0, 1, 0, 0, 0], dtype=torch.float64)
+    state, last = cell.start(steps[0, :0]), torch.zeros(5).double()
+    past: list[tuple[Tensor, int, Tensor]] = []
+    for t, (x, action) in enumerate(zip(torch.cat([steps, begins[:, None]], -1), taken)):
+        place = x[[0, 1, 6]]
+        key = F.normalize(cell.key(place).relu() + 1e-3, dim=0)
+        before = account(past, key)
+        ahead = cell.compare(place, before)[1] * (0 if begins[t] else 1)
+        value = cell.value(torch.cat([x[5:6], place, ahead]))
+        past.append((last, action, value))
+        state, last = cell(x, state), key
+        each, together = cell.compare(place, account(past, key))
+        said = [cell.output(F.relu(cell.own(row) + cell.all(together))) for row in each]
+        torch.testing.assert_close(state[0], torch.cat(said), rtol=1e-12, atol=1e-14)
+
+
+def account(past: list[tuple[Tensor, int, Tensor]], key: Tensor) -> Tensor:
+    """[3, VALUES + 1]: for each action the sum of what followed it, by how alike the keys are, and their sum."""
+    rows = torch.zeros(3, 5, dtype=torch.float64)
+    for old, action, value in past:
+        rows[action] = rows[action] + old @ key * F.pad(value, (0, 1), value=1.0)
+    return rows
+
+
+def test_a_ledger_treats_actions_alike_and_takes_any_number_of_them() -> None:
+    few, many = Ledger(1, 3, hidden=4, keys=1).double(), Ledger(1, 5, hidden=4, keys=1).double()
+    many.load_state_dict(few.state_dict())
+    order = torch.tensor([2, 0, 1])
+    state, moved, more = (cell.start(torch.zeros(0).double()) for cell in (few, few, many))
+    for action, reward in ((1, 0.0), (0, 1.0), (0, 1.0), (2, 0.0), (1, 1.0)):  # the first is not counted
+        taken = F.one_hot(torch.tensor(action), 5).double()
+        constant, earned, begins = torch.ones(1).double(), torch.tensor([reward]).double(), torch.ones(1).double()
+        state = few(torch.cat([constant, taken[:3], earned, begins]), state)
+        moved = few(torch.cat([constant, taken[:3][order], earned, begins]), moved)
+        more = many(torch.cat([constant, taken, earned, begins]), more)
+    assert state[0].unique().numel() == 3
+    torch.testing.assert_close(moved[0], state[0][order], rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(more[0][3], more[0][4], rtol=0, atol=0)  # never taken
 
 
 def test_initial_weights_are_spread_as_pytorchs() -> None:

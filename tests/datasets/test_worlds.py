@@ -72,7 +72,7 @@ def test_thompson_draws_from_the_posterior() -> None:
     """An arm that has paid 3 times and not once has Beta(4, 2): mean 2/3, variance 2/63."""
     world, pulls, draws = Bandit(arms=1, bonus=0.2, device=CPU), 9, 20000
     agent: Any = world.rule("thompson", {"pays": torch.rand(1)}, pulls)
-    chance = torch.rand(draws, 1, pulls, generator=generator_for("thompson"))
+    chance = torch.rand(draws, 2 + pulls, generator=generator_for("thompson"))
     drawn = agent.index(torch.full((draws, 1), 3.0), torch.ones(draws, 1), chance)
     assert drawn.mean() == pytest.approx(2 / 3, abs=0.005)
     assert drawn.var() == pytest.approx(2 / 63, abs=0.001)

@@ -366,7 +366,7 @@ def test_every_setting_of_a_paper_is_one_of_ours_and_what_is_not_known_is_named(
     assert snail.unknown == everything
     maml = next(figure for figure in read_figures() if (figure.algo, figure.cell) == ("maml", "20w1s"))
     assert (maml.unknown, maml.settings["ways"]) == ([], 20)
-    others = {"dataset.arms", "algo.kernel", "dataset.wave", "dataset.noise"}  # of bandits and of DKT
+    others = {"dataset.arms", "algo.memory", "algo.kernel", "dataset.wave", "dataset.noise"}  # of RL^2 and of DKT
     omniglot = yaml.safe_load((CONFIGS / "dataset" / "omniglot.yaml").read_text(encoding="utf-8"))
     known = {"ways", "schedule.name", "backbone.filters", *(f"dataset.{key}" for key in omniglot), *others}
     assert {path for figure in read_figures() for path in figure.settings} <= known

@@ -81,6 +81,7 @@ def test_two_workers_train_the_same_policy_as_one(
     [
         ("rl2", ()),
         ("rl2", ("algo.memory=fast_weights",)),
+        ("rl2", ("algo.memory=ledger",)),
         ("rl2", ("dataset=navigation", "dataset.horizon=3", "backbone.hidden=[4]")),
         ("maml_rl", ()),
         ("maml_rl", ("dataset=navigation", "dataset.horizon=3", "algo.curvature=path")),
@@ -114,6 +115,14 @@ def test_training_starts_from_the_weights_of_a_checkpoint(metarun: Command, plac
         (
             ("algo=maml_rl", "dataset=bandit", "algo.curvature=path"),
             "algo.curvature is path: it needs ...",
+        ),
+        (
+            ("algo=rl2", "dataset=navigation", "algo.memory=ledger"),
+            "algo.memory is ledger: it has an account for each action...",
+        ),
+        (
+            (*BANDIT, "algo.memory=ledger", "backbone.hidden=[4]"),
+            "algo.memory is ledger: it reads what is seen as it is: backbone=raw",
         ),
         ((*BANDIT, "init_from=nothing.pt"), "init_from is ..."),
         (
