@@ -11,7 +11,9 @@ its initial weights.
 As the authors do for miniImageNet, only the layers after the backbone have fast weights. Their Omniglot model has fast
 weights in its convolutions too, so ours is smaller. As in their code, gradients are preprocessed with p = 7, and the
 task's fast weights come from an LSTM over five chunks of the support. Unlike in that code, b and u start from the same
-backbone, biases have fast values too, and a test has as many shots as configured.
+backbone, biases have fast values too, and a test has as many shots as configured. Generators start small: nearly all
+gradients look alike to a new one, so all fast weights start with nearly the same value, and as PyTorch draws layers it
+was five times a slow weight. Losses on Omniglot 5-way 1-shot started at 21, and the first 400 steps stayed at chance.
 """
 
 from dataclasses import dataclass
@@ -34,6 +36,7 @@ from metarun.core.types import Attention, Backbone, Episode, Examples, Metrics, 
 P = 7.0  # preprocessing of gradients: see log_and_sign
 CHUNKS = 5  # parts of the support whose gradients the LSTM reads
 WIDTH = 20  # units of the networks that generate fast weights
+SMALL = 0.1  # of a generator's last layer as it is drawn, so that fast weights start small beside slow ones
 
 
 class Memory(NamedTuple):
@@ -54,6 +57,11 @@ class TaskGenerator(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         output: Tensor = self.out(read(self.cell, x)[-1])
         return output[..., 0]
+
+
+def shrink(generator: Params, layer: str) -> Params:
+    """Scale one layer, named by its prefix."""
+    return {name: SMALL * p if name.startswith(layer) else p for name, p in generator.items()}
 
 
 @register("algo", "metanet", Traits(kinds=("classification",), exact=False, sized=True))
@@ -78,8 +86,8 @@ class MetaNet:
             "base": draw_perceptron(*widths),
             **{f"key_{component}": {n: p.clone() for n, p in params.items()} for component, params in weights.items()},
             "key": draw_perceptron(*widths),
-            "example_generator": draw_perceptron(2, WIDTH, WIDTH, 1),
-            "task_generator": copy_weights(TaskGenerator()),
+            "example_generator": shrink(draw_perceptron(2, WIDTH, WIDTH, 1), "2."),
+            "task_generator": shrink(copy_weights(TaskGenerator()), "out."),
         }
 
     def features(self, theta: Theta, x: Tensor, prefix: str = "") -> Tensor:
