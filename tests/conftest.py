@@ -52,8 +52,11 @@ Command = Callable[..., Outcome]
 
 @pytest.fixture(scope="session")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache for the session, so that the same glyphs are drawn once."""
-    return tmp_path_factory.mktemp("cache")
+    """One cache for the session and all its processes: the same glyphs are drawn, and real sets are packed, once."""
+    base = tmp_path_factory.getbasetemp()
+    cache = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+    cache.mkdir(exist_ok=True)
+    return cache
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`metarun explain`: how a policy acts, or what a run has learned besides weights, with the numbers behind it."""
 
 import csv
+import io
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from metarun.analysis.behaviour import draw_behaviour
 from metarun.config.errors import ConfigError
 from metarun.config.registry import metric
 from metarun.core.batch import unstack
-from metarun.core.files import write_text
+from metarun.core.files import open_bytes, write_text
 from metarun.core.formula import Formula
 from metarun.core.learned import POINTS, Chart, average
 from metarun.core.objectives import headline_metric
@@ -97,10 +98,11 @@ def write_formula(
 
 
 def _write_table(chart: Chart, file: Path) -> Path:
-    with file.open("w", newline="", encoding="utf-8") as out:
-        writer = csv.writer(out)
-        writer.writerow([chart.across, *chart.lines])
-        writer.writerows(zip(chart.x.tolist(), *(line.tolist() for line in chart.lines.values())))
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([chart.across, *chart.lines])
+    writer.writerows(zip(chart.x.tolist(), *(line.tolist() for line in chart.lines.values())))
+    write_text(file, text.getvalue())
     return file
 
 
@@ -118,5 +120,6 @@ def _draw(chart: Chart, name: str, file: Path) -> Path:
     axis.xaxis.set_major_locator(MaxNLocator(integer=few))
     axis.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(file, dpi=120)
+    with open_bytes(file) as content:
+        figure.savefig(content, dpi=120)
     return file

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from metarun.config.errors import ConfigError
+from metarun.core.files import open_bytes
 from metarun.core.seeding import generator_for
 from metarun.core.types import Dataset, Episode, Split, TaskShape
 
@@ -33,7 +34,8 @@ def draw(dataset: Dataset, shape: TaskShape, file: Path) -> None:
         axis.imshow(arrange(task, shape.ways), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(f"{split}: support | queries", fontsize=10)
         axis.axis("off")
-    figure.savefig(file, dpi=150, bbox_inches="tight")
+    with open_bytes(file) as content:
+        figure.savefig(content, dpi=150, bbox_inches="tight")
 
 
 def arrange(task: Episode, ways: int) -> Tensor:

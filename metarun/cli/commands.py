@@ -15,7 +15,7 @@ from metarun.cli.plain import NONE
 from metarun.cli.predict import embed, export, predict
 from metarun.cli.retest import evaluate, probe
 from metarun.cli.sweep import plan, sweep
-from metarun.config.errors import Failed
+from metarun.config.errors import ConfigError, Failed
 from metarun.config.load import load_settings, resolve
 from metarun.config.registry import LISTED
 from metarun.config.words import count, printable
@@ -42,6 +42,8 @@ def data(words: Sequence[str]) -> None:
     parser.add_argument("--preview", type=Path, metavar="PNG", help="draw a few tasks into this file")
     arguments = parser.read(words)
     check_file("--preview", arguments.preview, ".png")
+    if "=" in arguments.name:
+        raise ConfigError(f"{arguments.name}: the first word is the name of a dataset alone, as in metarun data glyphs")
     named = any(text.startswith("experiment=") for text in arguments.overrides)
     words = [f"dataset={arguments.name}", *([] if named else [NONE]), *arguments.overrides]
     config = compose(words, arguments.config_dir)

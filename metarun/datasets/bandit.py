@@ -127,12 +127,11 @@ def gittins_indices(pulls: int, device: torch.device) -> Tensor:
     mean = (paid + 1) / (paid + blank + 2)
     found = mean.new_zeros(pulls + 1, pulls + 1, pulls + 1)
     for sure in ((torch.arange(LEVELS, device=device) + 0.5) / LEVELS)[:, None, None].split(AT_ONCE):
-        # over the sure payment, by the best play of what is left
-        gain = mean.new_zeros(len(sure), pulls + 1, pulls + 1)
+        excess = mean - sure
+        gain = torch.zeros_like(excess)  # over the sure payment, by the best play of what is left
         for left in range(1, pulls + 1):
             n = pulls - left + 1  # an arm has at most n - 1 payments, or blanks, by then
-            here = mean[:n, :n]
-            pull = here - sure + here * gain[:, 1 : n + 1, :n] + (1 - here) * gain[:, :n, 1 : n + 1]
-            found[left, :n, :n] += (pull > 0).sum(0)
-            gain = pull.clamp(min=0)
+            then = torch.lerp(gain[:, :n, 1 : n + 1], gain[:, 1 : n + 1, :n], mean[:n, :n])
+            gain = (then + excess[:, :n, :n]).clamp_(min=0)
+            found[left, :n, :n] += gain.sign().sum(0)
     return found / LEVELS

@@ -20,6 +20,7 @@ from metarun.config.registry import register
 from metarun.config.schema import Count, NonNegative, Seed
 from metarun.config.traits import DatasetTraits
 from metarun.config.words import count
+from metarun.core.files import open_bytes
 from metarun.core.threads import use_one_thread
 from metarun.core.types import Part, Split, TaskShape
 from metarun.datasets.preprocessing import Pictures
@@ -109,7 +110,11 @@ class Glyphs:
 
     def _ensure_images(self) -> Path:
         """The folder of images.pt, in the cache."""
-        return ensure(self._name, lambda folder: torch.save(self._draw(), folder / "images.pt"))
+        return ensure(self._name, self._write)
+
+    def _write(self, folder: Path) -> None:
+        with open_bytes(folder / "images.pt") as content:  # PyTorch aborts the process if the disk is full
+            torch.save(self._draw(), content)
 
     @cached_property
     def _table(self) -> Tensor:

@@ -11,7 +11,8 @@ from metarun.config.registry import metric
 from metarun.config.traits import Metric
 from metarun.config.words import count, format_duration
 from metarun.reports.collect import Cell, Run, find_differences, make_cells
-from metarun.reports.published import READ, Figure, find_entries, read_figures, read_sources
+from metarun.reports.papers import cite, tabulate_papers
+from metarun.reports.published import find_entries, read_figures
 from metarun.reports.robustness import group_runs, has_probes, list_calibration, rank_methods
 from metarun.reports.statistics import Comparison, compare, mean_ranks
 
@@ -117,10 +118,8 @@ class Report:
     @cached_property
     def papers(self) -> list[Section]:
         """The papers' tables for the datasets of the runs: our result beside each figure, or "no run"."""
-        return [
-            *(_make_paper_table(dataset, self.cells) for dataset in self.datasets if _find_results(dataset)),
-            *(_make_instance_table(dataset, self.cells) for dataset in self.datasets if _find_instances(dataset)),
-        ]
+        tables = tabulate_papers(self.datasets, self.cells)
+        return [Section(title, [Table(header, lines)]) for title, header, lines in tables]
 
     @cached_property
     def steps(self) -> list[Section]:
@@ -194,11 +193,7 @@ class Report:
     @property
     def cited(self) -> dict[str, str]:
         """Key -> citation, for the papers of all figures shown."""
-        shown: dict[str, dict[str, None]] = {}
-        for dataset in self.datasets:
-            for figure in (*_find_results(dataset), *_find_instances(dataset)):
-                shown.setdefault(figure.source, {})[_describe_source(figure)] = None
-        return {key: f"{text}: {'; '.join(shown[key])}" for key, text in read_sources().items() if key in shown}
+        return cite(self.datasets)
 
     @cached_property
     def commands(self) -> list[str]:
@@ -298,79 +293,7 @@ def _format_tolerance(name: str, metric: Metric) -> str:
     return f"{metric.tolerance:g}{f' {metric.unit}' if metric.unit else ''} absolute for {name}"
 
 
-# the papers' tables --------------------------------------------------------------------------------------------------
-
-
-def _find_results(dataset: str) -> list[Figure]:
-    """The published figures on a dataset: one per cell and mode. Of figures by inner step, the last."""
-    shown = (figure for figure in read_figures() if figure.dataset == dataset and figure.by != "instance")
-    return list({(figure.source, figure.algo, figure.column, figure.mode): figure for figure in shown}.values())
-
-
-def _find_instances(dataset: str) -> list[Figure]:
-    """The published figures by instance of a class on a dataset."""
-    return [figure for figure in read_figures() if figure.dataset == dataset and figure.by == "instance"]
-
-
-def _describe_source(figure: Figure) -> str:
-    """Where a figure is printed, how it was read, and what is not known of its protocol."""
-    unknown = f", not known: {', '.join(figure.unknown)}" if figure.unknown else ""
-    return figure.where + READ[figure.read] + unknown
-
-
-def _make_paper_table(dataset: str, cells: Iterable[Cell]) -> Section:
-    ours: dict[Figure, list[Cell]] = {}
-    for cell in cells:
-        if cell.published:
-            ours.setdefault(cell.published, []).append(cell)
-    found = _find_results(dataset)
-    columns = tuple(dict.fromkeys(figure.column for figure in found))
-    rows: dict[tuple[str, str, str], dict[str, str]] = {}
-    for figure in found:
-        row = rows.setdefault((figure.algo, figure.mode, figure.source), {})
-        row[figure.column] = f"{_format_ours(ours.get(figure, []))} ({figure})"
-    lines = [
-        (f"{algo}[^{source}]", mode, *(row.get(cell, "") for cell in columns))
-        for (algo, mode, source), row in rows.items()
-    ]
-    return Section(f"The papers' figures on {dataset}", [Table(("algo", "mode", *columns), lines)])
-
-
-def _make_instance_table(dataset: str, cells: Iterable[Cell]) -> Section:
-    """Methods that are told each label after they were asked for it: a figure for each instance of a class."""
-    tested = {
-        (cell.first.algo, cell.setup.cell): cell for cell in cells if cell.published and "instance" in cell.vectors
-    }
-    rows: dict[tuple[str, str, str], dict[int, str]] = {}
-    for figure in _find_instances(dataset):
-        cell, entry = tested.get((figure.algo, figure.cell)), figure.entry or 0
-        ours = "no run" if cell is None else _format_instance(cell, entry)
-        rows.setdefault((figure.algo, figure.source, figure.cell), {})[entry] = f"{ours} ({figure})"
-    columns = tuple(dict.fromkeys(entry for row in rows.values() for entry in row))
-    lines = [
-        (f"{algo}[^{source}]", task.partition("w")[0], *(row.get(entry, "") for entry in columns))
-        for (algo, source, task), row in rows.items()
-    ]
-    header = ("algo", "classes", *(f"instance {entry}" for entry in columns))
-    return Section(f"The papers' figures on {dataset}, by instance", [Table(header, lines)])
-
-
-def _format_instance(cell: Cell, entry: int) -> str:
-    """Our figure at an instance of a class, from 1 on; tasks may have fewer than the paper's."""
-    found = cell.vectors["instance"]
-    assert isinstance(found.mean, list)
-    assert not isinstance(found.ci95, float)
-    if entry > len(found.mean):
-        return "not asked"
-    mark = " †" if cell.deviations else ""
-    return cell.metric.shown(found.mean[entry - 1], found.ci95[entry - 1] if found.ci95 else None) + mark
-
-
-def _format_ours(cells: list[Cell]) -> str:
-    """Our result. Of several settings none is shown: to choose by their test would flatter us."""
-    if len(cells) != 1:
-        return f"{len(cells)} settings, above" if cells else "no run"
-    return f"{cells[0].score} †" if cells[0].deviations else cells[0].score
+# by step or instance, and settings that differ -----------------------------------------------------------------------
 
 
 def _make_vector_table(cell: Cell, by: str) -> Section:

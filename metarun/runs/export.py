@@ -21,6 +21,7 @@ from torch.export import Dim, ExportedProgram
 from torch.fx.experimental.symbolic_shapes import ConstraintViolationError
 
 from metarun.config.errors import ConfigError
+from metarun.core.files import open_bytes, write_whole
 from metarun.core.objectives import adapt_to, predict_queries
 from metarun.core.types import Episode, Examples, Theta
 from metarun.engine.build import build_few_shot
@@ -66,9 +67,12 @@ def export_model(model: Model, file: Path, ways: int | None = None) -> Iterator[
     facts = describe(model, reads, ways)
     if file.suffix == ".onnx":
         with silence():
-            torch.onnx.export(program, dynamo=True, input_names=reads, verbose=False).save(file)  # type: ignore[union-attr]
+            converted = torch.onnx.export(program, dynamo=True, input_names=reads, verbose=False)
+        assert converted is not None
+        write_whole(file, converted.model_proto.SerializeToString())
     else:
-        torch.export.save(program, file, extra_files={"metarun.json": json.dumps(facts, indent=2)})
+        with open_bytes(file) as content:  # PyTorch aborts the process if the disk is full
+            torch.export.save(program, content, extra_files={"metarun.json": json.dumps(facts, indent=2)})
     shape = ", ".join(map(str, model.spec.input_shape))
     what = "features [n, D]" if ways is None else f"logits [q, {ways}]"
     limit = find_limit(program)

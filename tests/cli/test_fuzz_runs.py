@@ -88,10 +88,10 @@ def test_a_small_run_ends_with_a_result_or_is_refused(
     asked: tuple[str, str, str, list[str]], tmp_path_factory: pytest.TempPathFactory, shared_cache: Path
 ) -> None:
     algo, data, backbone, changes = asked
-    folder = tmp_path_factory.mktemp("run")
-    if "dataset.path" in "".join(DATA[data]) and not (own := shared_cache / "own" / data).exists():
+    folder, own = tmp_path_factory.mktemp("run"), tmp_path_factory.getbasetemp() / "own" / data
+    if "dataset.path" in "".join(DATA[data]) and not own.exists():
         write_own("assays" if data == "continuous" else data, own)
-    words = [f"algo={algo}", *(word.format(own=shared_cache / "own" / data) for word in DATA[data])]
+    words = [f"algo={algo}", *(word.format(own=own) for word in DATA[data])]
     words += [f"backbone={backbone}", *NETWORKS[backbone], *SMALL, *changes]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(shared_cache))

@@ -156,6 +156,7 @@ def test_data(metarun: Command, place: Path) -> None:
     assert "kept in" in answer.out
     assert "drawn at first use" in metarun("data", "glyphs", "dataset.generator_seed=99", "--check").out
     assert "nothing to fetch" in metarun("data", "sinusoid").out
+    assert metarun("data", "dataset=glyphs").err.startswith("metarun: dataset=glyphs: the first word is the name of")
     assert "not found in" in metarun("data", "omniglot", f"data_dir={place}", "--check").out
     assert list(place.iterdir()) == []
 

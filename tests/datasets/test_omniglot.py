@@ -152,9 +152,9 @@ real = pytest.mark.skipif("METARUN_DATA" not in os.environ, reason="METARUN_DATA
 
 
 @pytest.fixture(scope="module")
-def omniglot_data(tmp_path_factory: pytest.TempPathFactory) -> Omniglot:
+def omniglot_data(shared_cache: Path) -> Omniglot:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("METARUN_CACHE", str(shared_cache))
         data = dataset(Path(os.environ["METARUN_DATA"]) / "omniglot")
         data.prepare()
         return data

@@ -110,6 +110,32 @@ def test_two_tests_at_once_in_one_folder_are_refused(metarun: Command, trained: 
     assert metarun("evaluate", "run").code == 0
 
 
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["export", "run", "model.pt2"], 1, "model.pt2: File too large"),
+        (
+            ["data", "glyphs", "--preview=glyphs.png"],
+            2,
+            "the cache {place}/cache cannot be written (File too large)",
+        ),
+    ],
+)
+def test_what_pytorch_cannot_write_is_one_line(
+    place: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, words: list[str], code: int, told: str
+) -> None:
+    """A file may have 8 KiB, as on a disk that is nearly full; PyTorch's own writing to a file aborts the process."""
+    if words[0] == "export":
+        request.getfixturevalue("trained")
+    monkeypatch.setenv("METARUN_CACHE", str(place / "cache"))
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192)); {MAIN}"
+    done = execute(sys.executable, "-c", limit, *words)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert done.stderr.startswith(f"metarun: {told.format(place=place)}")
+    assert not [*place.glob("model*"), *place.glob("cache/glyphs*/*")]
+
+
 def test_what_a_killed_process_left_half_written_is_removed(metarun: Command, trained: Path) -> None:
     files = (".result.json", "checkpoints/.last.pt", "scores/.test.csv")
     left = [trained / f"{name}.4194304.partial" for name in files]

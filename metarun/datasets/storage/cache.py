@@ -44,7 +44,7 @@ def own(target: Path) -> Iterator[None]:
         if not _concerns(target.parent, error):
             raise
         raise ConfigError(
-            f"the cache {target.parent} cannot be written ({error.strerror or error}): "
+            f"the cache {target.parent} cannot be written ({error.strerror or f'{error}: is the disk full?'}): "
             "set METARUN_CACHE to a folder that can"
         ) from error
 
