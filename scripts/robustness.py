@@ -27,7 +27,7 @@ START, END = "<!-- written by scripts/robustness.py -->", "<!-- end -->"
 
 PROBES, TASKS = "attack,calibration,corruption", "tasks=40 shots=5 queries=5"
 OF_SUPPORTS = ",imbalance,noise"  # LSTM and MANN read support and queries in one order, and have none
-NOT_15, NOT_20 = "~eval.variants.queries15", "~eval.variants.20way"  # further rows of tests, which no table shows
+NOT_15 = "~eval.variants.queries15"  # a further row of the test, which no table shows
 METHODS = {  # name -> what differs from SHORT
     "alfa": "",
     "anil": "",
@@ -42,15 +42,15 @@ METHODS = {  # name -> what differs from SHORT
     "maml": NOT_15,
     "mamlpp": "",
     "mann": "",
-    "matchingnet": NOT_20,
+    "matchingnet": "",
     "metal": "",
     "metanet": "",
     "metasgd": "",
-    "protonet": NOT_20,
-    "r2d2": NOT_20,
+    "protonet": "",
+    "r2d2": "",
     "relationnet": f"backbone=conv4_relation {NOT_15}",  # it compares maps, not vectors
     "reptile": "",
-    "siamese": NOT_20,
+    "siamese": "",
     "simpleshot": "",
     "snail": "",
 }
