@@ -128,7 +128,7 @@ def test_a_model_needs_no_dataset_and_no_folder(place: Path, monkeypatch: pytest
 
 
 def test_what_cannot_be_loaded_is_said(place: Path) -> None:
-    with pytest.raises(metarun.ConfigError, match="there is no checkpoint"):
+    with pytest.raises(metarun.ConfigError, match="there is no run and no checkpoint nowhere"):
         metarun.load("nowhere")
     run = train("algo=protonet")
     with pytest.raises(metarun.ConfigError, match="there is no checkpoint other"):

@@ -236,6 +236,8 @@ def load(folder: str | Path, *, device: str = "auto", checkpoint: str = "best") 
     if not isinstance(checkpoint, str) or checkpoint == "ensemble":
         raise ConfigError(f"checkpoint is {checkpoint!r}: load one model by best, last or best-STEP")
     path, place = Path(folder), find_device(device)
+    if not path.exists():
+        raise ConfigError(f"there is no run and no checkpoint {path}")
     file = path if path.is_file() else RunFolder(path).checkpoint(checkpoint)
     tensors, facts = checkpoints.load(file, place)
     if "preprocessing" not in facts:

@@ -144,6 +144,10 @@ def test_texts_and_their_labels_are_columns_of_a_table(tmp_path: Path) -> None:
     assert torch.equal(form(named.items), form(["hello; you", "bye"]))
     file.write_text("smiles\nCCO\n", encoding="utf-8")
     assert form.read(file)[:3] == (["CCO"], ["CCO"], [None])
+    for reader, header in ((form, "smiles,label"), (Numbers(), "x,y")):
+        file.write_text(header)
+        with pytest.raises(ConfigError, match=r"texts\.csv has a header and no rows"):
+            reader.read(file)
     file.write_text("name\nCCO\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="must name the columns text, and is 'name'"):
         form.read(file)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from metarun.config.errors import ConfigError
 from metarun.config.words import count, make_inert
@@ -13,6 +13,7 @@ from metarun.datasets.storage.listed import LABEL
 from metarun.datasets.storage.tables import Column, Row, Sheet, normalise
 from metarun.datasets.storage.tree import Picture, Tree, find_empty
 
+Item = TypeVar("Item")
 LARGEST = 3.4028234663852886e38  # in float32; nan is not within it
 VALUE = Column("value", ("value", "property", "active", "activity", "label", "y"))
 TEXT = Column("text", ("text", "smiles", "sentence", "utterance", "string"))
@@ -64,7 +65,7 @@ def read_texts(
             raise ConfigError(f"{sheet.name}: line {line}: {error}") from error
         row = Row(line, tuple(cells))
         found.append((text, to_numbers(sheet, row, [label]) if measured and cells else next(iter(cells), None)))
-    return found
+    return _check_rows(sheet, found)
 
 
 def read_points(path: Path) -> list[tuple[list[float], list[float] | None]]:
@@ -74,8 +75,14 @@ def read_points(path: Path) -> list[tuple[list[float], list[float] | None]]:
     """
     sheet = Sheet.open(path)
     xs, ys = find_points(sheet)
-    found = [to_numbers(sheet, row, (*xs, *ys)) for row in sheet.read(*xs, *ys)]
+    found = _check_rows(sheet, [to_numbers(sheet, row, (*xs, *ys)) for row in sheet.read(*xs, *ys)])
     return [(values[: len(xs)], values[len(xs) :] or None) for values in found]
+
+
+def _check_rows(sheet: Sheet, rows: list[Item]) -> list[Item]:
+    if not rows:
+        raise ConfigError(f"{sheet.name} has a header and no rows")
+    return rows
 
 
 def find_points(sheet: Sheet) -> tuple[list[Column], list[Column]]:
