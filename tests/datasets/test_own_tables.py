@@ -383,7 +383,7 @@ def test_the_examples_of_the_documentation_are_read(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     exec(program, {})
     found = dataset("features", tmp_path / "features.npz").identity()
-    assert (found["classes"], found["examples"]) == ({"train": 12, "val": 4, "test": 4}, 400)
+    assert (found["classes"], found["examples"]) == ({"train": 24, "val": 8, "test": 8}, 400)
 
 
 def test_files_of_different_width_are_refused(tmp_path: Path) -> None:
