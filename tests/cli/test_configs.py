@@ -175,4 +175,6 @@ def shrunk(values: dict[str, Any]) -> dict[str, Any]:
         if name in values[group]:
             now = values[group][name]
             sizes[key] = [size] * len(now) if isinstance(now, list) and isinstance(size, int) else size
+    counted = [name for name, row in values["eval"]["variants"].items() if "tasks" in row]
+    sizes |= {f"eval.variants.{name}.tasks": SMALL["eval.tasks"] for name in counted}
     return change(values, [f"{key}={size}" for key, size in sizes.items()])
