@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from metarun.engine.process import prepare_cpu
 from metarun.runs.log import say
 from tests.support.tiny_pictures import CLASSES, PER_CLASS
 
+import_module("setuptools")  # PyTorch's compiler imports it, which fails for good once a test has looked for pip
 prepare_cpu()  # as the command does: training in this process is as quick as it is there
 settings.register_profile("metarun", deadline=None)  # a busy machine is no failure
 settings.load_profile("metarun")
